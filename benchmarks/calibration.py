@@ -1,0 +1,129 @@
+"""SC-CLIP on the embedded scenes: mIoU plain against calibrated, for a trained model of ours and for a CLIP-shaped one.
+
+The CLIP-shaped model (class token, one text path) is trained here on the scenes' short captions with the contrastive
+loss of CLIP, for a few hundred steps: long enough to tell shapes apart, short enough to wait for. Each is scored with
+every rule for the background, and with each part of the calibration switched off. The signs are whatever they are.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import BatchEncoding, CLIPConfig, CLIPModel
+
+from benchmarks.reporting import Row, benchmark_parser, report
+from pipeline.data.images import decode_image
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.evaluation import evaluate
+from pipeline.evaluation.clip import CLIPEvaluation
+from pipeline.evaluation.formats.shards import read_shards
+from pipeline.evaluation.models import load_model
+from pipeline.evaluation.scclip import PARTS
+
+SIDE, PATCH, TEXT_LENGTH = 128, 16, 32
+RULES = ("none", "threshold")
+
+
+class ClipTokens:
+    """Our tokenizer, called as CLIP's is."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, texts: list[str], **_: object) -> BatchEncoding:
+        ids = self.tokenizer(texts, TEXT_LENGTH)
+        return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
+def main(argv: list[str] | None = None) -> int:
+    example = "  python -m benchmarks.calibration --scenes runs/demo/data --model runs/demo/stage2 --steps 600"
+    parser = benchmark_parser("benchmarks.calibration", __doc__, example)
+    parser.add_argument(
+        "--scenes", type=Path, default=Path("runs/demo/data"), help="folder that data_tools scenes wrote"
+    )
+    parser.add_argument("--model", type=Path, default=Path("runs/demo/stage2"), help="a run or a Hugging Face folder")
+    parser.add_argument("--steps", type=int, default=400, help="of the CLIP-shaped model (default 400)")
+    parser.add_argument("--train-images", type=int, default=3000, help="kept in memory (default 3000)")
+    parser.add_argument("--test-images", type=int, default=1000, help="scored (default 1000)")
+    parser.add_argument("--layers", type=int, default=6, help="of its vision tower (default 6)")
+    arguments = parser.parse_args(argv)
+    ours = load_model(arguments.model)
+    clip = trained_clip(arguments, ours.tokenizer)
+    rows = []
+    for name, model in (("ours", ours), ("CLIP-shaped", clip)):
+        for rule in RULES:
+            rows += compared(name, model, arguments.scenes / "test", arguments.test_images, rule)
+    report(rows, arguments.json)
+    return 0
+
+
+def compared(name: str, model, test: Path, max_images: int, rule: str) -> list[Row]:
+    """mIoU of all parts, and of all but one, against the plain features'."""
+
+    def miou(**options: object) -> float:
+        return (
+            100
+            * evaluate(model, "segmentation", test, background=rule, max_images=max_images, **options)["scores"]["miou"]
+        )
+
+    plain = miou()
+    rows = [Row(f"{name}, background {rule}: plain", plain, "% mIoU")]
+    rows.append(Row(f"{name}, background {rule}: calibrated", miou(calibrate=True), "% mIoU", plain))
+    if rule == RULES[0]:
+        for part in PARTS:
+            value = miou(calibrate=True, switch_off=(part,))
+            rows.append(Row(f"{name}, background {rule}: without {part}", value, "% mIoU", plain))
+    return rows
+
+
+def trained_clip(arguments, tokenizer: Tokenizer) -> CLIPEvaluation:
+    """A small CLIP after ``--steps`` batches of 64 scenes."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
+    text = {**shape, "num_hidden_layers": 3, "vocab_size": tokenizer.vocab_size, "eos_token_id": tokenizer.end_id}
+    text |= {"max_position_embeddings": TEXT_LENGTH, "pad_token_id": 0, "bos_token_id": tokenizer.end_id}
+    vision = {**shape, "num_hidden_layers": arguments.layers, "image_size": SIDE, "patch_size": PATCH}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
+    found = CLIPEvaluation(model, ClipTokens(tokenizer), name="CLIP-shaped")
+    pixels, ids = training_set(arguments, found, tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=arguments.steps, pct_start=0.1)
+    generator = torch.Generator().manual_seed(0)
+    begun = time.monotonic()
+    for step in range(1, arguments.steps + 1):
+        chosen = torch.randint(len(pixels), (64,), generator=generator)
+        images = pixels[chosen].float().div(255).sub(found.mean).div(found.std)
+        loss = model(input_ids=ids[chosen], pixel_values=images, return_loss=True).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0:
+            rate = step / (time.monotonic() - begun)
+            print(
+                f"CLIP-shaped model: step {step} of {arguments.steps}, loss {loss.item():.3f}, {rate:.1f}/s", flush=True
+            )
+    return found
+
+
+def training_set(arguments, model: CLIPEvaluation, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+    """Images [N, 3, H, W] uint8 and ids of their short captions [N, T]."""
+    samples = read_shards(arguments.scenes / "train").samples[: arguments.train_images]
+    pixels = torch.stack(
+        [
+            (model.prepare(decode_image(s.image.read()), dense=True).pixels * model.std + model.mean).mul(255)
+            for s in samples
+        ]
+    )
+    return pixels.round().clamp(0, 255).to(torch.uint8), tokenizer(
+        [s.sample.short_caption for s in samples], TEXT_LENGTH
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

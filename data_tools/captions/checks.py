@@ -1,0 +1,107 @@
+"""What is wrong with a caption, as far as its text tells: refusal, echo, repetition, cut end, wrong language, mark-up.
+
+The thresholds were set on real captions (`tests/data_tools/test_captions.py` keeps them honest): almost none of
+those may fail.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# First person only: "her face cannot be seen" is a description, "I cannot see her face" is not.
+REFUSALS = re.compile(
+    r"\b(i'?m sorry|i am sorry|i apologi[sz]e|i can(?:'|no)?t|i can not|(?:i am|i'?m) (?:not able|unable)"
+    r"|as an ai|as a language model|i (?:do not|don'?t) (?:see|have)|no image (?:was|is|has been)"
+    r"|please (?:provide|upload|share)|unable to (?:process|view|assist|describe))\b"
+    r"|抱歉|对不起|很遗憾|作为(?:一个|一名)?(?:ai|人工智能|语言模型)|我(?:无法|不能|没有办法|看不到|没法)|请(?:提供|上传|发送)|未能?提供图",
+    re.IGNORECASE,
+)
+PREAMBLES = re.compile(
+    r"^(sure|certainly|of course|okay|ok|here(?:'s| is| are)|caption|description|answer|the caption)\b[^.]{0,80}[:!]"
+    r"|^(当然|好的|没问题|以下是|下面是|描述[:：]|答案[:：]|这是(?:一段|对|关于))",
+    re.IGNORECASE,
+)
+MARKUP = re.compile(r"^\s*(?:[-*•#]|\d+[.)、])\s|\*\*|```|<[a-z/|][^>]*>|https?://", re.MULTILINE | re.IGNORECASE)
+SENTENCE_ENDS = ".!?。！？…"
+CLOSERS = "\"'”’」』)）】]"
+# Words without which hardly an English sentence of some length goes, and other Latin-script languages do.
+ENGLISH_WORDS = frozenset(
+    "the a an of in on at is are and with to by from there his her its it that this two one near while up".split()
+)
+MIN_WORDS_FOR_LANGUAGE = 10
+ECHO_WORDS, ECHO_CHARACTERS = 8, 14  # a run this long shared with the prompt is no accident
+LOOP_UNITS = {"en": 5, "zh": 7}  # words, characters: the length of a run that must not come again and again
+LOOP_REPEATS = 3
+MIN_UNITS = {"long_caption": {"en": 8, "zh": 12}, "short_caption": {"en": 2, "zh": 3}}
+
+
+def caption_problem(text: str, language: str, prompt: str = "", field: str = "long_caption") -> str | None:
+    """The first rule that ``text`` breaks, or None: ``refusal``, ``preamble``, ``markup``, ``wrong_language``,
+    ``prompt_echo``, ``repetition``, ``too_short`` or ``cut_off``."""
+    text = unicodedata.normalize("NFC", text).strip()
+    if REFUSALS.search(text):
+        return "refusal"
+    if PREAMBLES.search(text):
+        return "preamble"
+    if MARKUP.search(text):
+        return "markup"
+    if _echoes(text, prompt):
+        return "prompt_echo"
+    units = _units(text, language)
+    if len(units) < MIN_UNITS[field][language]:
+        return "too_short" if language == text_language(text, language) else "wrong_language"
+    if text_language(text, language) != language:
+        return "wrong_language"
+    if _loops(units, LOOP_UNITS[language]):
+        return "repetition"
+    if field == "long_caption" and text.rstrip(CLOSERS)[-1:] not in SENTENCE_ENDS:
+        return "cut_off"
+    return None
+
+
+def text_language(text: str, expected: str) -> str:
+    """``zh``, ``en`` or ``other``; texts too short to tell are taken for ``expected`` if their script fits."""
+    letters = [character for character in text if character.isalpha()]
+    if not letters:
+        return "other"
+    han = sum("\u4e00" <= c <= "\u9fff" or "\u3400" <= c <= "\u4dbf" for c in letters)
+    latin = sum(c.isascii() for c in letters)
+    if any("\u3040" <= c <= "\u30ff" or "\uac00" <= c <= "\ud7af" for c in letters):
+        return "other"  # Japanese or Korean
+    if han >= 0.6 * len(letters):
+        return "zh"
+    if latin < 0.9 * len(letters):
+        return "other"
+    words = re.findall(r"[a-z']+", text.lower())
+    common = sum(word in ENGLISH_WORDS for word in words)
+    return "en" if len(words) < MIN_WORDS_FOR_LANGUAGE or common >= 0.05 * len(words) else "other"
+
+
+def _units(text: str, language: str) -> list[str]:
+    """Words, or for Chinese characters."""
+    if language == "zh":
+        return [character for character in text if character.isalnum()]
+    return re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower())
+
+
+def _echoes(text: str, prompt: str) -> bool:
+    for language, length in (("en", ECHO_WORDS), ("zh", ECHO_CHARACTERS)):
+        asked, answered = _units(prompt, language), _units(text, language)
+        if language == "zh":  # Latin letters are judged as words
+            asked, answered = ([c for c in units if not c.isascii()] for units in (asked, answered))
+        runs = {tuple(asked[i : i + length]) for i in range(len(asked) - length + 1)}
+        if any(tuple(answered[i : i + length]) in runs for i in range(len(answered) - length + 1)):
+            return True
+    return False
+
+
+def _loops(units: list[str], length: int) -> bool:
+    """True if a run of ``length`` units occurs ``LOOP_REPEATS`` times, or one unit follows itself four times."""
+    seen: dict[tuple[str, ...], int] = {}
+    for start in range(len(units) - length + 1):
+        run = tuple(units[start : start + length])
+        seen[run] = seen.get(run, 0) + 1
+        if seen[run] >= LOOP_REPEATS:
+            return True
+    return any(len(set(units[i : i + 4])) == 1 for i in range(len(units) - 3))

@@ -1,0 +1,124 @@
+"""Where the records of one job come from: a tar of a folder of shards, read front to back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from data_tools.shards import Record
+from pipeline.data.schema import IMAGE_EXTENSIONS, Sample, SampleError, parse_sample
+from pipeline.data.tar import BLOCK, TarFault, scan_tar, split_name
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A sample that goes no further. ``reason`` is a short name to count under, ``detail`` says more."""
+
+    key: str
+    reason: str
+    detail: str = ""
+
+
+class ShardSource(Protocol):
+    """The records of one shard to be; picklable."""
+
+    name: str  # of the output shard, without .tar
+
+    def records(self) -> Iterator[Record | Drop]: ...
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this input from another one of the same name."""
+
+    def changed_at(self) -> float:
+        """When the input changed last, in seconds since 1970."""
+
+
+@dataclass(frozen=True)
+class TarShard:
+    """A shard as a source. Samples that break a rule of the record are dropped with their fault as reason."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name.removesuffix(".tar")
+
+    def identity(self) -> dict[str, Any]:
+        return {"bytes": self.path.stat().st_size}
+
+    def changed_at(self) -> float:
+        return self.path.stat().st_mtime
+
+    def records(self) -> Iterator[Record | Drop]:
+        """Raises: OSError with the shard's name if the tar is damaged; a shard is never used in part."""
+        for item in read_members(self.path):
+            yield item if isinstance(item, Drop) else _record(*item, self.path.name)
+
+
+def read_members(path: Path) -> Iterator[tuple[str, dict[str, bytes]] | Drop]:
+    """``(key, {extension: bytes})`` of each sample: neighbouring members whose names agree up to the first dot.
+
+    A member that must not be used (a link, a path out of the tar) is a `Drop`.
+
+    Raises:
+        OSError: the file is missing, cut or no tar; samples before the damage have been given by then.
+    """
+    if not _ends_whole(path):
+        raise OSError(f"shard {path} is damaged (it ends before its end mark); make or fetch it again, or pack it anew")
+    key, members = None, {}
+    with open(path, "rb") as file:
+        try:
+            for member in scan_tar(file):
+                if member.problem:
+                    yield Drop(member.name, "unsafe_member", f"{path.name}: {member.problem}")
+                    continue
+                this, extension = split_name(member.name)
+                if this != key:
+                    if members:
+                        yield key, members
+                    key, members = this, {}
+                file.seek(member.offset)
+                members[extension] = file.read(member.size)
+        except TarFault as fault:
+            raise OSError(f"shard {path} is damaged ({fault}); make or fetch it again") from fault
+    if members:
+        yield key, members
+
+
+def _ends_whole(path: Path) -> bool:
+    """A tar ends with two blocks of zeros; without them a file cut between two members looks whole."""
+    with open(path, "rb") as stream:
+        stream.seek(max(0, path.stat().st_size - 2 * BLOCK))
+        return not any(stream.read())
+
+
+def _record(key: str, members: dict[str, bytes], shard: str) -> Record | Drop:
+    extension = next((e for e in IMAGE_EXTENSIONS if e in members), None)
+    if extension is None or "json" not in members:
+        missing = "an image" if extension is None else "KEY.json"
+        return Drop(key, "incomplete_sample", f"{shard}: sample {key} lacks {missing}; it has {sorted(members)}")
+    try:
+        sample = parse_sample(members["json"], key=key, shard=shard, captions_required=False)
+    except SampleError as error:
+        return Drop(key, error.kind, str(error))
+    extra = {name: data for name, data in members.items() if name not in (extension, "json")}
+    return Record(key, members[extension], extension, sample, extra)
+
+
+def tar_shards(folder: str | Path) -> list[TarShard]:
+    """The shards of a folder, by name.
+
+    Raises:
+        ValueError: there are none.
+    """
+    paths = sorted(Path(folder).glob("*.tar"))
+    if not paths:
+        raise ValueError(f"{folder} holds no *.tar; give the folder of a finished build step")
+    return [TarShard(path) for path in paths]
+
+
+def with_source(sample: Sample, **fields: Any) -> Sample:
+    """The sample with further entries in its provenance."""
+    return replace(sample, source={**sample.source, **fields})

@@ -1,0 +1,105 @@
+"""Reading one shard for ``verify``: its members, records and images, and what is wrong with them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_tools.execution.shards import Drop, read_members
+from data_tools.sources.images import ImageProblem, check_image
+from pipeline.data.index import Fault
+from pipeline.data.schema import IMAGE_EXTENSIONS, Sample, SampleError, parse_sample
+
+HASH_BYTES = 16  # of SHA-256: two images in twelve million agree by chance once in 10^24
+END_MARK_BYTES = 1024  # two blocks of zeros
+
+
+@dataclass
+class ShardCheck:
+    """What reading one shard gave. ``keys`` and ``hashes`` are of the samples that have an image, in order."""
+
+    shard: str
+    sha256: str = ""
+    bytes: int = 0
+    counts: Counter[str] = field(default_factory=Counter)  # samples, regions, negatives
+    keys: list[str] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+
+def check_shard(path: Path, deep: bool = True, progress: Callable[[int], None] = lambda _: None) -> ShardCheck:
+    """Read one tar from front to end."""
+    check = ShardCheck(path.name, bytes=path.stat().st_size)
+    try:
+        for item in read_members(path):
+            if isinstance(item, Drop):
+                check.faults.append(Fault(item.reason, path.name, item.key, item.detail))
+                continue
+            _check_sample(check, *item, deep)
+            progress(1)
+        _check_end(path)
+    except OSError as error:
+        check.faults.append(Fault("damaged_shard", path.name, "-", str(error)))
+    if deep:
+        with open(path, "rb") as stream:
+            check.sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    return check
+
+
+def _check_end(path: Path) -> None:
+    """A tar cut between two members reads like a whole, shorter one; only its end mark tells."""
+    with open(path, "rb") as stream:
+        stream.seek(max(0, path.stat().st_size - END_MARK_BYTES))
+        if any(stream.read()):
+            raise OSError(f"shard {path} does not end with a tar's end mark, so it was cut; make or fetch it again")
+
+
+def _check_sample(check: ShardCheck, key: str, members: dict[str, bytes], deep: bool) -> None:
+    def fault(kind: str, message: str) -> None:
+        check.faults.append(Fault(kind, check.shard, key, message))
+
+    extension = next((name for name in IMAGE_EXTENSIONS if name in members), None)
+    if extension is not None:
+        check.keys.append(key)
+        check.hashes.append(hashlib.sha256(members[extension]).digest()[:HASH_BYTES])
+    if not deep:
+        return
+    check.counts["samples"] += 1
+    sample = None
+    if "json" not in members:
+        fault("missing_member", f"it has no .json member, only {sorted(members)}")
+    else:
+        try:
+            sample = parse_sample(members["json"], key=key, shard=check.shard)
+        except SampleError as error:
+            fault(error.kind, str(error).partition(f"sample {key}: ")[2])
+    if sample is not None:
+        check.counts["regions"] += len(sample.regions)
+        check.counts["negatives"] += sum(len(region.negatives) for region in sample.regions)
+        for message in _bad_negatives(sample):
+            fault("bad_negatives", message)
+    if extension is None:
+        fault("missing_member", f"it has no image member, only {sorted(members)}")
+        return
+    try:
+        image = check_image(members[extension], f"{key}.{extension}")
+    except ImageProblem as problem:
+        fault(problem.kind, str(problem))
+        return
+    if sample is not None and (image.width, image.height) != (sample.width, sample.height):
+        found, noted = f"{image.width}x{image.height}", f"{sample.width}x{sample.height}"
+        fault("size_mismatch", f"the image is {found}, its record says {noted}")
+
+
+def _bad_negatives(sample: Sample) -> list[str]:
+    messages = []
+    for number, region in enumerate(sample.regions):
+        plain = [" ".join(text.lower().split()) for text in (region.phrase, *region.negatives)]
+        twice = [text for text, count in Counter(plain).items() if count > 1]
+        if twice:
+            what = "equals the phrase" if plain[0] in twice else "is there twice"
+            messages.append(f"regions[{number}]: the negative {twice[0]!r} {what}; leave it out")
+    return messages

@@ -1,0 +1,232 @@
+"""Shards from a folder of images in COCO's or LVIS's format, with FG-OVD's phrases where they name the same box.
+
+examples:
+  python -m data_tools build coco --images val2017 --captions captions_val2017.json \\
+      --instances instances_val2017.json --out shards/coco
+  python -m data_tools build coco --images coco-mini --captions coco-mini/captions.json \\
+      --instances coco-mini/instances.json --fgovd coco-mini/fgovd/hard.jsonl --out shards/coco-mini
+
+One sample an image: its first caption is the short caption, all of them are kept in source.captions for retrieval
+scores. There are no long captions in COCO, so there are none in the shards. A region's phrase is its category's name,
+or the phrase of the FG-OVD row that names the same box (by intersection over union), with that row's negatives. A row
+whose box is no instance's becomes a region of its own, without a category. Of several rows for one box the first
+counts, so name the files in order of preference. Crowds are left out, boxes are cut at the image's edges, and boxes
+without area are left out; each is counted. Images without captions are left out and counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_tools.execution.command import add_execution_arguments, executor_from, print_summary
+from data_tools.execution.interface import Shard, Step
+from data_tools.execution.shards import Drop
+from data_tools.execution.steps import run_shards
+from data_tools.shards import DEFAULT_SAMPLES_PER_SHARD, Record
+from data_tools.sources.boxes import BoxProblem, iou, usable_box
+from data_tools.sources.coco_files import Entry, read_entries
+from data_tools.sources.images import ImageProblem, read_image
+from pipeline.data.schema import LANGUAGES, Region, Sample
+
+SHAPE_TOLERANCE = 0.02  # relative difference of aspect ratio between file and annotation; rounding at resizing
+LOST_IMAGE_KINDS = ("missing_image", "unreadable_image", "unsupported_format", "size_mismatch")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", required=True, type=Path, help="folder that the annotations' file names start from")
+    parser.add_argument("--captions", required=True, type=Path, help="COCO caption annotations (JSON)")
+    parser.add_argument("--instances", required=True, type=Path, help="COCO or LVIS instance annotations (JSON)")
+    parser.add_argument("--fgovd", nargs="*", type=Path, default=[], metavar="FILE", help="FG-OVD rows (JSONL or JSON)")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the shards")
+    parser.add_argument("--language", choices=LANGUAGES, default="en", help="of captions and category names")
+    parser.add_argument("--box-iou", type=float, default=0.9, help="at which two boxes are the same (default 0.9)")
+    parser.add_argument(
+        "--max-missing-share", type=float, default=0.01, help="stop when more of the images are missing (default 0.01)"
+    )
+    parser.add_argument("--samples-per-shard", type=int, default=DEFAULT_SAMPLES_PER_SHARD)
+    add_execution_arguments(parser)
+
+
+@dataclass(frozen=True)
+class CocoShard:
+    """The images of one shard to be, with everything said about them."""
+
+    name: str
+    images: Path
+    entries: tuple[Entry, ...]
+    language: str
+    box_iou: float
+
+    def identity(self) -> dict[str, Any]:
+        return {"first": self.entries[0].key, "last": self.entries[-1].key, "images": len(self.entries)}
+
+    def changed_at(self) -> float:
+        return 0.0  # annotations are named in the step's settings; an image that appears later needs --overwrite
+
+    def records(self) -> Iterator[Record | Drop]:
+        for entry in self.entries:
+            try:
+                yield make_record(entry, self.images, self.language, self.box_iou)
+            except ImageProblem as problem:
+                yield Drop(entry.key, problem.kind, str(problem))
+
+
+class CountRegions(Step):
+    """Changes nothing; counts for the reports what became of boxes and phrases, and carries the settings."""
+
+    name, version = "coco", "1"
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+
+    def settings(self) -> dict[str, Any]:
+        return self._settings
+
+    def apply(self, records: list[Record], shard: Shard) -> list[Record | Drop]:
+        for record in records:
+            source = record.sample.source
+            for kind, number in source["regions_counted"].items():
+                shard.count(kind, number)
+        return list(records)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    for name, low, high in (("box_iou", 0, 1), ("max_missing_share", 0, 1), ("samples_per_shard", 1, 10**9)):
+        value = getattr(arguments, name)
+        if not low <= value <= high:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be from {low} to {high}")
+    entries, without_caption = read_entries(arguments.captions, arguments.instances, arguments.fgovd)
+    if without_caption:
+        print(f"{without_caption} images have no caption in {arguments.captions} and are left out", file=sys.stderr)
+    _check_images(entries, arguments)
+    size = arguments.samples_per_shard
+    shards = [
+        CocoShard(
+            f"coco-{i // size:06d}",
+            arguments.images,
+            tuple(entries[i : i + size]),
+            arguments.language,
+            arguments.box_iou,
+        )
+        for i in range(0, len(entries), size)
+    ]
+    files = [arguments.captions, arguments.instances, *arguments.fgovd]
+    settings = {
+        "files": [{"name": path.name, "bytes": path.stat().st_size} for path in files],
+        "language": arguments.language,
+        "box_iou": arguments.box_iou,
+    }
+    summary = run_shards(
+        shards,
+        CountRegions(settings),
+        arguments.out,
+        executor=executor_from(arguments),
+        retry_failed=arguments.retry_failed,
+        overwrite=arguments.overwrite,
+        title="coco",
+    )
+    status = print_summary(summary)
+    lost = sum(summary.dropped[kind] for kind in LOST_IMAGE_KINDS)
+    if lost > arguments.max_missing_share * len(entries):
+        raise ValueError(_too_many(lost, len(entries), "missing or unusable", arguments.max_missing_share))
+    return status
+
+
+def _check_images(entries: list[Entry], arguments: argparse.Namespace) -> None:
+    """Stop before any work if too many images are not there."""
+    missing = [entry for entry in entries if _find_image(arguments.images, entry.file_name) is None]
+    if len(missing) > arguments.max_missing_share * len(entries):
+        reason = _too_many(len(missing), len(entries), "missing", arguments.max_missing_share)
+        raise ValueError(f"{reason}; first: {missing[0].file_name}, looked for in {arguments.images}")
+
+
+def _too_many(lost: int, total: int, what: str, limit: float) -> str:
+    return (
+        f"{lost} of {total} images are {what} ({lost / total:.1%}); at most {limit:.1%} may be: "
+        "check --images, or raise --max-missing-share"
+    )
+
+
+def _find_image(folder: Path, file_name: str) -> Path | None:
+    """Below ``folder`` under its whole name or its last part: LVIS names val2017/x.jpg, COCO's folders hold x.jpg."""
+    for candidate in (folder / file_name, folder / Path(file_name).name, folder / "images" / Path(file_name).name):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def make_record(entry: Entry, images: Path, language: str, box_iou: float) -> Record:
+    """Raises: ImageProblem."""
+    path = _find_image(images, entry.file_name)
+    image = read_image(path if path is not None else images / entry.file_name)
+    width, height = entry.width or image.width, entry.height or image.height
+    if abs(image.width * height - image.height * width) > SHAPE_TOLERANCE * image.width * height:
+        raise ImageProblem(
+            "size_mismatch",
+            f"{path} is {image.width}x{image.height}, its annotation says {width}x{height}; its boxes would be wrong",
+        )
+    regions, counted = _regions(entry, width, height, box_iou)
+    sample = Sample(
+        language=language,
+        width=image.width,
+        height=image.height,
+        short_caption=entry.captions[0],
+        regions=tuple(regions),
+        source={
+            "dataset": "coco",
+            "image_id": entry.image_id,
+            "file_name": entry.file_name,
+            "captions": list(entry.captions),
+            "regions_counted": dict(sorted(counted.items())),
+        },
+    )
+    return Record(entry.key, image.data, image.extension, sample)
+
+
+def _regions(entry: Entry, width: int, height: int, box_iou: float) -> tuple[list[Region], Counter[str]]:
+    counted: Counter[str] = Counter()
+
+    def normalised(bbox: Any) -> Any:
+        """x, y, width, height in pixels to fractions, or None if unusable."""
+        try:
+            x, y, w, h = bbox
+            return usable_box((x / width, y / height, (x + w) / width, (y + h) / height))
+        except BoxProblem as problem:
+            counted[problem.kind] += 1
+        except (TypeError, ValueError):
+            counted["box_malformed"] += 1
+        return None
+
+    boxes: list[tuple[Any, str | None]] = []
+    for bbox, category, crowd in entry.instances:
+        if crowd:
+            counted["crowd"] += 1
+        elif (box := normalised(bbox)) is not None:
+            boxes.append((box, category))
+    rows: dict[int, tuple[str, tuple[str, ...]]] = {}
+    for bbox, phrase, negatives in entry.fgovd:
+        box = normalised(bbox)
+        if box is None:
+            continue
+        best = max(range(len(boxes)), key=lambda i: iou(boxes[i][0], box), default=None)
+        if best is None or iou(boxes[best][0], box) < box_iou:
+            boxes.append((box, None))
+            best = len(boxes) - 1
+            counted["fgovd_own_box"] += 1
+        elif best in rows:
+            counted["fgovd_box_taken"] += 1
+            continue
+        else:
+            counted["fgovd_matched"] += 1
+        rows[best] = (phrase, negatives)
+    regions = []
+    for i, (box, category) in enumerate(boxes):
+        phrase, negatives = rows.get(i, (category, ()))
+        regions.append(Region(box=box, phrase=phrase, category=category, negatives=negatives))
+    return regions, counted

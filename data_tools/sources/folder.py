@@ -1,0 +1,99 @@
+"""Shards from a folder of images, at any depth.
+
+examples:
+  python -m data_tools build folder --images photographs --language en --out shards/images
+  python -m data_tools build folder --images photographs --language zh --out shards/all \\
+      --then "captions --server http://host:8000/v1 --model qwen" --then phrases \\
+      --then "boxes --detector models/grounding-dino" --then negatives
+
+A text file beside an image (photo.txt beside photo.jpg) is its caption. Images that cannot be decoded are left out
+and named in the reports with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_tools.execution.shards import Drop
+from data_tools.shards import DEFAULT_SAMPLES_PER_SHARD, Record
+from data_tools.sources.pairs import UniqueKeys, add_pair_arguments, decode_text, digest, make_record, run_source
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # the last four: named, left out
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", required=True, type=Path, help="folder of images")
+    parser.add_argument("--samples-per-shard", type=int, default=DEFAULT_SAMPLES_PER_SHARD)
+    add_pair_arguments(parser)
+
+
+@dataclass(frozen=True)
+class FolderShard:
+    """Some files of a folder: ``(key, path from root)``."""
+
+    name: str
+    root: Path
+    files: tuple[tuple[str, str], ...]
+    language: str
+    caption_field: str
+
+    def identity(self) -> dict[str, Any]:
+        return {"images": len(self.files), "names": digest(path for _, path in self.files)}
+
+    def changed_at(self) -> float:
+        times = []
+        for _, path in self.files:
+            file = self.root / path
+            times += [found.stat().st_mtime for found in (file, file.with_suffix(".txt")) if found.exists()]
+        return max(times, default=0.0)
+
+    def records(self) -> Iterator[Record | Drop]:
+        for key, path in self.files:
+            file = self.root / path
+            try:
+                image = file.read_bytes()
+            except FileNotFoundError:
+                yield Drop(key, "missing_image", f"{path} went away while the folder was read")
+                continue
+            beside = file.with_suffix(".txt")
+            caption = decode_text(beside.read_bytes()) if beside.is_file() else None
+            source = {"dataset": self.root.name, "file_name": path}
+            yield make_record(
+                key, image, path, caption, language=self.language, field=self.caption_field, source=source
+            )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.samples_per_shard < 1:
+        raise ValueError(f"--samples-per-shard is {arguments.samples_per_shard}; it must be at least 1")
+    if not arguments.images.is_dir():
+        raise ValueError(f"--images is {arguments.images}, which is no folder; give the folder that holds the images")
+    size, keys = arguments.samples_per_shard, UniqueKeys()
+    files = [(keys.key(os.path.splitext(path)[0], path), path) for path in sorted(_walk(arguments.images))]
+    if not files:
+        known = ", ".join(IMAGE_SUFFIXES)
+        raise ValueError(f"{arguments.images} holds no image; files must end in one of {known}")
+    shards = [
+        FolderShard(
+            f"images-{start // size:06d}",
+            arguments.images,
+            tuple(files[start : start + size]),
+            arguments.language,
+            arguments.caption_field,
+        )
+        for start in range(0, len(files), size)
+    ]
+    return run_source("folder", shards, arguments)
+
+
+def _walk(root: Path) -> Iterator[str]:
+    for folder, subfolders, names in os.walk(root):
+        subfolders.sort()
+        for name in names:
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                yield os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/")

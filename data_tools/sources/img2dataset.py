@@ -1,0 +1,107 @@
+"""Shards from the output folder of img2dataset, in its "files" or its "webdataset" format.
+
+examples:
+  python -m data_tools build img2dataset --downloads laion-subset --out shards/pairs
+  python -m data_tools build img2dataset --downloads laion-zh --language zh --out shards/pairs --workers 32
+
+Each folder 00000/ or tar 00000.tar becomes one shard. What img2dataset could not download never reached the disk; its
+*_stats.json files are added up and printed, so that the reports account for every line of the list of URLs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_tools.execution.shards import Drop
+from data_tools.shards import Record
+from data_tools.sources.pairs import add_pair_arguments, caption_of, make_record, run_source, sample_key
+from data_tools.sources.webdataset import KEPT_METADATA, tar_sources
+from pipeline.data.schema import IMAGE_EXTENSIONS
+
+STATS = ("count", "successes", "failed_to_download", "failed_to_resize")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--downloads", required=True, type=Path, help="img2dataset's output folder")
+    add_pair_arguments(parser)
+
+
+@dataclass(frozen=True)
+class FilesShard:
+    """One numbered folder of img2dataset's "files" format."""
+
+    name: str
+    folder: Path
+    language: str
+    caption_field: str
+    dataset: str
+
+    def identity(self) -> dict[str, Any]:
+        return {"folder": self.folder.name, "files": sum(1 for _ in os.scandir(self.folder))}
+
+    def changed_at(self) -> float:
+        return self.folder.stat().st_mtime
+
+    def records(self) -> Iterator[Record | Drop]:
+        by_stem: dict[str, dict[str, Path]] = {}
+        for path in sorted(self.folder.iterdir()):
+            if path.is_file():
+                stem, _, extension = path.name.partition(".")
+                by_stem.setdefault(stem, {})[extension.lower()] = path
+        for stem, files in by_stem.items():
+            where, key = f"{self.folder.name}/{stem}", sample_key(f"{self.name}-{stem}")
+            extension = next((e for e in IMAGE_EXTENSIONS if e in files), None)
+            if extension is None:
+                yield Drop(key, "incomplete_sample", f"{where} has no image; it has {sorted(files)}")
+                continue
+            members = {name: files[name].read_bytes() for name in ("txt", "json") if name in files}
+            caption, metadata = caption_of(members, ("caption",))
+            source = {"dataset": self.dataset, "name": where}
+            source |= {field: metadata[field] for field in KEPT_METADATA if field in metadata}
+            yield make_record(
+                key,
+                files[extension].read_bytes(),
+                where,
+                caption,
+                language=self.language,
+                field=self.caption_field,
+                source=source,
+            )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    root: Path = arguments.downloads
+    if not root.is_dir():
+        raise ValueError(f"--downloads is {root}, which is no folder; give the output folder of img2dataset")
+    shards: list[Any] = list(tar_sources(root, arguments, ("caption",)))
+    # A folder with images in it, at any depth: several downloads may lie side by side.
+    for folder, subfolders, names in os.walk(root):
+        subfolders.sort()
+        if any(name.lower().endswith(tuple(f".{e}" for e in IMAGE_EXTENSIONS)) for name in names):
+            path = Path(folder)
+            name = sample_key(str(path.relative_to(root))) or root.name
+            shards.append(FilesShard(name, path, arguments.language, arguments.caption_field, root.name))
+    stats = _download_stats(root)
+    if stats:
+        print("img2dataset: " + ", ".join(f"{name} {stats[name]}" for name in STATS if name in stats))
+    return run_source("img2dataset", shards, arguments)
+
+
+def _download_stats(root: Path) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for path in sorted(root.rglob("*_stats.json")):
+        try:
+            stats = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            print(f"{path} is no JSON ({error}); left out of the counts", file=sys.stderr)
+            continue
+        total.update({name: stats[name] for name in STATS if isinstance(stats.get(name), int)})
+    return total

@@ -1,0 +1,151 @@
+"""Images with at most one caption each, on their way into shards: what the sources folder, img2dataset and
+webdataset have in common."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_tools.captions.checks import text_language
+from data_tools.execution.command import add_execution_arguments, executor_from, print_summary
+from data_tools.execution.shards import Drop, ShardSource
+from data_tools.execution.steps import Record, Shard, Step, run_shards
+from data_tools.sources.images import ImageProblem, check_image
+from pipeline.data.images import ImageFault, image_size
+from pipeline.data.schema import LANGUAGES, MAX_TEXT_LENGTH, Sample
+
+CAPTION_FIELDS = ("short_caption", "long_caption")
+
+
+def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, type=Path, help="folder for the shards")
+    parser.add_argument(
+        "--language", choices=[*LANGUAGES, "auto"], default="auto", help="of the captions (auto: by their script)"
+    )
+    parser.add_argument(
+        "--caption-field", choices=CAPTION_FIELDS, default="short_caption", help="what the captions are"
+    )
+    add_execution_arguments(parser)
+
+
+def make_record(
+    key: str, image: bytes, name: str, caption: str | None, *, language: str, field: str, source: dict[str, Any]
+) -> Record | Drop:
+    """One sample, upright size taken from the image; a caption that is blank or too long is left out.
+
+    ``name`` is the file's, for messages; ``language`` may be ``auto``: that of the caption, English without one.
+    """
+    try:
+        checked = check_image(image, name)
+        width, height = image_size(image)
+    except (ImageProblem, ImageFault) as problem:
+        return Drop(key, problem.kind, str(problem))
+    caption = " ".join(caption.split()) if caption else ""
+    if len(caption) > MAX_TEXT_LENGTH:
+        source, caption = {**source, "caption_left_out": "too_long"}, ""
+    if language == "auto":
+        language = "zh" if caption and text_language(caption, "zh") == "zh" else "en"
+    captions = {field: caption} if caption else {}
+    return Record(key, image, checked.extension, Sample(language, width, height, source=source, **captions))
+
+
+def decode_text(data: bytes) -> str | None:
+    """Text of a .txt file, or None if it is not UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return None
+
+
+def sample_key(name: str) -> str:
+    """A key for the file ``name`` (without its extension): WebDataset cuts names at dots, and folders are not kept."""
+    return name.strip("/").replace("/", "_").replace(".", "_").replace(" ", "_")
+
+
+class UniqueKeys:
+    """Gives the second and later files of one key another one, made of the whole name."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def key(self, stem: str, whole: str) -> str:
+        key = sample_key(stem)
+        if key in self._taken:
+            key = f"{key}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+        self._taken.add(key)
+        return key
+
+
+class CountCaptions(Step):
+    """Changes nothing; counts samples with a caption for the reports, and carries the settings."""
+
+    version = "1"
+
+    def __init__(self, name: str, settings: dict[str, Any]) -> None:
+        self.name, self._settings = name, settings
+
+    def settings(self) -> dict[str, Any]:
+        return self._settings
+
+    def apply(self, records: list[Record], shard: Shard) -> list[Record | Drop]:
+        for record in records:
+            sample = record.sample
+            shard.count("with_caption" if sample.short_caption or sample.long_caption else "without_caption")
+        return list(records)
+
+
+def run_source(name: str, shards: Sequence[ShardSource], arguments: argparse.Namespace) -> int:
+    """Write ``shards`` to ``arguments.out``; index them if every sample has a caption, else say what comes next."""
+    if not shards:
+        raise ValueError(f"nothing to read for build {name}; check the folder that you gave")
+    settings = {"language": arguments.language, "caption_field": arguments.caption_field}
+    summary = run_shards(
+        shards,
+        CountCaptions(name, settings),
+        arguments.out,
+        executor=executor_from(arguments),
+        retry_failed=arguments.retry_failed,
+        overwrite=arguments.overwrite,
+        index=False,
+        title=name,
+    )
+    status = print_summary(summary)
+    if status == 0 and not summary.samples_out:
+        raise ValueError("no image could be used; the reports in --out say why")
+    if status == 0 and not summary.counts["without_caption"]:
+        from pipeline.data.index import index_folder  # loads torch and arrow
+
+        index_folder(arguments.out)
+    elif status == 0:
+        print(
+            f"{summary.counts['without_caption']} samples have no caption yet; next: "
+            f"python -m data_tools captions {arguments.out} --out … (or build with --then captions)"
+        )
+    return status
+
+
+def digest(lines: Iterable[str]) -> str:
+    """A short fingerprint of a list of files."""
+    state = hashlib.sha256()
+    for line in lines:
+        state.update(line.encode("utf-8", "surrogateescape") + b"\n")
+    return state.hexdigest()[:16]
+
+
+def caption_of(members: dict[str, bytes], keys: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
+    """``(caption, metadata)`` of a sample's ``txt`` and ``json`` members: the text, else the first of ``keys``."""
+    metadata: dict[str, Any] = {}
+    if "json" in members:
+        try:
+            loaded = json.loads(members["json"])
+        except (ValueError, RecursionError):
+            loaded = None
+        metadata = loaded if isinstance(loaded, dict) else {}
+    text = decode_text(members["txt"]) if "txt" in members else None
+    if text is None:
+        text = next((metadata[key] for key in keys if isinstance(metadata.get(key), str)), None)
+    return text, metadata

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# launch/stage.sh STAGE [arguments]: what stage1.sh and stage2.sh share.
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+stage="$1"
+shift
+python="${PYTHON:-python}"
+if [[ -n "${LOCAL_RANK:-}${SLURM_PROCID:-}${OMPI_COMM_WORLD_RANK:-}" ]]; then
+  exec "$python" "$root/stages/$stage.py" "$@" # a launcher started this process as one of many
+fi
+for argument in "$@"; do # answers, not runs
+  case "$argument" in --help | -h | --print-config) exec "$python" "$root/stages/$stage.py" "$@" ;; esac
+done
+if [[ -z "${PROCESSES:-}" ]]; then
+  PROCESSES="$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')"
+fi
+port="${MASTER_PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}"
+exec "$python" -m deepspeed.launcher.runner --num_gpus "$PROCESSES" --master_port "$port" \
+  "$root/stages/$stage.py" "$@"

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Stage 2. By hand on one machine:      bash launch/stage2.sh [group.name=value …]
+# On several machines:                   deepspeed --hostfile hostfile --no_python launch/stage2.sh [group.name=value …]
+# By hand, PROCESSES says how many processes run here (default: one a GPU, or one where there is none).
+set -euo pipefail
+exec "$(dirname "${BASH_SOURCE[0]}")/stage.sh" stage2 "$@"

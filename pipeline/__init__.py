@@ -1,0 +1,1 @@
+"""The library that both training stages share: settings, model, objectives, data, training, tracking, evaluation."""

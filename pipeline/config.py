@@ -1,0 +1,295 @@
+"""Settings of a run: frozen, typed, read from YAML and dotted overrides, checked when they are made.
+
+``load_settings(Stage1Settings, "stages/stage1.yaml", ["model.preset=base", "optimizer.peak_learning_rate=1e-5"])``
+Durations are counted in optimizer steps unless the name says otherwise. Each group is read by the package of its name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, mistyped or out of its range; one line that names value, rule and remedy."""
+
+
+class Group(BaseModel):
+    """A frozen group of settings that refuses unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelSettings(Group):
+    """Which model, and what it starts from."""
+
+    preset: str = "base"  # a name in pipeline.model.configuration.PRESETS; ignored when start_from holds a config
+    # None: random weights. Else a local folder: a SigLIP 2 or FG-CLIP 2 checkpoint of transformers, or a run's folder.
+    start_from: str | None = None
+    gradient_checkpointing: bool = False
+
+
+class TokenizerSettings(Group):
+    """``path`` is a folder with ``tokenizer.model`` (data_tools tokenizer) or a saved Gemma/SigLIP 2 tokenizer."""
+
+    path: str = "tokenizer"
+
+
+class DataSettings(Group):
+    """Where the shards are and how an epoch is planned and read."""
+
+    shards: list[str] = Field(default_factory=lambda: ["shards/train"])  # folders or fsspec URLs of indexed shards
+    source_weights: list[float] | None = None  # one a folder; None: by number of samples
+    language_weights: dict[Literal["en", "zh"], float] | None = None  # None: by number of samples
+    levels: list[int] = Field(default_factory=lambda: [128, 256, 576, 784, 1024])  # patches, ascending
+    one_level_per_batch: bool = True  # False: a batch mixes levels and pays for the highest
+    keep_aspect_ratio: bool = True  # False: every image is stretched to the largest square of its level
+    window_shards: int = Field(16, ge=1)  # samples are shuffled within windows of this many shuffled shards
+    keep_last_batch: bool = False  # a last, smaller batch of each group instead of dropping and counting the remainder
+    last_batch_multiple: int = Field(8, ge=1)  # its size is one of these; ranks x accumulation_steps must divide it
+    num_workers: int = Field(2, ge=0)  # decoding processes a rank
+    prefetch_batches: int = Field(2, ge=1)  # a worker
+    max_regions_per_image: int = Field(4, ge=1)
+    max_negatives: int = Field(10, ge=1)
+    long_phrase_probability: float = Field(0.5, ge=0, le=1)  # a region's text is its long phrase this often
+    short_caption_prefix: dict[Literal["en", "zh"], str] = Field(default_factory=lambda: {"en": "a photo of "})
+    max_image_megapixels: float = Field(100.0, gt=0)  # larger ones are refused before they are decoded
+    max_fault_share: float = Field(0.01, ge=0, le=1)  # the run stops when more of the samples seen were replaced
+    min_samples_before_fault_stop: int = Field(1000, ge=1)
+    cache_folder: str | None = None  # for remote shards
+    cache_gigabytes: float = Field(100.0, gt=0)
+    prefetch_shards: int = Field(4, ge=0)
+
+    @field_validator("levels")
+    @classmethod
+    def _ascending(cls, levels: list[int]) -> list[int]:
+        if not levels or sorted(set(levels)) != levels or levels[0] < 1:
+            raise ValueError("must be positive and strictly ascending, as [128, 256, 576, 784, 1024]")
+        return levels
+
+
+class GlobalLossSettings(Group):
+    """L_global, the sigmoid loss over all pairs of all ranks."""
+
+    short_weight: float = Field(1.0, ge=0)
+    long_weight: float = Field(1.0, ge=0)
+    chunk_size: int = Field(2048, ge=1)  # texts whose logits exist at one time
+    exchange: Literal["ring", "gather"] = "ring"
+
+
+class RegionLossSettings(Group):
+    """The four losses of stage 2. Defaults are the paper's; docs/objectives.md explains the public code's choices."""
+
+    fgv_weight: float = Field(0.1, ge=0)
+    fgt_weight: float = Field(0.5, ge=0)
+    tic_weight: float = Field(0.1, ge=0)
+    cmr_weight: float = Field(0.4, ge=0)
+    hard_inbatch_weight: float = Field(0.0, ge=0)  # public code's extra term X (its effective weight there: 0.3)
+    hard_inbatch_scope: Literal["all_ranks", "local_rank"] = "all_ranks"
+    fgv_scope: Literal["all_ranks", "local_rank"] = "all_ranks"
+    fgv_same_phrase_is_negative: bool = False  # True: as the public code
+    cmr_similarity: Literal["cosine", "scaled_logit"] = "cosine"  # public code: scaled_logit
+    cmr_margin_max: float | None = None  # public code: 10; also clamps at 0
+    tic_scope: Literal["all_ranks", "local_rank"] = "all_ranks"
+    tic_num_texts: int = Field(10, ge=1)
+    tic_exclude_above: float = 0.95
+    tic_exclusion: Literal["leave_out", "zero_similarity"] = "leave_out"  # public code: zero_similarity
+    memory_bank_size: int = Field(0, ge=0)  # regions kept as further negatives of L_FGV; 0 switches the bank off
+    memory_bank_start_step: int = Field(0, ge=0)
+
+
+class LearningRates(Group):
+    """Factors on the peak learning rate, by parameter group."""
+
+    text: float = Field(1.0, ge=0)
+    vision: float = Field(1.0, ge=0)
+    new_heads: float = Field(1.0, ge=0)  # longtext_head, boxtext_head, dense_feature_head
+    scales: float = Field(1.0, ge=0)
+
+
+class OptimizerSettings(Group):
+    """AdamW with warm-up and cosine decay."""
+
+    peak_learning_rate: float = Field(1e-6, gt=0)
+    final_learning_rate_share: float = Field(0.0, ge=0, le=1)  # of the peak, reached at the last step
+    group_factors: LearningRates = LearningRates()
+    weight_decay: float = Field(0.001, ge=0)  # none on biases, norms and scales
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.98, ge=0, lt=1)
+    epsilon: float = Field(1e-6, gt=0)
+    warmup_steps: int = Field(300, ge=0)
+    gradient_clip_norm: float = Field(1.0, gt=0)
+
+
+class TrainSettings(Group):
+    """The loop."""
+
+    run_folder: str = "runs/run"
+    seed: int = 0
+    global_batch_size: int = Field(256, ge=1)  # images an optimizer step, over all ranks
+    accumulation_steps: int = Field(1, ge=1)  # micro-batches an optimizer step; they shrink the pool of negatives
+    epochs: float | None = Field(1.0, gt=0)
+    max_steps: int | None = Field(None, ge=1)  # overrides epochs
+    precision: Literal["fp32", "bf16"] = "bf16"
+    deepspeed_config: str = "launch/zero2.json"
+    log_every_steps: int = Field(10, ge=1)
+    health_every_steps: int = Field(100, ge=1)
+    checkpoint_every_steps: int | None = Field(1000, ge=1)
+    checkpoint_every_minutes: float | None = Field(None, gt=0)
+    keep_last_checkpoints: int = Field(2, ge=1)
+    keep_every_steps: int | None = Field(None, ge=1)
+    resume: str = "auto"  # "auto": the newest whole checkpoint of run_folder; "never"; or a checkpoint's folder
+    max_skipped_steps_in_a_row: int = Field(10, ge=1)
+    timeout_seconds: float = Field(600.0, gt=0)  # a rank silent for longer ends the run
+    threads_per_rank: int | None = Field(None, ge=1)  # None: the machine's cores divided by its ranks
+
+    @model_validator(mode="after")
+    def _length(self) -> TrainSettings:
+        if self.epochs is None and self.max_steps is None:
+            raise ValueError("epochs and max_steps are both null; give one of them")
+        return self
+
+
+class TrackingSettings(Group):
+    """MLflow. The default store is sqlite in the run folder's parent."""
+
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str = "fine-grained-vlm"
+    run_name: str | None = None
+    parent_run: str | None = None  # a run folder whose MLflow run this one continues (stage 2 names stage 1's)
+
+
+class EvaluationSettings(Group):
+    """Evaluation while training."""
+
+    every_steps: int | None = Field(None, ge=1)
+    tasks: list[str] = Field(default_factory=list)
+    data: str | None = None  # the evaluation set's folder
+
+
+class Stage1Settings(Group):
+    """Global alignment with short and long captions."""
+
+    model: ModelSettings = ModelSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    data: DataSettings = DataSettings()
+    global_loss: GlobalLossSettings = GlobalLossSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    train: TrainSettings = TrainSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+
+class Stage2Settings(Stage1Settings):
+    """Stage 1's settings and the region losses."""
+
+    region_loss: RegionLossSettings = RegionLossSettings()
+
+
+S = TypeVar("S", bound=Group)
+
+
+def load_settings(
+    kind: type[S], yaml_files: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] | None = None
+) -> S:
+    """Settings from YAML files, later ones over earlier ones, then ``group.name=value`` overrides (values are YAML).
+
+    Raises:
+        SettingsError: an unknown name (with the nearest right one), a wrong type, a value out of range.
+    """
+    values: dict[str, Any] = {}
+    files = [yaml_files] if isinstance(yaml_files, str | Path) else yaml_files or []
+    for file in files:
+        _merge(values, _read_yaml(Path(file)))
+    for override in overrides or []:
+        name, equals, raw = override.partition("=")
+        if not equals:
+            raise SettingsError(f"override {override!r} has no '='; write group.name=value")
+        target = values
+        *parents, last = name.strip().lstrip("-").split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise SettingsError(f"override {override!r}: {parent} is a value, not a group of settings")
+        target[last] = _yaml_value(raw)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(_explain(kind, error)) from error
+
+
+def dump_settings(settings: Group) -> str:
+    """The settings as YAML, every value resolved."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def flatten(settings: Group) -> dict[str, Any]:
+    """``{"group.name": value}``, lists and mappings of a leaf kept whole."""
+
+    def walk(group: Group, prefix: str) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for name in type(group).model_fields:
+            value = getattr(group, name)
+            flat.update(walk(value, f"{prefix}{name}.") if isinstance(value, Group) else {f"{prefix}{name}": value})
+        return flat
+
+    return walk(settings, "")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise SettingsError(f"settings file {path} does not exist; give an existing YAML file")
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise SettingsError(f"settings file {path} is not YAML: {' '.join(str(error).split())}") from error
+    if loaded is not None and not isinstance(loaded, dict):
+        raise SettingsError(f"settings file {path} holds a {type(loaded).__name__}; it must hold groups of settings")
+    return loaded or {}
+
+
+def _merge(values: dict[str, Any], over: dict[str, Any]) -> None:
+    for name, value in over.items():
+        if isinstance(value, dict) and isinstance(values.get(name), dict):
+            _merge(values[name], value)
+        else:
+            values[name] = value
+
+
+def _yaml_value(raw: str) -> Any:
+    value = yaml.safe_load(raw)
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4, without a dot, as a string
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(kind: type[Group], error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        path = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            names = _all_names(kind)
+            near = difflib.get_close_matches(path, names, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else "see --print-config for all of them"
+            lines.append(f"unknown setting {path}; {hint}")
+        else:
+            lines.append(f"setting {path} is {problem['input']!r:.80}; {problem['msg']}")
+    return "; ".join(lines)
+
+
+def _all_names(kind: type[Group], prefix: str = "") -> list[str]:
+    names = []
+    for name, info in kind.model_fields.items():
+        names.append(prefix + name)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Group):
+            names += _all_names(info.annotation, f"{prefix}{name}.")
+    return names

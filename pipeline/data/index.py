@@ -1,0 +1,278 @@
+"""The index beside the shards: where every sample's bytes are, and how many samples of each group a shard holds.
+
+``SHARD.tar`` gets ``SHARD.index.parquet`` (one row a sample) and the folder gets ``manifest.json`` (columns over
+shards: counts by language and level, sizes, checksums). Training plans from the manifest alone and opens the row
+index of a shard only when it reads samples of it. Samples with a fault are left out and counted here by kind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.images import ImageFault, image_size
+from pipeline.data.manifest import (
+    FORMAT,
+    MANIFEST_NAME,
+    IndexProblem,
+    Manifest,
+    ShardIndex,
+    index_name,
+    load_manifest,
+    manifest_from_json,
+    read_index,
+)
+from pipeline.data.resolution import DEFAULT_LEVELS, level_numbers
+from pipeline.data.schema import IMAGE_EXTENSIONS, LANGUAGES, SampleError, parse_sample
+from pipeline.data.tar import Member, group_members
+
+__all__ = [
+    "Fault",
+    "IndexProblem",
+    "Manifest",
+    "ShardIndex",
+    "index_folder",
+    "index_shard",
+    "load_manifest",
+    "read_index",
+]
+FAULTS_NAME = "index-faults.jsonl"  # one line a sample that was left out: kind, shard, key, message
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A sample or shard that cannot be used: what kind, where, and the sentence for people."""
+
+    kind: str
+    shard: str
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.key}: {self.kind}: {self.message}"
+
+
+def index_path(shard: Path) -> Path:
+    return shard.with_name(index_name(shard.name))
+
+
+def index_folder(
+    folder: str | Path,
+    workers: int = 1,
+    *,
+    levels: Sequence[int] = DEFAULT_LEVELS,
+    force: bool = False,
+    on_shard: Callable[[str, int, int], None] | None = None,
+    max_megapixels: float = 100.0,
+) -> tuple[Manifest, list[Fault]]:
+    """Index every ``*.tar`` of ``folder`` and write its manifest; returns the manifest and what was left out.
+
+    Shards whose index is newer than they are and matches their length are not read again unless ``force``.
+    ``on_shard(name, number done, number of shards)`` is called after each.
+
+    Raises:
+        IndexProblem: no folder, no shard in it, or not one usable sample.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise IndexProblem(f"shard folder {folder} does not exist; give the folder that holds the .tar files")
+    shards = sorted(folder.glob("*.tar"))
+    if not shards:
+        packed = next(folder.glob("*.tar.*z*"), None)
+        hint = f"unpack {packed.name} first: samples are read by their offsets" if packed else "build shards into it"
+        raise IndexProblem(f"shard folder {folder} holds no .tar file; {hint}")
+    work = partial(_index_unless_fresh, levels=tuple(levels), force=force, max_megapixels=max_megapixels)
+    summaries: list[dict] = []
+    pool = ProcessPoolExecutor(workers) if workers > 1 else None
+    try:
+        for summary in pool.map(work, shards) if pool else map(work, shards):
+            summaries.append(summary)
+            if on_shard:
+                on_shard(summary["shard"], len(summaries), len(shards))
+    finally:
+        if pool:
+            pool.shutdown(cancel_futures=True)
+    faults = [Fault(**fault) for summary in summaries for fault in summary["faults"]]
+    if faults:
+        lines = "".join(json.dumps(vars(fault), ensure_ascii=False) + "\n" for fault in faults)
+        _write_aside(folder / FAULTS_NAME, lines.encode())
+    else:
+        (folder / FAULTS_NAME).unlink(missing_ok=True)
+    if not any(summary["samples"] for summary in summaries):
+        raise IndexProblem(_nothing_usable(folder, faults))
+    document = _manifest_document(summaries, list(levels))
+    _write_aside(folder / MANIFEST_NAME, json.dumps(document, separators=(",", ":")).encode())
+    return manifest_from_json(str(folder), document), faults
+
+
+def index_shard(
+    shard: str | Path, levels: Sequence[int] = DEFAULT_LEVELS, max_megapixels: float = 100.0
+) -> tuple[dict, list[Fault]]:
+    """Read one tar, write its index, and return its line of the manifest with the faults found."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    shard = Path(shard)
+    rows, faults = _read_rows(shard, max_megapixels)
+    columns = {name: [row[name] for row in rows] for name in _SCHEMA}
+    with shard.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    summary = {
+        "shard": shard.name,
+        "bytes": shard.stat().st_size,
+        "sha256": digest,
+        "samples": len(rows),
+        "regions": sum(columns["num_regions"]),
+        "negatives": sum(columns["num_negatives"]),
+        "counts": _count(columns, levels),
+        "levels": list(levels),
+        "faults": [vars(fault) for fault in faults],
+    }
+    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in _SCHEMA.items()])
+    table = pa.table(columns, schema=schema).replace_schema_metadata(
+        {"format": str(FORMAT), "summary": json.dumps(summary, ensure_ascii=False)}
+    )
+    aside = index_path(shard).with_suffix(f".{os.getpid()}.tmp")
+    pq.write_table(table, aside, compression="zstd")
+    summary["index_sha256"] = hashlib.sha256(aside.read_bytes()).hexdigest()
+    os.replace(aside, index_path(shard))
+    return summary, faults
+
+
+_SCHEMA = {
+    "key": "string",
+    "extension": "string",
+    "image_offset": "int64",
+    "image_length": "int64",
+    "image_crc32": "uint32",
+    "json_offset": "int64",
+    "json_length": "int64",
+    "json_crc32": "uint32",
+    "width": "int32",
+    "height": "int32",
+    "language": "string",
+    "num_regions": "int32",
+    "num_negatives": "int32",
+}
+
+
+def _index_unless_fresh(shard: Path, levels: tuple[int, ...], force: bool, max_megapixels: float) -> dict:
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowInvalid
+
+    index = index_path(shard)
+    if not force and index.is_file() and index.stat().st_mtime_ns >= shard.stat().st_mtime_ns:
+        try:
+            metadata = pq.read_schema(index).metadata or {}
+            summary = json.loads(metadata.get(b"summary", b"{}"))
+        except (ArrowInvalid, OSError, ValueError):
+            summary = {}  # a damaged index is made again
+        if summary.get("bytes") == shard.stat().st_size and summary.get("levels") == list(levels):
+            return summary | {"index_sha256": hashlib.sha256(index.read_bytes()).hexdigest()}
+    return index_shard(shard, levels, max_megapixels)[0]
+
+
+def _read_rows(shard: Path, max_megapixels: float) -> tuple[list[dict], list[Fault]]:
+    rows: list[dict] = []
+    faults: list[Fault] = []
+    seen: set[str] = set()
+
+    def report(kind: str, key: str, message: str) -> None:
+        faults.append(Fault(kind, shard.name, key, message))
+
+    with shard.open("rb") as file:
+        for key, members in group_members(file, report):
+            try:
+                if key in seen:
+                    raise SampleError("duplicate_key", "an earlier sample of the shard has this key; rename one")
+                rows.append(_read_row(file, key, members, max_megapixels))
+                seen.add(key)
+            except SampleError as error:
+                report(error.kind, key, str(error).removeprefix("?: sample ?: ").removeprefix(f"?: sample {key}: "))
+            except ImageFault as error:
+                report(error.kind, key, str(error))
+    return rows, faults
+
+
+def _read_row(file, key: str, members: dict[str, Member], max_megapixels: float) -> dict:
+    extension = next((name for name in IMAGE_EXTENSIONS if name in members), None)
+    if extension is None or "json" not in members:
+        absent = "json" if extension else "/".join(IMAGE_EXTENSIONS)
+        raise SampleError("missing_member", f"it has no .{absent} member, only {sorted(members)!r:.80}")
+    content = {}
+    for name in (extension, "json"):
+        file.seek(members[name].offset)
+        content[name] = file.read(members[name].size)
+    sample = parse_sample(content["json"], key=key)
+    size = image_size(content[extension], max_megapixels)
+    if size != (sample.width, sample.height):
+        raise SampleError(
+            "size_mismatch",
+            f"the upright image has {size[0]}x{size[1]} pixels, its record says {sample.width}x{sample.height}; "
+            "boxes would lie elsewhere, so write the record again",
+        )
+    return {
+        "key": key,
+        "extension": extension,
+        "image_offset": members[extension].offset,
+        "image_length": members[extension].size,
+        "image_crc32": zlib.crc32(content[extension]),
+        "json_offset": members["json"].offset,
+        "json_length": members["json"].size,
+        "json_crc32": zlib.crc32(content["json"]),
+        "width": sample.width,
+        "height": sample.height,
+        "language": sample.language,
+        "num_regions": len(sample.regions),
+        "num_negatives": sum(len(region.negatives) for region in sample.regions),
+    }
+
+
+def _count(columns: dict[str, list], levels: Sequence[int]) -> dict[str, int]:
+    numbers = level_numbers(np.array(columns["width"]), np.array(columns["height"]), levels) if columns["key"] else []
+    pairs = Counter(zip(columns["language"], numbers, strict=True))
+    return {f"{language}/{levels[number]}": count for (language, number), count in sorted(pairs.items())}
+
+
+def _manifest_document(summaries: list[dict], levels: list[int]) -> dict:
+    groups = [f"{language}/{level}" for language in LANGUAGES for level in levels]
+    present = [group for group in groups if any(group in summary["counts"] for summary in summaries)]
+    faults = Counter(fault["kind"] for summary in summaries for fault in summary["faults"])
+    return {
+        "format": FORMAT,
+        "levels": levels,
+        "shards": [summary["shard"] for summary in summaries],
+        **{
+            name: [summary[name] for summary in summaries]
+            for name in ("bytes", "sha256", "index_sha256", "samples", "regions", "negatives")
+        },
+        "counts": {group: [summary["counts"].get(group, 0) for summary in summaries] for group in present},
+        "faults": dict(sorted(faults.items())),
+    }
+
+
+def _nothing_usable(folder: Path, faults: list[Fault]) -> str:
+    kinds = Counter(fault.kind for fault in faults)
+    if set(kinds) == {"missing_member"} and any("no .json" in fault.message for fault in faults):
+        return (
+            f"no sample of {folder} has a KEY.json record (first: {faults[0]}); for WebDatasets with .txt captions "
+            "run `python -m data_tools build webdataset` first"
+        )
+    listed = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+    return f"{folder} has no usable sample ({listed or 'its shards are empty'}); first: {faults[0] if faults else '-'}"
+
+
+def _write_aside(path: Path, data: bytes) -> None:
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside.write_bytes(data)
+    os.replace(aside, path)

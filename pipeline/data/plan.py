@@ -1,0 +1,293 @@
+"""Which samples make global batch n of an epoch: a pure function of (manifests, settings, seed, epoch, batch size).
+
+An epoch is planned from counts alone. Shards are shuffled and cut into windows; within a window the samples of one
+group (language and level) are shuffled into a stream, and the streams of successive windows join into one stream a
+group. Batch k of a group is its positions k·B … (k+1)·B, given out in the window that completes it, among that
+window's other batches in shuffled order. So what does not fill a batch is carried into the next window, a cumulative
+sum over windows finds any batch, and no plan is longer than the list of shards.
+
+A sample is named by (shard, language, ordinal): the ordinal-th of its language in the shard, ordered by level and
+then by place. Only who reads it opens the shard's row index (``ShardReader.row``).
+
+``python -m pipeline.data.plan shards/train --global-batch-size 256`` prints what an epoch will look like.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.config import DataSettings
+from pipeline.data.manifest import IndexProblem, Manifest
+from pipeline.data.mixing import hash_of, hashes, shuffled, taken_shares
+from pipeline.data.schema import LANGUAGES
+
+# What a seed is hashed with, so that no two uses share a shuffle.
+ORDER, STREAM, BATCHES, SUBSET, ROUNDING, REPLACEMENT = range(1, 7)
+NEAR_REPLACEMENTS = 8  # attempts within the batch's own window, whose shards are open, before going anywhere
+STREAMS_KEPT, EPOCHS_KEPT = 64, 2
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """A global batch of B samples. Rank r of R takes a contiguous part; see ``rank_slice``."""
+
+    epoch: int
+    number: int  # within the epoch
+    language: str
+    level: int  # patches
+    group: int
+    first: int  # position in the group's stream of the epoch
+    window: int
+    shards: np.ndarray  # [B] int64, over the shards of all sources
+    ordinals: np.ndarray  # [B] int64
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+
+def rank_slice(size: int, rank: int, world_size: int, part: int, accumulation_steps: int) -> slice:
+    """The entries of a global batch of ``size`` that a rank reads for micro-batch ``part``.
+
+    A micro-step of all ranks together is one contiguous part, so the number of ranks moves only borders inside it.
+    """
+    each = size // (world_size * accumulation_steps)
+    start = (part * world_size + rank) * each
+    return slice(start, start + each)
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    order: np.ndarray  # [S] shuffled shards
+    begin: np.ndarray  # [S, G] samples that earlier epochs used
+    taken: np.ndarray  # [S, G] samples used this epoch
+    cumulative: np.ndarray  # [W + 1, G] samples of each group before each window
+    batches_before: np.ndarray  # [W + 1] batches completed before each window
+    last: list[tuple[int, int]]  # kept last batches: (group, size)
+
+    @property
+    def steps(self) -> int:
+        return int(self.batches_before[-1]) + len(self.last)
+
+
+class Plan:
+    """The batches of every epoch. Letters: S shards, W windows, G groups, B global batch."""
+
+    def __init__(
+        self, manifests: Sequence[Manifest], settings: DataSettings, seed: int, global_batch_size: int
+    ) -> None:
+        """
+        Raises:
+            IndexProblem: weights that do not fit the sources, or too few samples for one batch.
+        """
+        if not manifests:
+            raise IndexProblem("data.shards is empty; name at least one folder of shards")
+        if global_batch_size < 1:
+            raise IndexProblem(f"the global batch size is {global_batch_size}; it must be at least 1")
+        self.settings, self.seed, self.batch_size = settings, seed, global_batch_size
+        self.levels = manifests[0].levels
+        self._first_shard = np.cumsum([0] + [len(manifest.shards) for manifest in manifests])
+        by_level = np.concatenate([manifest.counts for manifest in manifests])  # [S, languages, levels]
+        self._level_ends = by_level.cumsum(axis=2, dtype=np.int32)
+        self._counts = by_level.reshape(len(by_level), -1) if settings.one_level_per_batch else by_level.sum(2)
+        source = np.repeat(np.arange(len(manifests)), np.diff(self._first_shard))
+        by_language = np.stack([manifest.counts.sum((0, 2)) for manifest in manifests])
+        self.shares = taken_shares(by_language, settings.source_weights, settings.language_weights)
+        self._shares = np.repeat(self.shares[source], self._counts.shape[1] // len(LANGUAGES), axis=1)  # [S, G]
+        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
+        self._streams: OrderedDict[tuple, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._steps: list[int] = []
+        if not self._epoch(0).steps:
+            raise IndexProblem(self._too_small())
+
+    def source_of(self, shard: int) -> tuple[int, int]:
+        """The number of the source, and of the shard within it."""
+        source = int(np.searchsorted(self._first_shard, shard, side="right")) - 1
+        return source, shard - int(self._first_shard[source])
+
+    def steps_per_epoch(self, epoch: int = 0) -> int:
+        return self._epoch(epoch if self._varies else 0).steps
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """The epoch and the batch within it of global step ``step``, counted from 0 over all epochs."""
+        if not self._varies:
+            return divmod(step, self._epoch(0).steps)
+        while sum(self._steps) <= step:
+            self._steps.append(self._epoch(len(self._steps)).steps)
+        ends = np.cumsum(self._steps)
+        epoch = int(np.searchsorted(ends, step, side="right"))
+        return epoch, step - int(ends[epoch] - self._steps[epoch])
+
+    def batch(self, epoch: int, number: int) -> PlannedBatch:
+        """Global batch ``number`` of ``epoch``. Costs about the same wherever it lies."""
+        plan = self._epoch(epoch)
+        if not 0 <= number < plan.steps:
+            raise IndexProblem(f"batch {number} of epoch {epoch} was asked for; the epoch has {plan.steps} batches")
+        full = int(plan.batches_before[-1])
+        if number >= full:
+            group, size = plan.last[number - full]
+            window, first = (
+                len(plan.cumulative) - 2,
+                int(plan.cumulative[-1, group]) // self.batch_size * self.batch_size,
+            )
+        else:
+            window = int(np.searchsorted(plan.batches_before, number, side="right")) - 1
+            group, index = self._batches_of(epoch, window)[number - int(plan.batches_before[window])]
+            first, size = int(index) * self.batch_size, self.batch_size
+        shards, ordinals = self._entries(epoch, int(group), first, first + size)
+        language, level = self._language_and_level(int(group), shards, ordinals)
+        return PlannedBatch(epoch, number, language, level, int(group), first, window, shards, ordinals)
+
+    def replacement(self, batch: PlannedBatch, slot: int, attempt: int) -> tuple[int, int]:
+        """``(shard, ordinal)`` that stands in for entry ``slot`` when it, and earlier attempts, cannot be read.
+
+        A sample of the same group that is not in the batch, from the batch's window at first; it depends on the
+        batch and the slot and on nothing of ranks or workers. It may be met a second time in its own place.
+        """
+        plan, group, size = self._epoch(batch.epoch), batch.group, len(batch)
+        near = attempt < NEAR_REPLACEMENTS
+        low, high = (batch.window, batch.window + 1) if near else (0, -1)
+        low, high = int(plan.cumulative[low, group]), int(plan.cumulative[high, group])
+        draw = hash_of(self.seed, REPLACEMENT, batch.epoch, batch.number)
+        # Neighbouring slots take neighbouring places of a shuffled stream, so two faults never take one sample.
+        draw = draw + slot + attempt * size if near else hash_of(draw, slot, attempt)
+        own_low, own_high = max(low, batch.first), min(high, batch.first + size)
+        own = max(0, own_high - own_low)
+        if high - low > own:
+            position = low + draw % (high - low - own)
+            position += own if own and position >= own_low else 0
+        else:  # the batch holds every sample there is
+            position = batch.first + (slot + 1 + attempt) % size
+        shards, ordinals = self._entries(batch.epoch, group, position, position + 1)
+        return int(shards[0]), int(ordinals[0])
+
+    def group_counts(self, epoch: int = 0) -> list[tuple[str, int | None, int, int, int]]:
+        """``(language, level, samples taken, full batches, remainder)`` of each group; level None when mixed."""
+        totals = self._epoch(epoch).cumulative[-1]
+        rows = []
+        for group, total in enumerate(totals):
+            language, level = divmod(group, len(totals) // len(LANGUAGES))
+            mixed = len(totals) == len(LANGUAGES)
+            name = LANGUAGES[group if mixed else language]
+            rows.append(
+                (name, None if mixed else self.levels[level], int(total), *map(int, divmod(total, self.batch_size)))
+            )
+        return rows
+
+    def shards_ahead(self, epoch: int, number: int, count: int) -> np.ndarray:
+        """The window that batch ``number`` is given out in, and ``count`` shards after it, in the epoch's order."""
+        plan = self._epoch(epoch)
+        window = int(np.searchsorted(plan.batches_before, number, side="right")) - 1
+        window = min(window, len(plan.cumulative) - 2)
+        start = window * self.settings.window_shards
+        return plan.order[start : start + self.settings.window_shards + count]
+
+    @property
+    def _varies(self) -> bool:
+        """Thinned groups differ by single samples from epoch to epoch, so step counts may."""
+        return bool((self.shares[self.shares > 0] < 1).any())
+
+    def _epoch(self, epoch: int) -> _Epoch:
+        if epoch not in self._epochs:
+            self._epochs[epoch] = self._make_epoch(epoch)
+            while len(self._epochs) > EPOCHS_KEPT:
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
+
+    def _make_epoch(self, epoch: int) -> _Epoch:
+        order = shuffled(hash_of(self.seed, ORDER, epoch), len(self._counts))
+        begin, end = self._taken_until(epoch), self._taken_until(epoch + 1)
+        taken = (end - begin).astype(np.int32)
+        starts = np.arange(0, len(order), self.settings.window_shards)
+        per_window = np.add.reduceat(taken[order], starts, axis=0, dtype=np.int64)
+        cumulative = np.concatenate([np.zeros((1, taken.shape[1]), np.int64), per_window.cumsum(0)])
+        last = []
+        if self.settings.keep_last_batch:
+            multiple = self.settings.last_batch_multiple
+            rests = (cumulative[-1] % self.batch_size) // multiple * multiple
+            last = [(group, int(rest)) for group, rest in enumerate(rests) if rest]
+        return _Epoch(order, begin, taken, cumulative, (cumulative // self.batch_size).sum(1), last)
+
+    def _taken_until(self, epoch: int) -> np.ndarray:
+        """[S, G] samples that the epochs before ``epoch`` took in all; differences are one epoch's.
+
+        Thinned groups go round their samples, so that over the epochs all are met equally often.
+        """
+        start = hashes(hash_of(self.seed, ROUNDING), self._counts.size).reshape(self._counts.shape)
+        thinned = np.floor(self._counts * self._shares * epoch + (start >> np.uint64(11)) * 2.0**-53)
+        return np.where(self._shares == 1, self._counts.astype(np.int64) * epoch, thinned.astype(np.int64))
+
+    def _batches_of(self, epoch: int, window: int) -> list[tuple[int, int]]:
+        done, completed = self._epoch(epoch).cumulative[window : window + 2] // self.batch_size
+        pairs = [(group, index) for group in range(len(done)) for index in range(done[group], completed[group])]
+        return [pairs[i] for i in shuffled(hash_of(self.seed, BATCHES, epoch, window), len(pairs))]
+
+    def _entries(self, epoch: int, group: int, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        cumulative = self._epoch(epoch).cumulative[:, group]
+        low = int(np.searchsorted(cumulative, first, side="right")) - 1
+        parts = []
+        for window in range(low, int(np.searchsorted(cumulative, end, side="left"))):
+            begin, stop = int(cumulative[window]), int(cumulative[window + 1])
+            if stop > begin:
+                shards, ordinals = self._stream(epoch, window, group)
+                part = slice(max(first, begin) - begin, min(end, stop) - begin)
+                parts.append((shards[part], ordinals[part]))
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+
+    def _stream(self, epoch: int, window: int, group: int) -> tuple[np.ndarray, np.ndarray]:
+        """One window's samples of a group, shuffled: shards and ordinals."""
+        key = (epoch, window, group)
+        if key in self._streams:
+            self._streams.move_to_end(key)
+            return self._streams[key]
+        plan, width = self._epoch(epoch), self.settings.window_shards
+        shards = plan.order[window * width : (window + 1) * width]
+        taken = plan.taken[shards, group]
+        ordinals = np.concatenate(
+            [self._rows(epoch, int(s), group, int(n)) for s, n in zip(shards, taken, strict=True)]
+        )
+        order = shuffled(hash_of(self.seed, STREAM, epoch, window, group), len(ordinals))
+        self._streams[key] = np.repeat(shards, taken)[order], ordinals[order]
+        while len(self._streams) > STREAMS_KEPT:
+            self._streams.popitem(last=False)
+        return self._streams[key]
+
+    def _rows(self, epoch: int, shard: int, group: int, taken: int) -> np.ndarray:
+        """Ordinals of the samples that this epoch takes of a shard's group, [taken]."""
+        total = int(self._counts[shard, group])
+        rows = np.arange(taken, dtype=np.int64)
+        if taken < total or self._shares[shard, group] < 1:
+            start = int(self._epoch(epoch).begin[shard, group])
+            rows = shuffled(hash_of(self.seed, SUBSET, shard, group), total)[(start + rows) % max(total, 1)]
+        return rows + self._first_ordinal(shard, group)
+
+    def _first_ordinal(self, shard: int, group: int) -> int:
+        if not self.settings.one_level_per_batch:
+            return 0
+        language, level = divmod(group, len(self.levels))
+        return int(self._level_ends[shard, language, level - 1]) if level else 0
+
+    def _language_and_level(self, group: int, shards: np.ndarray, ordinals: np.ndarray) -> tuple[str, int]:
+        if self.settings.one_level_per_batch:
+            language, level = divmod(group, len(self.levels))
+            return LANGUAGES[language], self.levels[level]
+        level = (ordinals[:, None] >= self._level_ends[shards, group]).sum(1).max()
+        return LANGUAGES[group], self.levels[level]
+
+    def _too_small(self) -> str:
+        name, level, total, *_ = max(self.group_counts(), key=lambda row: row[2])
+        return (
+            f"no batch of {self.batch_size} can be filled: the largest group is {name}"
+            f"{'' if level is None else f' at {level} patches'} with {total} samples; lower train.global_batch_size, "
+            "or set data.keep_last_batch or data.one_level_per_batch=false"
+        )
+
+
+if __name__ == "__main__":
+    from pipeline.data.plan_report import main
+
+    sys.exit(main())

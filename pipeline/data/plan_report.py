@@ -1,0 +1,143 @@
+"""What an epoch will look like: steps, batches by group, padding, and how well it is shuffled.
+
+examples:
+  python -m pipeline.data.plan shards/train --global-batch-size 256
+  python -m pipeline.data.plan shards/en shards/zh --global-batch-size 4096 --source-weights 2 1 --epoch 3
+  python -m pipeline.data.plan shards/train --global-batch-size 256 --batches 5      # and its first batches
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.config import DataSettings
+from pipeline.data.manifest import Manifest, load_manifest, read_index
+from pipeline.data.mixing import shuffled
+from pipeline.data.plan import Plan
+from pipeline.data.resolution import PATCH_SIZE, grid_of, level_numbers
+from pipeline.data.schema import LANGUAGES
+
+SAMPLED_SHARDS, SAMPLED_ROWS, SAMPLED_BATCHES = 8, 500, 20
+
+
+def report(plan: Plan, manifests: Sequence[Manifest], epoch: int) -> list[str]:
+    """Lines for people; the padding is estimated from the rows of a few shards."""
+    groups = plan.group_counts(epoch)
+    steps = plan.steps_per_epoch(epoch)
+    total = sum(int(manifest.samples.sum()) for manifest in manifests)
+    used, rest = sum(row[2] for row in groups), sum(row[4] for row in groups)
+    kept = steps - sum(row[3] for row in groups)
+    lines = [
+        f"epoch {epoch}: {steps} steps of {plan.batch_size} images; {total} samples in "
+        f"{sum(len(manifest.shards) for manifest in manifests)} shards, {used} taken after weighting",
+        f"remainder: {rest} samples fill no batch; "
+        + (f"kept in {kept} smaller batches" if kept else "dropped this epoch (order differs in the next)"),
+    ]
+    for number, manifest in enumerate(manifests):
+        have = manifest.counts.sum((0, 2))
+        shares = ", ".join(
+            f"{plan.shares[number, i]:.0%} of {have[i]} {name}" for i, name in enumerate(LANGUAGES) if have[i]
+        )
+        left_out = sum(manifest.faults.values())
+        lines.append(f"source {manifest.folder}: takes {shares} samples; {left_out} were left out by the index")
+    patches = 0.0
+    for language, level, taken, full, left in groups:
+        if taken:
+            name = f"{language} at {level} patches" if level else f"{language}, levels mixed"
+            lines.append(f"  {name}: {full} batches, {left} samples over")
+        patches += full * (level or 0)
+    if plan.settings.one_level_per_batch:
+        full = max(sum(row[3] for row in groups), 1)
+        lines.append(f"patches a step: {patches / full * plan.batch_size:,.0f} on average, padding included")
+        lines.append(f"padding: {padding_share(manifests, plan.settings):.1%} of the patches (estimated)")
+    lines.append(f"shuffling: {spread(plan, epoch)}")
+    return lines
+
+
+def padding_share(manifests: Sequence[Manifest], settings: DataSettings) -> float:
+    """Share of patches without image, over sampled rows resized to fill their own level."""
+    padded = filled = 0
+    for manifest in manifests:
+        shards = [manifest.shards[i] for i in shuffled(0, len(manifest.shards))[:SAMPLED_SHARDS]]
+        for shard in shards:
+            index = read_index(manifest.folder, shard)
+            rows = slice(0, SAMPLED_ROWS)
+            levels = level_numbers(index.width[rows], index.height[rows], settings.levels)
+            for width, height, number in zip(index.width[rows], index.height[rows], levels, strict=True):
+                level = settings.levels[number]
+                columns_rows = grid_of(int(width), int(height), level, settings.keep_aspect_ratio)
+                filled += columns_rows[0] * columns_rows[1]
+                padded += level
+    return 1 - filled / max(padded, 1)
+
+
+def spread(plan: Plan, epoch: int) -> str:
+    """How far the samples of one shard lie from each other, from batches in the middle of the epoch."""
+    steps = plan.steps_per_epoch(epoch)
+    middle = max(0, steps // 2 - SAMPLED_BATCHES // 2)
+    batches = [plan.batch(epoch, n) for n in range(middle, min(middle + SAMPLED_BATCHES, steps))]
+    shards = np.mean([len(np.unique(batch.shards)) for batch in batches])
+    same = np.mean([np.mean(np.diff(np.sort(batch.shards)) == 0) if len(batch) > 1 else 0.0 for batch in batches])
+    window = steps * plan.settings.window_shards / max(len(plan.shards_ahead(epoch, 0, 10**9)), 1)
+    return (
+        f"a batch mixes {shards:.1f} shards ({same:.0%} of its samples share a shard with another); samples of one "
+        f"shard spread over about {min(max(window, 1), steps):.1f} steps of {steps} (data.window_shards = "
+        f"{plan.settings.window_shards}), in another place every epoch"
+    )
+
+
+def first_batches(plan: Plan, manifests: Sequence[Manifest], epoch: int, count: int) -> list[str]:
+    lines = []
+    for number in range(min(count, plan.steps_per_epoch(epoch))):
+        batch = plan.batch(epoch, number)
+        source, shard = plan.source_of(int(batch.shards[0]))
+        lines.append(
+            f"batch {number}: {batch.language}, {batch.level} patches, {len(batch)} samples of "
+            f"{len(np.unique(batch.shards))} shards, the first from {manifests[source].shards[shard]} "
+            f"[{patch_pixels(batch.level)}]"
+        )
+    return lines
+
+
+def patch_pixels(level: int) -> str:
+    side = int(level**0.5) * PATCH_SIZE
+    return f"about {side}x{side} pixels"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.data.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    defaults = DataSettings()
+    parser.add_argument("shards", nargs="+", help="folders or fsspec URLs of indexed shards")
+    parser.add_argument("--global-batch-size", type=int, required=True, help="images a step, over all ranks")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epoch", type=int, default=0)
+    parser.add_argument("--source-weights", type=float, nargs="+", help="one a folder (default: by number of samples)")
+    parser.add_argument("--levels", type=int, nargs="+", default=defaults.levels, help="(default: %(default)s)")
+    parser.add_argument("--window-shards", type=int, default=defaults.window_shards, help="(default: %(default)s)")
+    parser.add_argument("--mixed-levels", action="store_true", help="as data.one_level_per_batch=false")
+    parser.add_argument("--batches", type=int, default=0, help="also show this many batches")
+    arguments = parser.parse_args(argv)
+    try:
+        settings = DataSettings(
+            shards=arguments.shards,
+            source_weights=arguments.source_weights,
+            levels=arguments.levels,
+            window_shards=arguments.window_shards,
+            one_level_per_batch=not arguments.mixed_levels,
+        )
+        manifests = [load_manifest(folder, settings.levels) for folder in settings.shards]
+        plan = Plan(manifests, settings, arguments.seed, arguments.global_batch_size)
+        for line in report(plan, manifests, arguments.epoch):
+            print(line)
+        for line in first_batches(plan, manifests, arguments.epoch, arguments.batches):
+            print(line)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,155 @@
+"""Texts to ids, as the text tower wants them: lower-cased, an end token, padded on the right with id 0.
+
+The tower pools the last position whatever the text's length, so padding takes part and no attention mask exists.
+Shape letters: N texts, T tokens.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SENTENCEPIECE_FILE = "tokenizer.model"
+PAD_ID = 0  # the towers were trained with it; it is not a setting
+# A longer text would be cut to fewer tokens than this many characters make anyway, and cutting it first keeps the
+# cost of a damaged caption bounded. Assumption: no token of such vocabularies stands for more than 32 characters.
+CHARACTERS_PER_TOKEN = 32
+# Where two implementations of one vocabulary are known to part: spaces, digits, marks, scripts, bytes, control pieces.
+PROBES = (
+    "A photo of two Dogs, 12 cats & 1/2 (red) umbrella!  Double  space\ttab\nline",
+    " leading and trailing ",
+    "一张照片：两只狗，3只猫。「红色」的伞！",
+    "naïve café — “quoted” … 日本語 한국어 😀👩‍👩‍👧 \u200b\ufeff",
+    "<eos> <pad> <bos> <unk> ▁▁",
+    "",
+)
+PROBE_LENGTH = 512
+
+
+class TokenizerError(ValueError):
+    """A tokenizer folder is missing, incomplete or not of the kind that the text tower needs."""
+
+
+class Tokenizer:
+    """``tokenizer(texts, length)`` gives ids [N, length] int64. Made by ``load_tokenizer``; can be pickled.
+
+    Args:
+        pretrained: transformers' tokenizer; it is what ``save`` writes.
+        sentencepiece_model: bytes of the ``tokenizer.model`` that it was made of, where there is one. SentencePiece
+            then makes the ids, four times as fast; ``load_tokenizer`` has seen that they are the same.
+    """
+
+    def __init__(self, pretrained, sentencepiece_model: bytes | None = None) -> None:
+        self._pretrained, self._model = pretrained, sentencepiece_model
+        self._pieces = _processor(sentencepiece_model) if sentencepiece_model is not None else None
+        self._backend = pretrained.backend_tokenizer
+        self._backend.encode_special_tokens = True  # "<eos>" inside a caption is text, not an end
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self.end_id: int = pretrained.eos_token_id
+
+    def __reduce__(self):  # the backend's switches are not part of its pickle
+        return Tokenizer, (self._pretrained, self._model)
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows that the token embedding needs."""
+        return len(self._pretrained)
+
+    def __call__(self, texts: Sequence[str], length: int) -> Tensor:
+        """Ids [N, length] int64; a text that is too long loses its last words, never its end token."""
+        ids = np.full((len(texts), length), PAD_ID, dtype=np.int64)
+        for row, tokens in zip(ids, self.token_lists(texts, length), strict=True):
+            row[: len(tokens)] = tokens
+        return torch.from_numpy(ids)
+
+    def token_lists(self, texts: Sequence[str], length: int) -> list[list[int]]:
+        """Ids of each text with the end token, at most ``length`` of them, not padded."""
+        if length < 1:
+            raise ValueError(f"length is {length}; a text has at least its end token, so it must be 1 or more")
+        lowered = [text[: length * CHARACTERS_PER_TOKEN].lower() for text in texts]
+        if self._pieces is not None:
+            rows = self._pieces.encode(lowered, num_threads=1)  # its default of a thread a core stalls forked workers
+        else:
+            rows = [encoding.ids for encoding in self._backend.encode_batch_fast(lowered, add_special_tokens=False)]
+        return [row[: length - 1] + [self.end_id] for row in rows]
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that ``load_tokenizer`` and transformers' AutoTokenizer read back."""
+        self._pretrained.save_pretrained(str(folder))
+        if self._model is not None:
+            (Path(folder) / SENTENCEPIECE_FILE).write_bytes(self._model)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer of a folder with a bare ``tokenizer.model``, or of a saved Hugging Face folder.
+
+    Raises:
+        TokenizerError: no such folder, no tokenizer in it, a vocabulary that does not match its SentencePiece
+            model, or padding or end tokens that the text tower does not know.
+    """
+    # One text at a time is too little work for threads, and forked loader workers warn about them.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers import PreTrainedTokenizerFast, Siglip2Tokenizer  # takes seconds to import; only loading needs it
+
+    folder = Path(path)
+    if not folder.is_dir():
+        raise TokenizerError(
+            f"tokenizer folder {folder} does not exist; make one with `python -m data_tools tokenizer`, "
+            "or give the folder of a downloaded SigLIP 2 tokenizer"
+        )
+    model_file, saved_file = folder / SENTENCEPIECE_FILE, folder / "tokenizer.json"
+    if not model_file.is_file() and not saved_file.is_file():
+        raise TokenizerError(
+            f"{folder} holds neither {SENTENCEPIECE_FILE} nor tokenizer.json; give a folder with one of them"
+        )
+    try:
+        if saved_file.is_file():
+            # not AutoTokenizer: an export's config.json names code of its own, which it would ask about
+            pretrained = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        else:
+            pretrained = Siglip2Tokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        message = " ".join(str(error).split())[:200]
+        raise TokenizerError(
+            f"the tokenizer in {folder} does not load ({message}); make or download it again"
+        ) from error
+    if getattr(pretrained, "backend_tokenizer", None) is None:
+        raise TokenizerError(f"{folder} holds a {type(pretrained).__name__} without tokenizer.json; save a fast one")
+    model = model_file.read_bytes() if model_file.is_file() else None
+    _check(pretrained, folder, model)
+    tokenizer = Tokenizer(pretrained)
+    fast = Tokenizer(pretrained, model) if model is not None else tokenizer
+    # A saved tokenizer.json may have been changed without its model; then it alone counts.
+    return fast if fast.token_lists(PROBES, PROBE_LENGTH) == tokenizer.token_lists(PROBES, PROBE_LENGTH) else tokenizer
+
+
+def _processor(model: bytes):
+    import sentencepiece
+
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
+
+
+def _check(pretrained, folder: Path, model: bytes | None) -> None:
+    if pretrained.pad_token_id != PAD_ID:
+        raise TokenizerError(
+            f"the padding id of {folder} is {pretrained.pad_token_id}; the text tower needs {PAD_ID}, "
+            "so train the tokenizer with pad_id=0"
+        )
+    if pretrained.eos_token_id is None:
+        raise TokenizerError(f"the tokenizer in {folder} has no end token; train it with eos_id=1")
+    size = len(pretrained)
+    if model is not None:
+        expected = _processor(model).get_piece_size()
+        if size < expected:  # transformers falls back to five special tokens without a word
+            raise TokenizerError(
+                f"{folder} loads {size} tokens, but its {SENTENCEPIECE_FILE} has {expected}; "
+                "delete its other tokenizer files or save the tokenizer again"
+            )
+    elif size < 16:
+        raise TokenizerError(f"{folder} loads only {size} tokens; its tokenizer.json holds no vocabulary")

@@ -1,0 +1,90 @@
+"""Zero-shot classification: an image against all class names, each the mean of its prompts; top-1 and top-5."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.evaluation.boxes import top_hits
+from pipeline.evaluation.class_names import class_embeddings, templates_of
+from pipeline.evaluation.features import EncodeSettings, encode_set
+from pipeline.evaluation.formats.classification import LabelledSet, read_class_folders, read_clip_benchmark
+from pipeline.evaluation.formats.paths import read_json, text_lines
+from pipeline.evaluation.models import EvaluationModel
+from pipeline.evaluation.options import Options
+from pipeline.evaluation.ranks import Ranks
+from pipeline.evaluation.results import EvaluationError
+
+READS = ("format", "language", "split", "class_names", "templates")  # options, beside those of all tasks
+
+
+def run(model: EvaluationModel, options: Options, settings: EncodeSettings, ranks: Ranks) -> dict[str, Any]:
+    """The task on a folder of class folders or on CLIP_benchmark's WebDataset layout."""
+    found = read_set(options)
+    features = encode_set(model, found.images, settings=settings, ranks=ranks, label="images")
+    keep = []
+    for at in range(len(found.images)):
+        if at in features.faults:
+            found.accounting.retract(features.faults[at], found.images[at].key, 1)
+        else:
+            keep.append(at)
+    found.accounting.check(options.max_skipped_share)
+    own = found.templates if found.templates and not options.templates and options.language == "en" else None
+    templates = own or templates_of(options, "short")
+    classes = class_embeddings(model, found.classes, templates, "short", ranks)
+    labels = torch.tensor([found.labels[at] for at in keep])
+    top1, top5 = top_hits(features.embeds[keep], classes, labels)
+    by_class = torch.stack([top1[labels == label].double().mean() for label in labels.unique()])
+    return {
+        "scores": {
+            "top1": top1.double().mean().item(),
+            "top5": top5.double().mean().item(),
+            "top1_mean_over_classes": by_class.mean().item(),
+        },
+        "settings": {
+            "data": str(options.one_data()),
+            "num_classes": len(found.classes),
+            "language": options.language,
+            "templates": templates,
+            "split": options.split,
+        },
+        "accounting": [found.accounting.to_json()],
+    }
+
+
+def read_set(options: Options) -> LabelledSet:
+    """The set in the format that the options name or that the folder's form shows."""
+    folder = options.one_data()
+    if not folder.is_dir():
+        raise EvaluationError(f"{folder} is no folder; give one folder a class, or CLIP_benchmark's layout")
+    form = options.format
+    if form == "auto":
+        form = "clip-benchmark" if (folder / "classnames.txt").is_file() else "folders"
+    if form == "folders":
+        return read_class_folders(folder, _folder_names(options.class_names) if options.class_names else None)
+    if form != "clip-benchmark":
+        raise EvaluationError(f"format is {form!r}; for classification it must be folders or clip-benchmark")
+    found = read_clip_benchmark(folder, options.split)
+    if options.class_names:
+        names = [line.strip() for line in text_lines(options.class_names)]
+        if len(names) != len(found.classes):
+            raise EvaluationError(
+                f"{options.class_names} has {len(names)} names; the set has {len(found.classes)} classes, give one each"
+            )
+        found.classes = names
+    return found
+
+
+def _folder_names(path: Path) -> dict[str, str]:
+    """Names by folder: a JSON object, or lines ``FOLDER<tab>NAME`` (ImageNet's ``n01440764<tab>tench``)."""
+    if path.suffix.lower() == ".json":
+        return {str(folder): str(name) for folder, name in read_json(path).items()}
+    names = {}
+    for line in text_lines(path):
+        folder, tab, name = line.partition("\t")
+        if not tab:
+            raise EvaluationError(f"{path}: {line!r:.80} has no tab; write FOLDER<tab>NAME a line")
+        names[folder.strip()] = name.strip()
+    return names

@@ -1,0 +1,162 @@
+"""CLIP folders of transformers, as evaluation models.
+
+CLIP has one text path and one fixed image size. Long captions are cut to its 77 tokens, regions come from the
+projected patch tokens, and where boxes or patches are asked for, the image is squeezed to a square instead of cropped;
+the result files say so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pipeline.evaluation.models import TEXT_KINDS, EvaluationModel, ImageFeatures, Prepared
+from pipeline.evaluation.results import EvaluationError
+from pipeline.evaluation.scclip import Calibration, calibrated_patches
+
+# OpenAI's normalisation, for folders without preprocessor_config.json
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class CLIPEvaluation(EvaluationModel):
+    """A transformers ``CLIPModel`` with its tokenizer."""
+
+    kind = "clip"
+    module_class = "CLIPModel"
+    default_mean, default_std = CLIP_MEAN, CLIP_STD
+
+    def __init__(self, module: nn.Module, tokenizer: Any, *, name: str = "clip", preprocessing: dict | None = None):
+        self.module, self.tokenizer, self.name = module, tokenizer, name
+        vision = module.config.vision_config
+        self.image_size, self.patch_size = vision.image_size, vision.patch_size
+        chosen = preprocessing or {}
+        self.mean = torch.tensor(chosen.get("image_mean", self.default_mean)).view(3, 1, 1)
+        self.std = torch.tensor(chosen.get("image_std", self.default_std)).view(3, 1, 1)
+
+    @classmethod
+    def load(cls, folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> CLIPEvaluation:
+        """Read such a folder.
+
+        Raises:
+            EvaluationError: weights are missing, or there is no tokenizer.
+        """
+        import transformers
+
+        loader = getattr(transformers, cls.module_class)
+        module, report = loader.from_pretrained(folder, output_loading_info=True, local_files_only=True)
+        if report["missing_keys"]:
+            missing = sorted(report["missing_keys"])
+            raise EvaluationError(f"{folder} lacks {len(missing)} weights (first: {missing[0]}); download it again")
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise EvaluationError(f"{folder} holds no tokenizer ({' '.join(str(error).split())[:120]})") from error
+        file = folder / "preprocessor_config.json"
+        preprocessing = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return cls(module.to(device=device, dtype=dtype), tokenizer, name=str(folder), preprocessing=preprocessing)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def prepare(self, image: Image.Image, dense: bool = False) -> Prepared:
+        size = self.image_size
+        if dense:
+            return self._prepared(image.resize((size, size), Image.Resampling.BICUBIC))
+        scale = size / min(image.size)
+        wide, high = max(size, int(image.width * scale)), max(size, int(image.height * scale))
+        left, top = (wide - size) // 2, (high - size) // 2
+        resized = image.resize((wide, high), Image.Resampling.BICUBIC)
+        return self._prepared(resized.crop((left, top, left + size, top + size)))
+
+    def prepare_window(self, image: Image.Image) -> Prepared:
+        wide, high = (max(side // self.patch_size, 1) * self.patch_size for side in image.size)
+        return self._prepared(image.resize((wide, high), Image.Resampling.BICUBIC))
+
+    def _prepared(self, image: Image.Image) -> Prepared:
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+        return Prepared((pixels - self.mean) / self.std, tuple(pixels.shape[1:]))
+
+    def encode_images(self, prepared: Sequence[Prepared], dense: bool = False) -> ImageFeatures:
+        tower = self.module.vision_model
+        pixels = self._pixels(prepared)
+        output = tower(pixel_values=pixels, interpolate_pos_encoding=self._stretched(pixels))
+        embeds = nn.functional.normalize(self.module.visual_projection(output.pooler_output).float(), dim=-1).cpu()
+        if not dense:
+            return ImageFeatures(embeds)
+        return self._features(embeds, output.last_hidden_state[:, 1:], pixels)
+
+    def encode_dense(self, prepared: Sequence[Prepared], calibration: Calibration | None) -> ImageFeatures:
+        if calibration is None:
+            return self.encode_images(prepared, dense=True)
+        pixels = self._pixels(prepared)
+        mask, shapes = self._grid(pixels)
+        tower = self.module.vision_model
+        hidden = tower.pre_layrnorm(tower.embeddings(pixels, interpolate_pos_encoding=self._stretched(pixels)))
+        patches = calibrated_patches(
+            list(tower.encoder.layers),
+            hidden,
+            lambda block, states: block(states, None),
+            mask=mask.bool(),
+            grids=shapes,
+            has_class_token=True,
+            settings=calibration,
+        )
+        return self._features(torch.zeros(len(pixels), 0), patches, pixels)
+
+    def _pixels(self, prepared: Sequence[Prepared]) -> Tensor:
+        dtype = next(self.module.parameters()).dtype
+        return torch.stack([one.pixels for one in prepared]).to(device=self.device, dtype=dtype)
+
+    def _stretched(self, pixels: Tensor) -> bool:
+        return tuple(pixels.shape[-2:]) != (self.image_size, self.image_size)
+
+    def _grid(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        grid = [side // self.patch_size for side in pixels.shape[-2:]]
+        mask = torch.ones(len(pixels), grid[0] * grid[1], dtype=torch.int32, device=pixels.device)
+        return mask, torch.tensor([grid] * len(pixels), device=pixels.device)
+
+    def _features(self, embeds: Tensor, patches: Tensor, pixels: Tensor) -> ImageFeatures:
+        mask, shapes = self._grid(pixels)
+        dense = self.module.visual_projection(self.module.vision_model.post_layernorm(patches)).float()
+        return ImageFeatures(embeds, dense, mask, shapes)
+
+    def encode_texts(self, texts: Sequence[str], kind: str) -> Tensor:
+        if kind not in TEXT_KINDS:
+            raise EvaluationError(f"text kind is {kind!r}; it must be one of {', '.join(TEXT_KINDS)}")
+        length = self.module.config.text_config.max_position_embeddings
+        ids = self.tokenizer(
+            list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).to(self.device)
+        output = self.module.text_model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"])
+        return nn.functional.normalize(self.module.text_projection(output.pooler_output).float(), dim=-1).cpu()
+
+    def pool_regions(self, features: ImageFeatures, boxes: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
+        from pipeline.model.regions import pool_regions
+
+        boxes, image_index = boxes.to(self.device), image_index.to(self.device)
+        pooled, valid = pool_regions(features.dense, features.shapes, boxes, image_index)
+        return nn.functional.normalize(pooled, dim=-1).cpu(), valid.cpu()
+
+    def text_path(self, kind: str) -> str:
+        length = self.module.config.text_config.max_position_embeddings
+        return f"CLIP's only text path, cut to {length} tokens" if kind != "short" else kind
+
+    def region_path(self) -> str:
+        return "RoIAlign 1x1 over the projected patch tokens of the image squeezed to a square; CLIP has no dense head"
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+            "preparation": "short side to size and centre crop; squeezed to a square for boxes and patches",
+            "dtype": str(next(self.module.parameters()).dtype).removeprefix("torch."),
+        }

@@ -1,0 +1,211 @@
+"""Image and region features of a whole set: decoded in threads, batched by size, shared over ranks, kept on disk.
+
+The set is cut into chunks of consecutive images. A chunk is the unit of work of a rank and of the cache: with a cache
+folder, a chunk that was encoded before is read back, so an interrupted evaluation of a long set goes on where it was.
+Images of a batch have one resolution level, each its own: no image's features depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.evaluation.formats.items import ImageItem, RegionRow
+from pipeline.evaluation.models import EvaluationModel, Prepared
+from pipeline.evaluation.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """How a set is encoded. None of it changes a number beyond rounding."""
+
+    batch_size: int = 32
+    chunk_size: int = 256  # images
+    num_threads: int = 2  # that decode
+    cache_folder: Path | None = None
+    max_megapixels: float = 100.0
+    report_every_seconds: float = 10.0
+
+
+@dataclass(frozen=True)
+class SetFeatures:
+    """N images, R regions in the order they were given. Rows of unreadable images and invalid boxes are 0."""
+
+    embeds: Tensor  # [N, D]
+    regions: Tensor  # [R, D]
+    region_valid: Tensor  # [R] bool
+    faults: dict[int, str]  # image -> what is wrong with it
+
+
+def encode_set(
+    model: EvaluationModel,
+    images: Sequence[ImageItem],
+    boxes: Sequence[RegionRow] = (),
+    *,
+    settings: EncodeSettings | None = None,
+    ranks: Ranks | None = None,
+    label: str = "images",
+) -> SetFeatures:
+    """Encode every image once and pool each row's box from it. Equal boxes of an image are pooled once.
+
+    Args:
+        boxes: rows whose ``image`` counts into ``images``.
+    Returns:
+        the whole set's features, on every rank.
+    """
+    settings, ranks = settings or EncodeSettings(), ranks or Ranks()
+    wanted: dict[int, list[int]] = defaultdict(list)
+    for number, row in enumerate(boxes):
+        wanted[row.image].append(number)
+    starts = range(0, len(images), settings.chunk_size)
+    fingerprint = model.fingerprint() if settings.cache_folder else ""
+    report = Progress(label, len(images), settings.report_every_seconds if ranks.is_first else None)
+    mine = []
+    with ThreadPoolExecutor(settings.num_threads) as pool:
+        for chunk in ranks.share(len(starts)):
+            numbers = range(starts[chunk], min(starts[chunk] + settings.chunk_size, len(images)))
+            chunk_boxes = [(number, at, boxes[at].box) for number in numbers for at in wanted.get(number, ())]
+            mine.append(_chunk(model, images, numbers, chunk_boxes, bool(boxes), settings, pool, fingerprint))
+            report.advance(len(numbers))
+    chunks = [chunk for share in ranks.gather(mine) for chunk in share]
+    width = next((len(row) for chunk in chunks for row in chunk["embeds"]), 0)
+    embeds, regions = torch.zeros(len(images), width), torch.zeros(len(boxes), width)
+    valid, faults = torch.zeros(len(boxes), dtype=torch.bool), {}
+    for chunk in chunks:
+        embeds[chunk["numbers"]] = chunk["embeds"]
+        if len(chunk["rows"]):
+            regions[chunk["rows"]], valid[chunk["rows"]] = chunk["regions"], chunk["valid"]
+        faults.update(chunk["faults"])
+    return SetFeatures(embeds, regions, valid, faults)
+
+
+def encode_texts(
+    model: EvaluationModel, texts: Sequence[str], kind: str, ranks: Ranks | None = None
+) -> tuple[Tensor, dict[str, int]]:
+    """Each distinct text once, shared over ranks: ``(features [U, D] on every rank, text -> row)``."""
+    ranks = ranks or Ranks()
+    distinct = list(dict.fromkeys(texts))
+    if not distinct:
+        return torch.zeros(0, 0), {}
+    size = model.text_batch_size
+    batches = [distinct[start : start + size] for start in range(0, len(distinct), size)]
+    mine = {number: model.encode_texts(batches[number], kind) for number in ranks.share(len(batches))}
+    parts = {number: part for share in ranks.gather(mine) for number, part in share.items()}
+    return torch.cat([parts[number] for number in range(len(batches))]), {
+        text: row for row, text in enumerate(distinct)
+    }
+
+
+def _chunk(model, images, numbers, boxes, dense: bool, settings: EncodeSettings, pool, fingerprint: str) -> dict:
+    """One chunk's features, from the cache where it holds them. ``boxes``: (image, row, box)."""
+    path = None
+    if settings.cache_folder:
+        what = [fingerprint, [images[number].identity for number in numbers], boxes, dense, settings.max_megapixels]
+        name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
+        path = Path(settings.cache_folder) / f"{name}.safetensors"
+        if path.is_file():
+            with safe_open(path, "pt") as file:
+                kept = {key: file.get_tensor(key) for key in file.keys()}
+                faults = json.loads(file.metadata()["faults"])
+            return kept | {"faults": {int(number): what for number, what in faults.items()}}
+    encoded = _encode_chunk(model, images, numbers, boxes, dense, settings, pool)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+        tensors = {key: value.contiguous() for key, value in encoded.items() if isinstance(value, Tensor)}
+        save_file(tensors, aside, metadata={"faults": json.dumps(encoded["faults"])})
+        os.replace(aside, path)
+    return encoded
+
+
+def read_image(item: ImageItem, max_megapixels: float) -> Image.Image | str:
+    """The decoded image, or the reason why there is none."""
+    from pipeline.data.images import ImageFault, decode_image
+
+    try:
+        return decode_image(item.read(), max_megapixels)
+    except ImageFault as fault:
+        return fault.kind
+    except OSError as error:
+        return f"unreadable_file_{type(error).__name__}"
+
+
+def _encode_chunk(model, images, numbers, boxes, dense: bool, settings: EncodeSettings, pool) -> dict:
+    def load(number: int) -> Prepared | str:
+        image = read_image(images[number], settings.max_megapixels)
+        return image if isinstance(image, str) else model.prepare(image, dense)
+
+    loaded = dict(zip(numbers, pool.map(load, numbers), strict=True))
+    faults = {number: what for number, what in loaded.items() if isinstance(what, str)}
+    groups: dict[tuple, list[int]] = defaultdict(list)
+    for number, prepared in loaded.items():
+        if number not in faults:
+            groups[prepared.group].append(number)
+    of_image: dict[int, list[tuple[int, tuple]]] = defaultdict(list)
+    for number, row, box in boxes:
+        of_image[number].append((row, box))
+    kept: dict[str, list] = {"numbers": [], "embeds": [], "rows": [], "regions": [], "valid": []}
+    for members in groups.values():
+        for start in range(0, len(members), settings.batch_size):
+            part = members[start : start + settings.batch_size]
+            features = model.encode_images([loaded[number] for number in part], dense=dense)
+            kept["numbers"] += part
+            kept["embeds"].append(features.embeds)
+            _pool(model, features, part, of_image, kept)
+    return {
+        "numbers": torch.tensor(kept["numbers"], dtype=torch.long),
+        "embeds": torch.cat(kept["embeds"]) if kept["embeds"] else torch.zeros(0, 0),
+        "rows": torch.tensor(kept["rows"], dtype=torch.long),
+        "regions": torch.cat(kept["regions"]) if kept["regions"] else torch.zeros(0, 0),
+        "valid": torch.cat(kept["valid"]) if kept["valid"] else torch.zeros(0, dtype=torch.bool),
+        "faults": faults,
+    }
+
+
+def _pool(model, features, part: list[int], of_image: dict, kept: dict) -> None:
+    """The regions of one batch, each distinct box of an image pooled once."""
+    places: dict[tuple[int, tuple], int] = {}
+    rows, at = [], []
+    for position, number in enumerate(part):
+        for row, box in of_image.get(number, ()):
+            rows.append(row)
+            at.append(places.setdefault((position, tuple(box)), len(places)))
+    if not rows:
+        return
+    boxes = torch.tensor([box for _, box in places], dtype=torch.float32)
+    owner = torch.tensor([position for position, _ in places])
+    embeds, valid = model.pool_regions(features, boxes, owner)
+    kept["rows"] += rows
+    kept["regions"].append(embeds[at])
+    kept["valid"].append(valid[at])
+
+
+class Progress:
+    """A line on standard error now and then; ``every_seconds`` None says nothing."""
+
+    def __init__(self, label: str, total: int, every_seconds: float | None) -> None:
+        self.label, self.total, self.every = label, total, every_seconds
+        self.done, self.start = 0, time.monotonic()
+        self.next = self.start + (every_seconds or 0)
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if self.every is not None and now >= self.next:
+            self.next = now + self.every
+            rate = self.done / (now - self.start)
+            print(f"{self.label}: {self.done} of {self.total}, {rate:.0f}/s on this rank", file=sys.stderr, flush=True)

@@ -1,0 +1,99 @@
+"""FG-OVD's JSONL (and FineHARD-like rows of the same form): a box, one true phrase, up to K altered ones.
+
+One row: ``{"img_path", "bbox": [x, y, w, h] in pixels, "pos_expression": [..], "neg_expression": [..], "width",
+"height"}`` and, in the scenes' files, ``language``, ``combination``, ``category``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluation.formats.items import ImageItem, RegionRow, RegionSet, normalise_box
+from pipeline.evaluation.results import Accounting, EvaluationError
+
+
+def read_fgovd(file: str | Path, find_image: Callable[[str], ImageItem | None]) -> RegionSet:
+    """Every row of ``file``; ``find_image`` turns an ``img_path`` into the image's place, or None where it is missing.
+
+    Rows that cannot be scored are skipped under a reason: ``not_json``, ``missing_field``, ``bad_box``,
+    ``missing_image``, ``empty_phrase``, ``no_negatives``, ``box_outside_image``.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise EvaluationError(f"{file} does not exist; give an FG-OVD file in JSONL form")
+    accounting = Accounting("FG-OVD rows")
+    images: dict[str, int] = {}
+    items: list[ImageItem] = []
+    rows: list[RegionRow] = []
+    with open(file, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{file.name}:{number}"
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                accounting.skip("not_json", f"{where}: {error}")
+                continue
+            row = _row(record, where, accounting)
+            if row is None:
+                continue
+            name = record["img_path"]
+            if name not in images:
+                item = find_image(name)
+                images[name] = -1 if item is None else len(items)
+                if item is not None:
+                    items.append(item)
+            if images[name] < 0:
+                accounting.skip("missing_image", f"{where}: {name}")
+                continue
+            accounting.take()
+            rows.append(RegionRow(images[name], row.box, row.texts, tags=row.tags))
+    return RegionSet(items, rows, accounting)
+
+
+def _row(record: Any, where: str, accounting: Accounting) -> RegionRow | None:
+    """The row without its image number; None, and counted, where it cannot be scored."""
+    if not isinstance(record, dict):
+        accounting.skip("missing_field", f"{where}: a {type(record).__name__} instead of an object")
+        return None
+    needed = ("img_path", "bbox", "pos_expression", "neg_expression", "width", "height")
+    absent = [name for name in needed if record.get(name) is None]
+    if absent:
+        accounting.skip("missing_field", f"{where}: {', '.join(absent)}")
+        return None
+    if not _is_box(record["bbox"]) or not all(_is_size(record[name]) for name in ("width", "height")):
+        accounting.skip("bad_box", f"{where}: {record['bbox']!r:.60} of {record['width']!r}x{record['height']!r}")
+        return None
+    true, wrong = _texts(record["pos_expression"]), _texts(record["neg_expression"])
+    if not true or not true[0].strip():
+        accounting.skip("empty_phrase", f"{where}: pos_expression")
+        return None
+    kept = [text for text in wrong if text.strip()]
+    if not kept:
+        accounting.skip("no_negatives", where)
+        return None
+    box, clipped = normalise_box(record["bbox"], record["width"], record["height"])
+    if box is None:
+        accounting.skip("box_outside_image", f"{where}: {record['bbox']} of {record['width']}x{record['height']}")
+        return None
+    accounting.note("empty_negatives_left_out", where, len(wrong) - len(kept))
+    accounting.note("fewer_than_10_negatives", where, int(len(kept) < 10))
+    accounting.note("box_clipped", f"{where}: {record['bbox']}", int(clipped))
+    tags = {name: record[name] for name in ("language", "combination") if name in record}
+    return RegionRow(-1, box, (true[0], *kept), tags=tags)
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(isinstance(v, int | float) for v in value)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
+def _texts(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [str(text) for text in value]

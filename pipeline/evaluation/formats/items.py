@@ -1,0 +1,88 @@
+"""What the readers hand over: where each image lies, and the rows that speak of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluation.results import Accounting
+
+
+@dataclass(frozen=True)
+class ImageItem:
+    """An image on disk: a whole file, or ``length`` bytes at ``offset`` of a tar."""
+
+    key: str
+    path: Path
+    offset: int = 0
+    length: int | None = None
+
+    def read(self) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return file.read() if self.length is None else file.read(self.length)
+
+    @property
+    def identity(self) -> str:
+        """Names the bytes without reading them: for the keys of the feature cache."""
+        status = self.path.stat()
+        return f"{self.key}|{self.path.name}|{self.offset}|{self.length}|{status.st_size}|{status.st_mtime_ns}"
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One text of one image (``image`` counts into the set's images)."""
+
+    image: int
+    text: str
+
+
+@dataclass
+class CaptionSet:
+    """Images with captions, for retrieval."""
+
+    images: list[ImageItem]
+    captions: list[Caption]
+    accounting: Accounting
+
+
+@dataclass(frozen=True)
+class RegionRow:
+    """A box of an image. ``texts``: the true phrase, then the wrong ones; or ``label``: the number of its class.
+
+    ``box`` is normalised xyxy within 0..1. ``tags`` group the scores (language, combination, …).
+    """
+
+    image: int
+    box: tuple[float, float, float, float]
+    texts: tuple[str, ...] = ()
+    label: int = -1
+    tags: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class RegionSet:
+    """Images with boxes. ``classes``: the names that ``label`` counts into, where the set has labels."""
+
+    images: list[ImageItem]
+    rows: list[RegionRow]
+    accounting: Accounting
+    classes: list[str] = field(default_factory=list)
+
+
+def normalise_box(box: tuple[float, float, float, float], width: float, height: float, form: str = "xywh"):
+    """A pixel box as normalised xyxy, clipped to the image: ``(box or None, was it clipped)``.
+
+    None: nothing of the box lies inside the image, or it has no area.
+    """
+    x1, y1, c, d = (float(v) for v in box)
+    x2, y2 = (x1 + c, y1 + d) if form == "xywh" else (c, d)
+    raw = (x1 / width, y1 / height, x2 / width, y2 / height)
+    if not all(v == v and abs(v) != float("inf") for v in raw):
+        return None, False
+    inside = tuple(min(max(v, 0.0), 1.0) for v in raw)
+    if inside[2] <= inside[0] or inside[3] <= inside[1]:
+        return None, False
+    # COCO boxes end up to a rounding error beyond the edge: that is no clipping worth a note
+    return inside, max(abs(a - b) for a, b in zip(raw, inside, strict=True)) > 1e-3

@@ -1,0 +1,135 @@
+"""Boxes with class names: COCO, LVIS and BoxClass-CN JSON (all of COCO's form), and the regions of our shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.evaluation.formats.items import ImageItem, RegionRow, RegionSet, normalise_box
+from pipeline.evaluation.formats.paths import read_json
+from pipeline.evaluation.formats.shards import read_shards
+from pipeline.evaluation.results import Accounting, EvaluationError
+
+
+def class_name(category: dict[str, Any]) -> str:
+    """The words of a category: LVIS writes ``fire_hydrant`` and ``bow_(weapon)``."""
+    return str(category["name"]).replace("_", " ")
+
+
+def image_name(image: dict[str, Any]) -> str:
+    """COCO's ``file_name``; LVIS v1 has only a URL, whose last two parts are the folder and the file."""
+    if image.get("file_name"):
+        return image["file_name"]
+    return "/".join(str(image.get("coco_url", image["id"])).split("/")[-2:])
+
+
+def read_instances(
+    path: Path, find: Callable[[str], ImageItem | None], names: dict[int, str] | None = None
+) -> RegionSet:
+    """COCO or LVIS instances as labelled rows; ``names`` replaces the class names by category id.
+
+    ``tags["category_id"]`` and ``tags["image_id"]`` are the file's own. Images without a box are counted in the notes.
+    Reasons of skipped rows: ``crowd``, ``unknown_image``, ``unknown_class``, ``missing_image``, ``box_outside_image``,
+    ``missing_field``.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
+        raise EvaluationError(
+            f"{path} has no images, annotations and categories; COCO and LVIS instances have all three"
+        )
+    categories = sorted(content["categories"], key=lambda one: one["id"])
+    label = {category["id"]: at for at, category in enumerate(categories)}
+    classes = [(names or {}).get(category["id"], class_name(category)) for category in categories]
+    images = {image["id"]: image for image in content["images"]}
+    accounting, items, rows = Accounting("instances"), [], []
+    number: dict[Any, int] = {}
+    with_boxes = set()
+    for at, annotation in enumerate(content["annotations"]):
+        where = f"{path.name}: annotations[{at}]"
+        image = images.get(annotation.get("image_id"))
+        with_boxes.add(annotation.get("image_id"))
+        problem = _problem(annotation, image, label)
+        if problem:
+            accounting.skip(problem, f"{where}: {annotation.get('category_id')}")
+            continue
+        item = find(image_name(image))
+        if item is None:
+            accounting.skip("missing_image", f"{where}: {image_name(image)}")
+            continue
+        size = image_size(image, item)
+        if size is None:
+            accounting.skip("unreadable_image", f"{where}: {item.key}")
+            continue
+        box, clipped = normalise_box(annotation["bbox"], *size)
+        if box is None:
+            accounting.skip("box_outside_image", f"{where}: {annotation['bbox']}")
+            continue
+        if number.setdefault(image["id"], len(items)) == len(items):
+            items.append(item)
+        accounting.take()
+        accounting.note("box_clipped", where, int(clipped))
+        tags = {"image_id": image["id"], "category_id": annotation["category_id"]}
+        rows.append(RegionRow(number[image["id"]], box, label=label[annotation["category_id"]], tags=tags))
+    accounting.note("images_without_a_box", path.name, len(set(images) - with_boxes))
+    return RegionSet(items, rows, accounting, classes)
+
+
+def image_size(image: dict[str, Any], item: ImageItem) -> tuple[int, int] | None:
+    """Width and height that the boxes are relative to: the file's, else the image's own; None: it has no header."""
+    if not (image.get("width") and image.get("height")):
+        try:
+            with Image.open(item.path) as opened:
+                image["width"], image["height"] = opened.size
+        except (UnidentifiedImageError, OSError):
+            return None
+    return image["width"], image["height"]
+
+
+def _problem(annotation: dict[str, Any], image: dict[str, Any] | None, label: dict[int, int]) -> str | None:
+    box = annotation.get("bbox")
+    if image is None:
+        return "unknown_image"
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
+        return "missing_field"
+    if annotation.get("category_id") not in label:
+        return "unknown_class"
+    return "crowd" if annotation.get("iscrowd") else None
+
+
+def shard_objects(folder: Path, language: str) -> RegionSet:
+    """Regions with a category of a folder of shards; the classes are all that its samples of ``language`` name."""
+    shards = read_shards(folder)
+    mine = [one for one in shards.samples if one.sample.language == language]
+    classes = sorted({r.category for one in mine for r in one.sample.regions if r.category is not None})
+    found = RegionSet([one.image for one in mine], [], Accounting("regions"), classes)
+    for reason, place in shards.faults:
+        found.accounting.skip(reason, place)
+    for image, one in enumerate(mine):
+        found.accounting.note("images_without_a_box", one.image.key, int(not one.sample.regions))
+        for at, region in enumerate(one.sample.regions):
+            if region.category is None:
+                found.accounting.skip("no_category", f"{one.image.key}: regions[{at}]")
+            else:
+                found.accounting.take()
+                found.rows.append(RegionRow(image, region.box, label=classes.index(region.category)))
+    return found
+
+
+def shard_phrases(folder: Path, language: str) -> RegionSet:
+    """Regions with wrong phrases of a folder of shards, as FG-OVD rows."""
+    shards = read_shards(folder)
+    mine = [one for one in shards.samples if one.sample.language == language]
+    found = RegionSet([one.image for one in mine], [], Accounting("regions"))
+    for reason, place in shards.faults:
+        found.accounting.skip(reason, place)
+    for image, one in enumerate(mine):
+        for at, region in enumerate(one.sample.regions):
+            if not region.negatives:  # not a row of this task: counted, so that the sum over the set holds
+                found.accounting.note("regions_without_negatives", f"{one.image.key}: regions[{at}]")
+                continue
+            found.accounting.take()
+            found.rows.append(RegionRow(image, region.box, (region.phrase, *region.negatives)))
+    return found

@@ -1,0 +1,149 @@
+"""Folders of images and class masks: VOC, Pascal Context, ADE20K, COCO-Stuff and -Object, Cityscapes, and scenes.
+
+The layouts are those that segmentation toolboxes prepare, named in LAYOUTS. Class names are the sets' own, in English;
+``--class-names`` replaces them (one a line), for other wordings and for Chinese.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.evaluation.formats.items import ImageItem
+from pipeline.evaluation.formats.paths import read_json, text_lines
+from pipeline.evaluation.results import Accounting, EvaluationError
+
+IGNORE = 65535  # of a label map as read here; no set has so many classes
+FILE_IGNORE = 255  # what all these sets write for pixels without a class
+CLASS_LISTS = Path(__file__).with_name("class_lists.json")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a set keeps things. ``zero``: what label 0 means, ``background``, ``ignore``, or ``class`` (the first)."""
+
+    images: str
+    image_ending: str
+    labels: str
+    label_ending: str
+    names: str
+    zero: str
+    listing: str | None = None  # file of image names; None: all images that have labels
+
+
+LAYOUTS = {
+    "voc": Layout("JPEGImages", ".jpg", "SegmentationClass", ".png", "voc", "background", "Segmentation"),
+    "pascal-context": Layout(
+        "JPEGImages", ".jpg", "SegmentationClassContext", ".png", "pascal-context", "background", "SegmentationContext"
+    ),
+    "ade20k": Layout("images/validation", ".jpg", "annotations/validation", ".png", "ade20k", "ignore"),
+    "coco-stuff": Layout("images/val2017", ".jpg", "annotations/val2017", "_labelTrainIds.png", "coco-stuff", "class"),
+    "coco-object": Layout(
+        "images/val2017", ".jpg", "annotations/val2017", "_instanceTrainIds.png", "coco-object", "background"
+    ),
+    "cityscapes": Layout(
+        "leftImg8bit/val", "_leftImg8bit.png", "gtFine/val", "_gtFine_labelTrainIds.png", "cityscapes", "class"
+    ),
+}
+
+
+@dataclass
+class SegmentationSet:
+    """Images with label maps. Classes are numbered from 0; ``has_background``: a further class, the last number."""
+
+    images: list[ImageItem]
+    labels: list[ImageItem]
+    classes: dict[str, list[str]]  # by language
+    languages: list[str]  # of each image
+    zero: str
+    accounting: Accounting
+
+    @property
+    def num_classes(self) -> int:
+        return len(next(iter(self.classes.values())))
+
+    @property
+    def has_background(self) -> bool:
+        return self.zero == "background"
+
+    def limited(self, max_images: int | None) -> SegmentationSet:
+        """The first ``max_images``; the others are left out and counted in the notes."""
+        left_out = len(self.images) - len(self.images[:max_images])
+        self.accounting.rows -= left_out
+        self.accounting.evaluated -= left_out
+        self.accounting.note("images_outside_the_chosen_ones", "max_images", left_out)
+        lists = (self.images[:max_images], self.labels[:max_images])
+        return SegmentationSet(*lists, self.classes, self.languages[:max_images], self.zero, self.accounting)
+
+    def read_label(self, number: int) -> np.ndarray | str:
+        """[height, width] int64: class, ``num_classes`` for background, or IGNORE; a reason where it cannot be read."""
+        try:
+            with Image.open(io.BytesIO(self.labels[number].read())) as opened:
+                raw = np.array(opened)
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
+            return "unreadable_label"
+        if raw.ndim != 2:
+            return "label_with_colours"
+        raw = raw.astype(np.int64)
+        first = 0 if self.zero == "class" else 1
+        result = raw - first
+        if first:
+            result[raw == 0] = self.num_classes if self.has_background else IGNORE
+        result[raw == FILE_IGNORE] = IGNORE
+        above = (result >= self.num_classes) & (result != IGNORE)
+        if (above & (raw != 0)).any():
+            return f"unknown_class_{int(raw[above & (raw != 0)].max())}"
+        return result
+
+
+def read_segmentation(folder: Path, form: str, split: str, language: str, names: Path | None) -> SegmentationSet:
+    """The images of ``folder`` in layout ``form`` (``auto``: recognised).
+
+    Raises:
+        EvaluationError: unknown layout, nothing found, or another number of class names than the set has.
+    """
+    if form == "auto":
+        fitting = [
+            name for name, layout in LAYOUTS.items() if any((folder / layout.labels).rglob("*" + layout.label_ending))
+        ]
+        if not fitting:
+            raise EvaluationError(f"{folder} has no known layout of masks; give --format one of {', '.join(LAYOUTS)}")
+        form = fitting[0]
+    if form not in LAYOUTS:
+        raise EvaluationError(f"format is {form!r}; for segmentation it must be one of {', '.join(LAYOUTS)}")
+    layout = LAYOUTS[form]
+    classes = read_json(CLASS_LISTS)[layout.names]
+    if names is not None:
+        given = [line.strip() for line in text_lines(names)]
+        if len(given) != len(classes):
+            raise EvaluationError(
+                f"{names} has {len(given)} names; {form} has {len(classes)} classes, give one a line each"
+            )
+        classes = given
+    found = SegmentationSet([], [], {language: classes}, [], layout.zero, Accounting("images with masks"))
+    for stem in _stems(folder, layout, split):
+        image = folder / layout.images / f"{stem}{layout.image_ending}"
+        label = folder / layout.labels / f"{stem}{layout.label_ending}"
+        if not image.is_file() or not label.is_file():
+            found.accounting.skip("missing_mask" if image.is_file() else "missing_image", stem)
+            continue
+        found.images.append(ImageItem(stem, image))
+        found.labels.append(ImageItem(stem, label))
+        found.languages.append(language)
+        found.accounting.take()
+    return found
+
+
+def _stems(folder: Path, layout: Layout, split: str) -> list[str]:
+    if layout.listing is not None:
+        # The published scores of these two sets are on val; "test" has no public masks.
+        file = folder / "ImageSets" / layout.listing / f"{'val' if split == 'test' else split}.txt"
+        if file.is_file():
+            return [line.strip() for line in text_lines(file)]
+    root = folder / layout.labels
+    ending = layout.label_ending
+    return sorted(path.relative_to(root).as_posix().removesuffix(ending) for path in root.rglob(f"*{ending}"))

@@ -1,0 +1,34 @@
+"""Results of chunks kept on disk, so that a long evaluation goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.evaluation.models import EvaluationModel
+from pipeline.evaluation.results import write_json
+
+
+class Store:
+    """Small JSON results by what they depend on. ``folder`` None keeps nothing."""
+
+    def __init__(self, folder: Path | None, model: EvaluationModel, settings: Any) -> None:
+        """``settings``: all else that the results depend on."""
+        self.folder = folder
+        depends_on = [model.fingerprint() if folder else "", settings]  # a fingerprint is a pass over the weights
+        self.depends_on = json.dumps(depends_on, sort_keys=True, default=str, ensure_ascii=False)
+
+    def get(self, key: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The kept result for ``key``, or the one that ``make`` gives, which is then kept."""
+        if self.folder is None:
+            return make()
+        text = self.depends_on + json.dumps(key, sort_keys=True, default=str, ensure_ascii=False)
+        path = Path(self.folder) / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+        result = make()
+        write_json(path, result)
+        return result

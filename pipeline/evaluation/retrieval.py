@@ -1,0 +1,134 @@
+"""Image-text retrieval: recall of the right text among all texts, and of the right image among all images.
+
+Letters: N images, M captions, D width. An image may have several captions: image-to-text is a hit when any of them is
+among the first k. A tie counts against the model, so that a collapsed one scores 0 and not 1.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.evaluation.features import EncodeSettings, encode_set, encode_texts
+from pipeline.evaluation.formats.captions import LONG_FORMATS, read_captions, recognise, shard_captions
+from pipeline.evaluation.formats.items import Caption, CaptionSet
+from pipeline.evaluation.formats.paths import ImageFinder, text_lines
+from pipeline.evaluation.models import EvaluationModel
+from pipeline.evaluation.options import Options
+from pipeline.evaluation.ranks import Ranks
+from pipeline.evaluation.results import EvaluationError
+
+READS = (
+    "format",
+    "images",
+    "language",
+    "split",
+    "image_ids",
+    "max_images",
+    "text_kind",
+    "short_prefix",
+    "retrieval_images",
+)  # options, beside those of all tasks
+CHUNK = 1024  # rows of the similarity matrix that exist at one time
+
+
+def ranks_of_matches(images: Tensor, texts: Tensor, text_image: Tensor) -> tuple[Tensor, Tensor]:
+    """The rank (from 0) of each image's best own caption, and of each caption's own image.
+
+    Args:
+        images: [N, D], texts: [M, D], both of unit norm; text_image: [M], the image each caption belongs to.
+    Returns:
+        i2t [N] (images without a caption get -1) and t2i [M].
+    """
+    i2t = torch.full((len(images),), -1, dtype=torch.long)
+    for start in range(0, len(images), CHUNK):
+        scores = images[start : start + CHUNK] @ texts.T
+        own = text_image[None] == torch.arange(start, start + len(scores))[:, None]
+        best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+        rank = ((scores >= best) & ~own).sum(1)
+        i2t[start : start + CHUNK] = torch.where(own.any(1), rank, -1)
+    t2i = torch.empty(len(texts), dtype=torch.long)
+    for start in range(0, len(texts), CHUNK):
+        scores = texts[start : start + CHUNK] @ images.T
+        own = text_image[start : start + CHUNK]
+        true = scores.gather(1, own[:, None])
+        t2i[start : start + CHUNK] = (scores >= true).sum(1) - 1
+    return i2t, t2i
+
+
+def recalls(images: Tensor, texts: Tensor, text_image: Tensor, at: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+    """``{"i2t_r1": …, "t2i_r1": …}``, fractions. Arguments as in :func:`ranks_of_matches`."""
+    i2t, t2i = ranks_of_matches(images, texts, text_image)
+    i2t = i2t[i2t >= 0]
+    scores = {f"i2t_r{k}": (i2t < k).double().mean().item() for k in at}
+    return scores | {f"t2i_r{k}": (t2i < k).double().mean().item() for k in at}
+
+
+def run(model: EvaluationModel, options: Options, settings: EncodeSettings, ranks: Ranks) -> dict[str, Any]:
+    """The task: read the set, encode both sides, score. See ``pipeline.evaluation.run.evaluate``."""
+    path = options.one_data()
+    form = recognise(path) if options.format == "auto" else options.format
+    kind = options.text_kind
+    if kind == "auto":
+        kind = "long" if form in LONG_FORMATS else "short"
+    if kind not in ("short", "long"):
+        raise EvaluationError(f"text_kind is {options.text_kind!r}; it must be short, long or auto")
+    if form == "shards":
+        found = shard_captions(path, kind, options.language)
+    else:
+        found = read_captions(path, form, kind, options.split, ImageFinder(options.images, path))
+    found = _limited(found, options)
+    prefix = model.short_prefix(options.language) if options.short_prefix is None else options.short_prefix
+    prefix = prefix if kind == "short" else ""
+    features = encode_set(model, found.images, settings=settings, ranks=ranks, label="retrieval images")
+    captions = []
+    for caption in found.captions:
+        if caption.image in features.faults:
+            found.accounting.retract(features.faults[caption.image], found.images[caption.image].key, 1)
+        else:
+            captions.append(caption)
+    found.accounting.check(options.max_skipped_share)
+    kept = sorted({caption.image for caption in captions})
+    place = {image: at for at, image in enumerate(kept)}
+    texts = [prefix + caption.text for caption in captions]
+    embeds, number = encode_texts(model, texts, kind, ranks)
+    owner = torch.tensor([place[caption.image] for caption in captions])
+    scores = recalls(features.embeds[kept], embeds[[number[text] for text in texts]], owner)
+    return {
+        "scores": scores,
+        "settings": {
+            "data": str(path),
+            "format": form,
+            "language": options.language,
+            "split": options.split,
+            "text_kind": kind,
+            "text_path": model.text_path(kind),
+            "short_prefix": prefix,
+            "num_images": len(kept),
+            "num_captions": len(captions),
+            "ties": "count against the model",
+        },
+        "accounting": [found.accounting.to_json()],
+    }
+
+
+def _limited(found: CaptionSet, options: Options) -> CaptionSet:
+    """The set cut down to ``image_ids`` and the first ``max_images``; what is left out is counted as such."""
+    allowed = None
+    if options.image_ids is not None:
+        allowed = {Path(line.strip().partition("#")[0]).stem for line in text_lines(options.image_ids)}
+    chosen: dict[int, int] = {}
+    for number, item in enumerate(found.images):
+        listed = allowed is None or Path(item.key).stem in allowed
+        if listed and (options.max_images is None or len(chosen) < options.max_images):
+            chosen[number] = len(chosen)
+    captions = [Caption(chosen[c.image], c.text) for c in found.captions if c.image in chosen]
+    left_out = len(found.captions) - len(captions)
+    # These rows are outside the set that was asked for, so they do not count as lost rows of it.
+    found.accounting.rows -= left_out
+    found.accounting.evaluated -= left_out
+    found.accounting.note("captions_outside_the_chosen_images", "image_ids or max_images", left_out)
+    return CaptionSet([found.images[number] for number in chosen], captions, found.accounting)

@@ -1,0 +1,288 @@
+"""Segmentation without training: patch features against class names, upsampled; mean intersection over union.
+
+Large images go through a sliding window whose logits are averaged where windows overlap. Sets with a background class
+follow one of three rules: ``class`` (words for background are a class of their own), ``threshold`` (a pixel whose best
+class has a probability below it is background) or ``none`` (background pixels of the truth are left out).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from pipeline.evaluation.class_names import class_embeddings, templates_of
+from pipeline.evaluation.features import EncodeSettings, encode_texts, read_image
+from pipeline.evaluation.formats.segmentation import IGNORE, SegmentationSet, read_segmentation
+from pipeline.evaluation.models import EvaluationModel, Prepared
+from pipeline.evaluation.options import Options
+from pipeline.evaluation.ranks import Ranks
+from pipeline.evaluation.results import EvaluationError
+from pipeline.evaluation.resume import Store
+from pipeline.evaluation.scclip import PARTS, Calibration
+from pipeline.evaluation.scenes import is_scene_folder, scene_masks, scene_templates
+
+READS = (
+    "format",
+    "language",
+    "split",
+    "class_names",
+    "templates",
+    "calibrate",
+    "switch_off",
+    "window",
+    "stride",
+    "short_side",
+    "background",
+    "background_threshold",
+    "temperature",
+    "max_images",
+)  # options, beside those of all tasks
+# Words that stand for background where it is a class; this project's own choice.
+BACKGROUND_WORDS = {
+    "en": ("background", "sky", "wall", "ground", "floor", "grass", "water", "plain backdrop"),
+    "zh": ("背景", "天空", "墙", "地面", "地板", "草地", "水面", "纯色背景"),
+}
+DEFAULT_THRESHOLD, DEFAULT_TEMPERATURE = 0.5, 1 / 40  # the scale of 40 is SC-CLIP's; the threshold an assumption
+CHUNK = 16  # images whose windows are batched together
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How an image is cut. ``window`` None: the whole image as the model's own preparation takes it."""
+
+    window: int | None
+    stride: int
+    short_side: int | None
+
+    @classmethod
+    def of(cls, options: Options, model: EvaluationModel) -> Windows:
+        """The options, else the model's habit: CLIP slides over 1.5 times its size, the others take the whole image.
+
+        Raises:
+            EvaluationError: a window that is no whole number of patches, or a stride larger than it.
+        """
+        window, stride, short = options.window, options.stride, options.short_side
+        if window is None and model.kind == "clip":
+            window, short = model.image_size, short or model.image_size * 3 // 2
+        if window is not None and window % model.patch_size:
+            raise EvaluationError(f"window is {window}; it must be a multiple of the patch size, {model.patch_size}")
+        stride = stride or (window or 2) // 2
+        if window is not None and stride > window:
+            raise EvaluationError(f"stride is {stride}, above the window of {window}; pixels between would be left out")
+        return cls(window, stride, short)
+
+    def starts(self, length: int) -> list[int]:
+        """Where windows begin along a side; the last ends at its end."""
+        if length <= self.window:
+            return [0]
+        return [*range(0, length - self.window, self.stride), length - self.window]
+
+
+def run(model: EvaluationModel, options: Options, settings: EncodeSettings, ranks: Ranks) -> dict[str, Any]:
+    """The task on a folder in one of the layouts, or on scenes."""
+    folder = options.one_data()
+    found = (
+        scene_masks(folder)
+        if is_scene_folder(folder)
+        else read_segmentation(folder, options.format, options.split, options.language, options.class_names)
+    )
+    found = found.limited(options.max_images)
+    rule = _rule(options, found)
+    calibration = Calibration(off=frozenset(options.switch_off)) if options.calibrate else None
+    windows = Windows.of(options, model)
+    job = _Job(model, found, windows, calibration, rule, options, settings, ranks)
+    confusion, faults = job.confusion()
+    for number, reason in faults.items():
+        found.accounting.retract(reason, found.images[number].key, 1)
+    found.accounting.check(options.max_skipped_share)
+    names = next(iter(found.classes.values())) + (["background"] if rule in ("class", "threshold") else [])
+    scores, by_class = intersection_over_union(confusion, names)
+    return {
+        "scores": scores | {"iou": by_class},
+        "settings": job.settings_shown(),
+        "accounting": [found.accounting.to_json()],
+    }
+
+
+def _rule(options: Options, found: SegmentationSet) -> str:
+    if options.background == "auto":
+        return "threshold" if found.has_background else "none"
+    if options.background not in ("class", "threshold", "none"):
+        raise EvaluationError(f"background is {options.background!r}; it must be auto, class, threshold or none")
+    if options.background != "none" and not found.has_background:
+        raise EvaluationError(f"background is {options.background!r}, but this set has no background; use none")
+    return options.background
+
+
+def intersection_over_union(confusion: Tensor, names: list[str]) -> tuple[dict[str, float], dict[str, float]]:
+    """mIoU and pixel accuracy, and IoU by class, of a confusion matrix [truth, prediction].
+
+    Classes that neither the truth nor the prediction holds are left out of the mean.
+    """
+    confusion = confusion.double()
+    hit = confusion.diagonal()
+    union = confusion.sum(0) + confusion.sum(1) - hit
+    seen = union > 0
+    iou = hit / union.clamp(min=1)
+    scores = {"miou": iou[seen].mean().item(), "pixel_accuracy": (hit.sum() / confusion.sum().clamp(min=1)).item()}
+    return scores, {name: iou[at].item() for at, name in enumerate(names) if seen[at]}
+
+
+class _Job:
+    """One segmentation of one set: texts once, then chunks of images, each to a confusion matrix."""
+
+    def __init__(self, model, found, windows, calibration, rule, options, settings, ranks) -> None:
+        self.model, self.found, self.windows, self.calibration = model, found, windows, calibration
+        self.rule, self.options, self.settings, self.ranks = rule, options, settings, ranks
+        self.temperature = options.temperature or DEFAULT_TEMPERATURE
+        given = options.background_threshold
+        self.threshold = DEFAULT_THRESHOLD if given is None else given
+        self.templates = self._templates()
+        self.texts = {language: self._texts(language, names) for language, names in found.classes.items()}
+
+    def _templates(self) -> dict[str, list[str]]:
+        """By language; scenes bring their own, whose mean says nothing but the class."""
+        folder = self.options.one_data()
+        if is_scene_folder(folder) and not self.options.templates:
+            return scene_templates(folder)
+        return {language: templates_of(self.options, "region") for language in self.found.classes}
+
+    def _texts(self, language: str, names: list[str]) -> Tensor:
+        rows = class_embeddings(self.model, names, self.templates[language], "region", self.ranks)
+        if self.rule != "class":
+            return rows
+        words, number = encode_texts(self.model, BACKGROUND_WORDS[language], "region", self.ranks)
+        return torch.cat([rows, words[[number[word] for word in BACKGROUND_WORDS[language]]]])
+
+    def settings_shown(self) -> dict[str, Any]:
+        calibration = self.calibration
+        shown = {
+            "data": str(self.options.one_data()),
+            "format": self.options.format,
+            "classes": self.found.num_classes,
+            "templates": self.templates,
+            "window": self.windows.window,
+            "stride": self.windows.stride if self.windows.window else None,
+            "short_side": self.windows.short_side,
+            "background": self.rule,
+            "temperature": self.temperature,
+            "calibration": None,
+        }
+        if self.rule == "threshold":
+            shown["background_threshold"] = self.threshold
+        if self.rule == "class":
+            shown["background_words"] = {language: BACKGROUND_WORDS[language] for language in self.found.classes}
+        if calibration is not None:
+            stand_in = "its own" if self.model.kind == "clip" else "the mean of the image's patches"
+            parts = [part for part in PARTS if calibration.has(part)]
+            shown["calibration"] = {"parts": parts, "class_token": stand_in}
+        return shown
+
+    def confusion(self) -> tuple[Tensor, dict[int, str]]:
+        """The whole set's confusion matrix and the images that could not be used, on every rank."""
+        size = self.found.num_classes + (self.rule in ("class", "threshold"))
+        total, faults = torch.zeros(size, size, dtype=torch.long), {}
+        images = self.found.images
+        starts = range(0, len(images), CHUNK)
+        store = Store(self.settings.cache_folder, self.model, self.settings_shown())
+        mine = []
+        for chunk in self.ranks.share(len(starts)):
+            numbers = range(starts[chunk], min(starts[chunk] + CHUNK, len(images)))
+            places = [images[number].identity + self.found.labels[number].identity for number in numbers]
+            mine.append(store.get([numbers.start, places], lambda numbers=numbers: self._chunk(numbers, size)))
+        for share in self.ranks.gather(mine):
+            for part in share:
+                total += torch.tensor(part["confusion"])
+                faults.update({int(number): reason for number, reason in part["faults"].items()})
+        return total, faults
+
+    def _chunk(self, numbers: range, size: int) -> dict[str, Any]:
+        confusion, faults = torch.zeros(size, size, dtype=torch.long), {}
+        truths: dict[int, np.ndarray] = {}
+        loaded: dict[int, Image.Image] = {}
+        for number in numbers:
+            label = self.found.read_label(number)
+            image = read_image(self.found.images[number], self.settings.max_megapixels)
+            problem = next((one for one in (image, label) if isinstance(one, str)), None)
+            if problem is not None:
+                faults[number] = problem
+            else:
+                loaded[number], truths[number] = image, label
+        texts = {number: self.texts[self.found.languages[number]] for number in loaded}
+        sizes = {number: truth.shape for number, truth in truths.items()}
+        for number, logits in segment(
+            self.model, loaded, texts, self.windows, self.calibration, sizes, self.settings.batch_size
+        ):
+            predicted = self._decide(logits)
+            truth = torch.from_numpy(truths[number])
+            known = (truth != IGNORE) & (truth < size)
+            pairs = truth[known] * size + predicted[known]
+            confusion += torch.bincount(pairs, minlength=size * size).view(size, size)
+        return {"confusion": confusion.tolist(), "faults": faults}
+
+    def _decide(self, logits: Tensor) -> Tensor:
+        """[C', H, W] cosines -> [H, W] class numbers, background last."""
+        count = self.found.num_classes
+        if self.rule == "class":
+            return logits.argmax(0).clamp(max=count)  # all background words count as the one class
+        best, predicted = (logits / self.temperature).softmax(0).max(0)
+        return torch.where(best < self.threshold, count, predicted) if self.rule == "threshold" else predicted
+
+
+def segment(model, images, texts, windows: Windows, calibration, sizes, batch_size: int):
+    """``(number, logits [C, height, width])`` of each image: cosines of its texts, at ``sizes[number]`` pixels."""
+    jobs: dict[tuple, list[tuple[int, tuple[int, int, int, int], Prepared]]] = {}
+    canvas: dict[int, tuple[int, int]] = {}
+    for number, image in images.items():
+        for place, prepared in _windows(model, image, windows, canvas, number):
+            jobs.setdefault(prepared.group, []).append((number, place, prepared))
+    parts: dict[int, list[tuple[tuple[int, int, int, int], Tensor]]] = {number: [] for number in images}
+    for group in jobs.values():
+        for start in range(0, len(group), batch_size):
+            some = group[start : start + batch_size]
+            features = model.encode_dense([prepared for _, _, prepared in some], calibration)
+            for at, (number, place, _) in enumerate(some):
+                height, width = features.shapes[at].tolist()
+                unit = F.normalize(features.dense[at, : height * width], dim=-1)
+                grid = (unit @ texts[number].to(unit.device).T).T.reshape(1, -1, height, width)
+                parts[number].append((place, grid.cpu()))
+    for number, found in parts.items():
+        yield number, _stitched(found, canvas[number], sizes[number])
+
+
+def _windows(model, image: Image.Image, windows: Windows, canvas: dict, number: int):
+    """The image's windows as ``((top, left, height, width) on the canvas, prepared)``."""
+    if windows.short_side is not None:
+        scale = windows.short_side / min(image.size)
+        image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
+    canvas[number] = (image.height, image.width)
+    if windows.window is None:
+        yield (0, 0, image.height, image.width), model.prepare(image, dense=True)
+        return
+    side = windows.window
+    for top in windows.starts(image.height):
+        for left in windows.starts(image.width):
+            box = (left, top, min(left + side, image.width), min(top + side, image.height))
+            yield (top, left, box[3] - top, box[2] - left), model.prepare_window(image.crop(box))
+
+
+def _stitched(parts: list, canvas: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Windows' logits on one canvas, averaged where they overlap, at the label's size."""
+    if len(parts) == 1:
+        return _resized(parts[0][1], size)[0]
+    total = torch.zeros(1, parts[0][1].shape[1], *canvas)
+    count = torch.zeros(1, 1, *canvas)
+    for (top, left, height, width), grid in parts:
+        total[..., top : top + height, left : left + width] += _resized(grid, (height, width))
+        count[..., top : top + height, left : left + width] += 1
+    return _resized(total / count, size)[0]
+
+
+def _resized(grid: Tensor, size: tuple[int, int]) -> Tensor:
+    return grid if tuple(grid.shape[-2:]) == tuple(size) else F.interpolate(grid, size, mode="bilinear")

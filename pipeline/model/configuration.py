@@ -1,0 +1,146 @@
+"""The configuration of FG-CLIP 2: that of transformers' Siglip2 and two numbers more, named as public checkpoints do.
+
+``preset_config("base", vocab_size=256_000)`` gives one of the published sizes; ``tiny`` is for the embedded demo.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Siglip2Config, Siglip2TextConfig, Siglip2VisionConfig
+
+# Text ids are those of Gemma's tokenizer and of the SentencePiece models this project trains.
+PAD_ID, EOS_ID, BOS_ID = 0, 1, 2
+
+
+def stretched_length(short_length: int, keep_len: int) -> int:
+    """Rows of the long position table: ``keep_len`` rows stay, each of the others becomes four."""
+    return 4 * short_length - 3 * keep_len
+
+
+class FGCLIP2TextConfig(Siglip2TextConfig):
+    """Siglip2's text configuration with the long text's position tables.
+
+    ``max_position_embeddings`` is the length of short and region texts, ``longtext_len`` that of long ones, and
+    ``keep_len`` the number of first positions that both share.
+    """
+
+    model_type = "fgclip2_text_model"
+    base_config_key = "text_config"
+
+    pad_token_id: int | None = PAD_ID
+    bos_token_id: int | None = BOS_ID
+    eos_token_id: int | list[int] | None = EOS_ID
+    keep_len: int = 20
+    longtext_len: int = 196
+
+
+class FGCLIP2VisionConfig(Siglip2VisionConfig):
+    """Siglip2's vision configuration; ``num_patches`` is the size of the (square) position table, not of an image."""
+
+    model_type = "fgclip2_vision_model"
+    base_config_key = "vision_config"
+
+
+class FGCLIP2Config(Siglip2Config):
+    """Both towers' configurations, as dicts or objects.
+
+    Raises:
+        ValueError: where the towers' numbers cannot make a model.
+    """
+
+    model_type = "fgclip2"
+    sub_configs = {"text_config": FGCLIP2TextConfig, "vision_config": FGCLIP2VisionConfig}
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.text_config = _as_config(self.text_config, FGCLIP2TextConfig)
+        self.vision_config = _as_config(self.vision_config, FGCLIP2VisionConfig)
+        super().__post_init__(**kwargs)
+        check_config(self)
+
+
+def _as_config(value: Any, kind: type) -> Any:
+    if value is None:
+        return kind()
+    if isinstance(value, kind):
+        return value
+    values = dict(value) if isinstance(value, dict) else value.to_dict()
+    values.pop("model_type", None)
+    return kind(**values)
+
+
+def check_config(config: FGCLIP2Config) -> None:
+    """Raise ValueError for numbers that contradict each other, naming them."""
+    text, vision = config.text_config, config.vision_config
+    if text.projection_size != vision.hidden_size:
+        raise ValueError(
+            f"text_config.projection_size is {text.projection_size} but vision_config.hidden_size is "
+            f"{vision.hidden_size}; texts and images must meet in one space, make them equal"
+        )
+    if not 0 < text.keep_len < min(text.max_position_embeddings, text.longtext_len):
+        raise ValueError(
+            f"text_config.keep_len is {text.keep_len}; it must lie between 0 and both max_position_embeddings "
+            f"({text.max_position_embeddings}) and longtext_len ({text.longtext_len})"
+        )
+    if int(vision.num_patches**0.5) ** 2 != vision.num_patches:
+        raise ValueError(
+            f"vision_config.num_patches is {vision.num_patches}; the position table is a square, write a square number"
+        )
+    for name, tower in (("text_config", text), ("vision_config", vision)):
+        if tower.hidden_size % tower.num_attention_heads:
+            raise ValueError(
+                f"{name}.hidden_size {tower.hidden_size} is not a multiple of num_attention_heads "
+                f"{tower.num_attention_heads}"
+            )
+
+
+# name -> (width, MLP width, vision layers, text layers, heads, short text length, position table of the images).
+# base, large and so400m are SigLIP 2's sizes; tiny is this project's own, for the embedded demo on a CPU.
+PRESETS: dict[str, dict[str, dict[str, int]]] = {
+    "tiny": {
+        "text": {
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 24,
+            "keep_len": 12,
+        },
+        "vision": {
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_patches": 64,
+        },
+    },
+    "base": {
+        "text": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+        "vision": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+    },
+    "large": {
+        "text": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+        "vision": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+    },
+    "so400m": {
+        "text": {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16},
+        "vision": {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16},
+    },
+}
+
+
+def preset_config(name: str, vocab_size: int) -> FGCLIP2Config:
+    """The configuration of a size in ``PRESETS`` for a tokenizer of ``vocab_size`` ids.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"model.preset is {name!r}; it must be one of {', '.join(PRESETS)}")
+    text, vision = dict(PRESETS[name]["text"]), dict(PRESETS[name]["vision"])
+    text.setdefault("max_position_embeddings", 64)
+    text.setdefault("keep_len", 20)
+    text["longtext_len"] = stretched_length(text["max_position_embeddings"], text["keep_len"])
+    return FGCLIP2Config(
+        text_config={"vocab_size": vocab_size, "projection_size": vision["hidden_size"], **text}, vision_config=vision
+    )

@@ -1,0 +1,58 @@
+"""What a forward pass returns. Shape letters: B images, R regions, U distinct region texts, D width."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Scales(NamedTuple):
+    """The learned scalars, float32, exponentiated where they are stored as logarithms, and differentiable."""
+
+    global_scale: Tensor  # e^s of the global loss
+    global_bias: Tensor  # b of the global loss
+    finegrained: Tensor  # e^s of region against phrase
+    hardneg: Tensor  # e^s of region against its altered phrases
+
+
+class Embeddings(NamedTuple):
+    """What one forward returns. A tuple, because DeepSpeed's ZeRO-3 finds the tensors of an output in tuples only.
+
+    Every embedding is float32 and has unit norm; a row of ``region`` that ``region_valid`` leaves out is 0.
+
+    Without regions (stage 1) ``region`` and ``region_text`` are None and ``region_valid`` is empty.
+    """
+
+    image: Tensor  # [B, D]
+    short: Tensor  # [B, D]
+    long: Tensor  # [B, D]
+    region: Tensor | None  # [R, D]
+    region_valid: Tensor  # [R] bool
+    region_text: Tensor | None  # [U, D]
+    scales: Scales
+
+    @property
+    def region_anchor(self) -> Tensor:
+        """A scalar of value 0 through every tensor here that trains; stage 2 adds it to the loss on every rank.
+
+        A rank without regions then goes backward through the same modules as all others. ZeRO-3 needs even more than
+        the same modules: it counts the outputs that get a gradient, and stops where ranks disagree.
+        """
+        tensors = [self.image, self.short, self.long, self.region, self.region_text, *self.scales]
+        return sum(0.0 * tensor.sum() for tensor in tensors if tensor is not None)
+
+
+def unit(vectors: Tensor, valid: Tensor | None = None) -> Tensor:
+    """``vectors`` [N, D] at unit norm in float32; rows where ``valid`` [N] is False become 0.
+
+    Left-out rows are replaced before the division, not after: 0/0 there would send NaN into every weight that made
+    the valid rows, because NaN times 0 is NaN.
+    """
+    vectors = vectors.float()
+    if valid is None:
+        return F.normalize(vectors, dim=-1)
+    keep = valid.unsqueeze(-1)
+    return torch.where(keep, F.normalize(torch.where(keep, vectors, torch.ones_like(vectors)), dim=-1), 0.0)

@@ -1,0 +1,270 @@
+"""Images and strings in, named unit vectors out: what a user of a trained model calls.
+
+    model = FGCLIP2.load("runs/stage2")
+    model.encode_image(images).embeds @ model.encode_text(["a red cup", "一只红色的杯子"]).embeds.T
+    model.encode_regions(image, [[40, 30, 200, 180]]).embeds
+
+This file and those beside it import nothing of the project but each other, so that an exported folder can carry them
+and transformers alone can run them. Letters: N images or texts, R boxes, h and w patches, D width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
+
+from .embeddings import unit
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+LEVELS = (128, 256, 576, 784, 1024)  # patches; FG-CLIP 2's. A checkpoint's preprocessor_config.json may give others.
+BOX_FORMATS = ("pixels", "normalised")
+CHARACTERS_PER_ID = 32  # a text is cut to this many characters an id before it is split, so that a book costs no more
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    embeds: Tensor  # [N, D] float32, unit norm
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    embeds: Tensor  # [N, D] float32, unit norm
+
+
+@dataclass(frozen=True)
+class RegionFeatures:
+    embeds: Tensor  # [R, D] float32, unit norm
+    boxes: Tensor  # [R, 4] float32, normalised xyxy
+
+
+@dataclass(frozen=True)
+class DenseMap:
+    similarity: Tensor  # [N, h, w] float32: cosine of every patch with every phrase
+    features: Tensor  # [h, w, D] float32, unit norm
+    phrases: tuple[str, ...]
+
+
+class Inference:
+    """Mixed into the model. Every result lies on the model's device, in float32 whatever the weights are in."""
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+        """The model of a run (its ``final/``) or of a Hugging Face folder, ready to use.
+
+        A SigLIP 2 folder is taken too; copies of its own heads then stand for those it lacks.
+
+        Raises:
+            StartError: the folder holds no such model, or weights are missing or of another shape.
+        """
+        from .start import start_from
+
+        return start_from(folder).to(device=device, dtype=dtype).eval()
+
+    @torch.no_grad()
+    def encode_image(
+        self, images: Image | Sequence[Image], *, batch_size: int = 32, max_num_patches: int | None = None
+    ) -> ImageFeatures:
+        """One embedding an image, taken as it is: turn it upright first if its EXIF data says so.
+
+        ``max_num_patches`` None: the smallest of ``levels`` that holds each image's own patches.
+        """
+        images = _as_list(images)
+        parts: list[Tensor | None] = [None] * len(images)
+        levels = [max_num_patches or self._level(image) for image in images]
+        for level in sorted(set(levels)):
+            numbers = [number for number, own in enumerate(levels) if own == level]
+            for start in range(0, len(numbers), batch_size):
+                some = numbers[start : start + batch_size]
+                embeds = self.encode_vision(*self._pixels([images[number] for number in some], level))[1]
+                for number, embed in zip(some, embeds, strict=True):
+                    parts[number] = embed
+        return ImageFeatures(torch.stack(parts) if parts else self._nothing())
+
+    @torch.no_grad()
+    def encode_text(self, texts: str | Sequence[str], *, kind: str = "short", batch_size: int = 256) -> TextFeatures:
+        """One embedding a text. ``kind``: "short" captions, "long" captions, or "region" phrases.
+
+        Raises:
+            ValueError: an empty text, something that is not a string, or an unknown kind.
+        """
+        ids = self.text_ids(texts, kind)
+        parts = [self.encode_ids(some.to(self.device), kind) for some in ids.split(batch_size)] if len(ids) else []
+        return TextFeatures(torch.cat(parts) if parts else self._nothing())
+
+    @torch.no_grad()
+    def encode_regions(
+        self, image: Image, boxes: Any, *, box_format: str = "pixels", max_num_patches: int | None = None
+    ) -> RegionFeatures:
+        """One embedding a box (x1, y1, x2, y2) of one image, in its pixels or, in the word "normalised", in 0 to 1.
+
+        Raises:
+            ValueError: a box without area, outside the image, not finite, or not of four numbers.
+        """
+        image = _as_list(image)[0]
+        checked = normalised_boxes(boxes, image.size, box_format).to(self.device)
+        if not len(checked):
+            return RegionFeatures(self._nothing(), checked)
+        pixels, mask, grids = self._pixels([image], max_num_patches or self._level(image))
+        dense = self.dense_features(self.encode_vision(pixels, mask, grids)[0], mask)
+        which = torch.zeros(len(checked), dtype=torch.int64, device=self.device)
+        embeds, valid = self.pool_regions(dense, grids, checked, which)
+        if not valid.all():
+            number = int((~valid).nonzero()[0])
+            raise ValueError(
+                f"boxes[{number}] is {checked[number].tolist()}; it has no area in float32: make it larger"
+            )
+        return RegionFeatures(embeds, checked)
+
+    @torch.no_grad()
+    def dense_map(
+        self, image: Image, phrases: str | Sequence[str], *, kind: str = "region", max_num_patches: int | None = None
+    ) -> DenseMap:
+        """Cosine of every patch of one image with every phrase."""
+        image = _as_list(image)[0]
+        phrases = (phrases,) if isinstance(phrases, str) else tuple(phrases)
+        texts = self.encode_text(phrases, kind=kind).embeds
+        pixels, mask, grids = self._pixels([image], max_num_patches or self._level(image))
+        dense = self.dense_features(self.encode_vision(pixels, mask, grids)[0], mask)[0]
+        height, width = grids[0].tolist()
+        features = unit(dense[: height * width]).view(height, width, -1)
+        return DenseMap(torch.einsum("hwd,nd->nhw", features, texts), features, phrases)
+
+    # --- what those need -------------------------------------------------------------------------------------------
+
+    def text_ids(self, texts: str | Sequence[str], kind: str = "short") -> Tensor:
+        """Ids [N, T] as the text tower was trained: lower-cased, an end token, padded on the right with 0."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        for number, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(f"texts[{number}] is {text!r}; it must be a string with something in it")
+        text_config = self.config.text_config
+        length = text_config.longtext_len if kind == "long" else text_config.max_position_embeddings
+        ids = torch.zeros(len(texts), length, dtype=torch.int64)
+        tokenizer = self.tokenizer
+        for row, text in zip(ids, texts, strict=True):
+            some = text[: length * CHARACTERS_PER_ID].lower()
+            # "<eos>" in a caption is text, not an end: special tokens are split like other words
+            found = tokenizer.encode(some, add_special_tokens=False, split_special_tokens=True)
+            found = found[: length - 1] + [tokenizer.eos_token_id]
+            row[: len(found)] = torch.tensor(found)
+        return ids
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer saved with the weights, read when first needed; or one that was assigned."""
+        if "_tokenizer" not in self.__dict__:
+            self.tokenizer = _load_tokenizer(self.name_or_path)
+        return self.__dict__["_tokenizer"]
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        rows = self.config.text_config.vocab_size
+        if len(tokenizer) != rows:
+            raise ValueError(
+                f"the tokenizer has {len(tokenizer)} ids but the model's token table has {rows} rows; "
+                "use the tokenizer that the model was trained with"
+            )
+        self.__dict__["_tokenizer"] = tokenizer
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Numbers of patches that an image may be resized to, as saved with the weights."""
+        if "_levels" not in self.__dict__:
+            file = Path(self.name_or_path or ".") / "preprocessor_config.json"
+            saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            self.__dict__["_levels"] = tuple(saved.get("levels", LEVELS))
+        return self.__dict__["_levels"]
+
+    def _level(self, image: Image) -> int:
+        side = self.config.vision_config.patch_size
+        count = (image.width // side) * (image.height // side)
+        return next((level for level in self.levels if level >= count), self.levels[-1])
+
+    def _pixels(self, images: list[Image], max_num_patches: int) -> tuple[Tensor, Tensor, Tensor]:
+        processor = Siglip2ImageProcessorPil(
+            patch_size=self.config.vision_config.patch_size, max_num_patches=max_num_patches
+        )
+        done = processor([image.convert("RGB") for image in images], return_tensors="pt")
+        return tuple(done[name].to(self.device) for name in processor.model_input_names)
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros(0, self.config.text_config.projection_size, device=self.device)
+
+    # --- the names by which the public checkpoints' own code is called ---------------------------------------------
+
+    def get_image_features(self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor) -> Tensor:
+        """Image embeddings [N, D] of a SigLIP 2 processor's output."""
+        return self.encode_vision(pixel_values, pixel_attention_mask, spatial_shapes)[1]
+
+    def get_image_dense_feature(
+        self, pixel_values: Tensor, pixel_attention_mask: Tensor, spatial_shapes: Tensor
+    ) -> Tensor:
+        """Patch features [N, P, D] in the joint space, not normalised."""
+        patches, _ = self.encode_vision(pixel_values, pixel_attention_mask, spatial_shapes)
+        return self.dense_features(patches, pixel_attention_mask)
+
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, walk_type: str = "short"
+    ) -> Tensor:
+        """Text embeddings [N, D]; ``walk_type`` is "short", "long" or "box".
+
+        ``attention_mask`` comes along from tokenizers and is not used: the tower was trained without one.
+        """
+        return self.encode_ids(input_ids, "region" if walk_type == "box" else walk_type)
+
+
+def normalised_boxes(boxes: Any, size: tuple[int, int], box_format: str) -> Tensor:
+    """Boxes [R, 4] as fractions of an image of ``size`` (width, height), checked one by one.
+
+    Raises:
+        ValueError: with the number of the box, its value and the rule.
+    """
+    if box_format not in BOX_FORMATS:
+        raise ValueError(f"box_format is {box_format!r}; it must be one of {', '.join(BOX_FORMATS)}")
+    table = torch.as_tensor(boxes, dtype=torch.float64).reshape(-1, 4) if len(boxes) else torch.zeros(0, 4).double()
+    if len(table) != len(boxes):
+        raise ValueError(f"boxes has shape {tuple(torch.as_tensor(boxes).shape)}; give a list of (x1, y1, x2, y2)")
+    width, height = size if box_format == "pixels" else (1, 1)
+    for number, (x1, y1, x2, y2) in enumerate(table.tolist()):
+        if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+            raise ValueError(
+                f"boxes[{number}] is ({x1:g}, {y1:g}, {x2:g}, {y2:g}) in {box_format}; 0 <= x1 < x2 <= {width} and "
+                f"0 <= y1 < y2 <= {height} must hold: clip it to the image, or give the other box_format"
+            )
+        if box_format == "pixels" and max(x2, y2) <= 1:
+            raise ValueError(
+                f"boxes[{number}] is ({x1:g}, {y1:g}, {x2:g}, {y2:g}), less than one pixel; "
+                'for fractions of the image write box_format="normalised"'
+            )
+    return (table / torch.tensor([width, height, width, height])).float()
+
+
+def _as_list(images: Any) -> list[Image]:
+    images = list(images) if isinstance(images, list | tuple) else [images]
+    for number, image in enumerate(images):
+        if not hasattr(image, "convert"):
+            raise ValueError(f"images[{number}] is a {type(image).__name__}; it must be a PIL image")
+    return images
+
+
+def _load_tokenizer(folder: str) -> Any:
+    from transformers import PreTrainedTokenizerFast, Siglip2Tokenizer
+
+    if not folder:
+        raise ValueError("this model was not loaded from a folder with a tokenizer; assign model.tokenizer one")
+    names = ("tokenizer.json", "tokenizer.model")
+    if Path(folder).is_dir() and not any((Path(folder) / name).is_file() for name in names):
+        raise ValueError(f"{folder} holds neither {names[0]} nor {names[1]}; copy the model's tokenizer files there")
+    if Path(folder).is_dir() and not (Path(folder) / names[0]).is_file():
+        return Siglip2Tokenizer.from_pretrained(folder)
+    # Not AutoTokenizer: it would find the folder's own code for the model and ask on the terminal whether to run it.
+    return PreTrainedTokenizerFast.from_pretrained(folder)

@@ -1,0 +1,178 @@
+"""Where weights come from: a SigLIP 2 folder, an FG-CLIP 2 folder of either side, or an earlier run.
+
+Everything is compared by name and shape before anything is loaded, and a refusal lists both.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .configuration import FGCLIP2Config, stretched_length
+
+KEEP_LEN = 20  # positions that short and long texts share, where the checkpoint does not say (Long-CLIP)
+LISTED = 12  # names listed in an error before the rest is only counted
+LONG_TABLES = (
+    "text_model.embeddings.position_embedding_ori.weight",
+    "text_model.embeddings.position_embedding_res.weight",
+)
+# What FG-CLIP 2 has and SigLIP 2 has not -> what it starts as a copy of.
+COPIED_HEADS = {
+    "longtext_head.": "text_model.head.",
+    "boxtext_head.": "text_model.head.",
+    "dense_feature_head.": "vision_model.head.",
+}
+REGION_SCALES = ("logit_scale_finegraind", "logit_scale_hardneg")
+
+
+class StartError(ValueError):
+    """A checkpoint cannot be what the model starts from; the message lists names and shapes."""
+
+
+def start_from(folder: str | Path, vocab_size: int | None = None, config: FGCLIP2Config | None = None) -> Any:
+    """An FGCLIP2 in float32 with the weights of ``folder``.
+
+    Args:
+        folder: a run (its ``final/`` is taken), or a Hugging Face folder of FG-CLIP 2 or SigLIP 2 (NaFlex).
+        vocab_size: the number of ids of the tokenizer that will be used with it; None: not checked.
+        config: for a folder of weights without config.json.
+
+    Raises:
+        StartError: no model there, another tokenizer, and missing, unexpected or differently shaped weights.
+    """
+    from .modeling import FGCLIP2
+
+    found = find_model(folder, config is not None)
+    config, from_siglip = read_config(found, config)
+    rows = config.text_config.vocab_size
+    if vocab_size is not None and vocab_size != rows:
+        raise StartError(
+            f"the tokenizer has {vocab_size} ids but {found} was trained with {rows} "
+            f"(text_model.embeddings.token_embedding.weight [{rows}, {config.text_config.hidden_size}]); "
+            "use the checkpoint's own tokenizer, or start from scratch with this one"
+        )
+    weights = {name: weight.float() for name, weight in read_weights(found).items()}
+    with torch.device("meta"):
+        model = FGCLIP2(config)
+    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    made = [name for name in shapes if name.startswith((*COPIED_HEADS, *LONG_TABLES, *REGION_SCALES))]
+    check_weights(shapes, weights, made if from_siglip else [], found)
+    if from_siglip:
+        add_missing(weights, config)
+    model.load_state_dict(weights, assign=True)
+    # The file's tensors may be shared or mapped; training must own what it writes to.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+        parameter.requires_grad_(True)
+    model.name_or_path = config.name_or_path = str(found)
+    return model
+
+
+def find_model(folder: str | Path, without_config: bool = False) -> Path:
+    """The folder that holds the model: ``folder`` itself or its ``final``."""
+    folder = Path(folder)
+    for candidate in (folder, folder / "final"):
+        if (candidate / "config.json").is_file() or (without_config and weight_files(candidate)):
+            return candidate
+    if not folder.is_dir():
+        raise StartError(f"{folder} does not exist; give a local folder: a run, an FG-CLIP 2 or a SigLIP 2 checkpoint")
+    if (folder / "checkpoints").is_dir():
+        raise StartError(
+            f"{folder} is a run that has not ended: it has checkpoints but no final folder; "
+            f"make one of them with `python -m pipeline.export {folder} --out DIR` and give DIR"
+        )
+    raise StartError(f"{folder} holds no config.json; give a run, an FG-CLIP 2 or a SigLIP 2 checkpoint's folder")
+
+
+def read_config(folder: Path, config: FGCLIP2Config | None) -> tuple[FGCLIP2Config, bool]:
+    """The configuration of a folder, and whether its model is a SigLIP 2."""
+    if not (folder / "config.json").is_file():
+        return config, False
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kind, text = str(values.get("model_type")), values.get("text_config")
+    if not isinstance(text, dict) or not isinstance(values.get("vision_config"), dict):
+        raise StartError(f"{folder}/config.json is of model type {kind!r} without text_config and vision_config")
+    from_siglip = kind == "siglip2"
+    if not from_siglip and "longtext_len" not in text and not kind.startswith("fgclip2"):
+        raise StartError(
+            f"{folder} holds a model of type {kind!r}; a start needs siglip2 (the NaFlex checkpoints) or fgclip2"
+        )
+    if from_siglip:
+        # Written-out files leave defaults out, and the defaults of the two configurations are the same.
+        text = {"keep_len": KEEP_LEN, **text}
+        text["longtext_len"] = stretched_length(text.get("max_position_embeddings", 64), text["keep_len"])
+    try:
+        return FGCLIP2Config(text_config=text, vision_config=values["vision_config"]), from_siglip
+    except ValueError as error:
+        raise StartError(f"{folder}/config.json: {error}") from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights: those its index names, else every safetensors, else .bin files."""
+    for kind in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{kind}.index.json"
+        if index.is_file():
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            return [folder / name for name in sorted(names)]
+    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a folder by name. Pickled files are read as tensors only, never run."""
+    files = weight_files(folder)
+    if not files:
+        raise StartError(f"{folder} has a config.json but no weights; download model.safetensors as well")
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        if not file.is_file():
+            raise StartError(f"{file} is named in the folder's index but is not there; download it as well")
+        loaded = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        weights.update(loaded)
+    return weights
+
+
+def check_weights(
+    shapes: dict[str, tuple[int, ...]], weights: dict[str, Tensor], may_miss: list[str], folder: Path
+) -> None:
+    """Raise StartError where the weights of ``folder`` are not those of a model of ``shapes``; scalars may be [1]."""
+    for name, shape in shapes.items():
+        if name in weights and len(shape) < 2 and weights[name].numel() == 1 and shape in ((), (1,)):
+            weights[name] = weights[name].reshape(shape)  # both forms of a scalar are in circulation
+    optional = set(may_miss)
+    missing = [f"{n} {list(s)}" for n, s in shapes.items() if n not in weights and n not in optional]
+    wrong = [
+        f"{n} is {list(weights[n].shape)}, the model has {list(s)}"
+        for n, s in shapes.items()
+        if n in weights and tuple(weights[n].shape) != s
+    ]
+    unexpected = [f"{n} {list(w.shape)}" for n, w in weights.items() if n not in shapes]
+    problems = []
+    for title, names, remedy in (
+        ("of another shape", wrong, "the folder's config.json (or the preset) is of another size than its weights"),
+        ("missing", missing, "give a complete FG-CLIP 2 checkpoint, or start from a SigLIP 2 folder"),
+        ("unexpected", unexpected, "this is another kind of model"),
+    ):
+        if names:
+            rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+            problems.append(f"{len(names)} {title} ({remedy}): {', '.join(names[:LISTED])}{rest}")
+    if problems:
+        raise StartError(f"{folder} does not fit: {'; '.join(problems)}")
+
+
+def add_missing(weights: dict[str, Tensor], config: FGCLIP2Config) -> None:
+    """Make what a SigLIP 2 lacks: stretched tables, heads as copies, scales of the region losses."""
+    from .modeling import START_REGION_SCALE, stretch_table
+
+    table = weights["text_model.embeddings.position_embedding.weight"]
+    for name in LONG_TABLES:
+        weights.setdefault(name, stretch_table(table, config.text_config.keep_len))
+    for target, source in COPIED_HEADS.items():
+        for name in [n for n in weights if n.startswith(source)]:
+            weights.setdefault(target + name.removeprefix(source), weights[name].clone())
+    for name in REGION_SCALES:
+        weights.setdefault(name, torch.tensor(START_REGION_SCALE))

@@ -1,0 +1,55 @@
+"""An all-reduce over all ranks: is it right, and how fast is it."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """``gigabytes_per_second`` is algorithm bandwidth: bytes of the tensor over the time of one all-reduce."""
+
+    ranks: int
+    megabytes: float
+    seconds: float
+    gigabytes_per_second: float
+    right: bool
+
+
+def join(timeout_seconds: float) -> torch.device:
+    """Join the process group of the launcher's variables; the device to use."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        timeout=timedelta(seconds=timeout_seconds),
+        device_id=device if on_gpu else None,
+    )
+    return device
+
+
+def measure(device: torch.device, megabytes: float, repeats: int = 3) -> Bandwidth:
+    """Time all-reduces of ``megabytes`` of float32; the median, after one to warm up. Collective."""
+    world_size = dist.get_world_size()
+    tensor = torch.full((int(megabytes * 1e6 / 4),), float(dist.get_rank() + 1), device=device)
+    expected = world_size * (world_size + 1) / 2
+    seconds, right = [], True
+    for _ in range(repeats + 1):
+        work = tensor.clone()
+        dist.barrier()
+        started = time.perf_counter()
+        dist.all_reduce(work)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+        right &= bool((work == expected).all())
+    median = sorted(seconds[1:])[repeats // 2]
+    return Bandwidth(world_size, megabytes, median, megabytes / 1e3 / median, right)

@@ -1,0 +1,111 @@
+"""The hostfile, and commands on its hosts by ssh."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+LINE = re.compile(r"(\S+)\s+slots\s*=\s*(\d+)")
+ENVIRONMENT_FILE = ".deepspeed_env"
+SSH = ["ssh", "-o", "BatchMode=yes"]  # a password's prompt would hang a launcher
+SSH_FAILED = 255
+
+
+class HostfileError(ValueError):
+    """A line of the hostfile or of .deepspeed_env cannot be used; names file, line and remedy."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """One line of a hostfile."""
+
+    name: str
+    slots: int
+    line: int
+
+    def __str__(self) -> str:
+        return f"line {self.line} ({self.name} slots={self.slots})"
+
+
+def read_hostfile(path: str | Path) -> list[Host]:
+    """The hosts, in order; the first is where rank 0 runs.
+
+    Raises:
+        HostfileError: no such file, no host, or a line that is not ``NAME slots=N``, or names a host again.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise HostfileError(f"hostfile {path} does not exist; copy hostfile.example and name your hosts in it")
+    hosts: list[Host] = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        line = text.partition("#")[0].strip()
+        if not line:
+            continue
+        match = LINE.fullmatch(line)
+        if match is None or int(match.group(2)) < 1:
+            raise HostfileError(f"{path} line {number} is {line!r}; write NAME slots=N, N at least 1")
+        known = next((host for host in hosts if host.name == match.group(1)), None)
+        if known is not None:
+            raise HostfileError(
+                f"{path} line {number} names {known.name} again (line {known.line}); remove one of them"
+            )
+        hosts.append(Host(match.group(1), int(match.group(2)), number))
+    if not hosts:
+        raise HostfileError(f"{path} names no host; write a line NAME slots=N for each")
+    return hosts
+
+
+def launcher_environment() -> dict[str, str]:
+    """What DeepSpeed's launcher passes on: .deepspeed_env (or DS_ENV_FILE) of the home, then that of this folder.
+
+    Raises:
+        HostfileError: a line without "=", also an empty one or a comment, at which the launcher would stop.
+    """
+    name = os.environ.get("DS_ENV_FILE", ENVIRONMENT_FILE)
+    found: dict[str, str] = {}
+    for path in dict.fromkeys((Path.home() / name, Path.cwd() / name)):
+        if not path.is_file():
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            variable, equals, value = line.partition("=")
+            if not equals:
+                raise HostfileError(
+                    f"{path} line {number} is {line!r}; DeepSpeed's launcher stops at a line without '=', remove it"
+                )
+            found[variable] = value
+    return found
+
+
+def remote_command(host: Host, python: str, arguments: list[str], timeout_seconds: float) -> list[str]:
+    """An ssh command that runs a module of this project on a host, in this folder, and ends it after the time-out."""
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in launcher_environment().items()]
+    inner = [
+        f"cd {shlex.quote(os.getcwd())} &&",
+        *(["env", *assignments] if assignments else []),
+        f"timeout -k 5 {timeout_seconds:.0f}",
+        shlex.quote(python),
+        *(shlex.quote(argument) for argument in arguments),
+    ]
+    return [*SSH, "-o", f"ConnectTimeout={max(1, min(10, int(timeout_seconds)))}", host.name, " ".join(inner)]
+
+
+def run_remote(command: list[str], timeout_seconds: float) -> tuple[int, str, str]:
+    """(status, stdout, stderr) of a command; status 124 when it took longer than the time-out, as timeout(1) has it."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout_seconds + 10,
+        )
+    except subprocess.TimeoutExpired:
+        return 124, "", f"no answer after {timeout_seconds:.0f} s"
+    except FileNotFoundError as error:
+        return SSH_FAILED, "", f"{error.filename} is not installed on this host"
+    return done.returncode, done.stdout, done.stderr

@@ -1,0 +1,176 @@
+"""From the hosts' reports to a table and the faults, each with the line to fix."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.preflight.collective import Bandwidth
+from pipeline.preflight.report import HostReport
+
+MARK = "preflight-report "  # before JSON on stdout, because a login script may print lines of its own
+COLUMNS = ("ssh", "packages", "revision", "accelerators", "clock", "disk", "shards")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a host must hold to."""
+
+    clock_seconds: float = 5.0
+    free_gigabytes: float = 20.0
+
+
+@dataclass
+class HostRow:
+    """One host of the table. ``label`` says where it comes from: a line of the hostfile, or the ranks there."""
+
+    name: str
+    label: str
+    slots: int
+    report: HostReport | None = None
+    ssh_error: str | None = None
+    clock_offset_seconds: float | None = None  # its clock minus ours; None where it was not measured
+    clock_uncertainty_seconds: float = 0.0
+    cells: dict[str, str] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+def judge(rows: Sequence[HostRow], limits: Limits) -> list[str]:
+    """Fill each row's cells and faults; all faults, each beginning with the line it belongs to."""
+    reference = next((row for row in rows if row.report is not None), None)
+    for row in rows:
+        if row.report is None:
+            row.cells = {"ssh": "FAIL"} | dict.fromkeys(COLUMNS[1:], "?")
+            row.faults.append(row.ssh_error or "no report")
+            continue
+        row.cells["ssh"] = "ok"
+        for column, check in CHECKS.items():
+            text, fault = check(row, reference, limits)
+            row.cells[column] = f"FAIL {text}" if fault else text
+            if fault:
+                row.faults.append(fault)
+    return [f"{row.label}: {fault}" for row in rows for fault in row.faults]
+
+
+def _packages(row: HostRow, reference: HostRow, limits: Limits) -> tuple[str, str | None]:
+    ours, theirs = reference.report.versions, row.report.versions
+    wrong = [
+        f"{name} {theirs.get(name)}, not {version}" for name, version in ours.items() if theirs.get(name) != version
+    ]
+    if not wrong:
+        return f"torch {theirs.get('torch')}", None
+    return wrong[0], (
+        f"{'; '.join(wrong)} as on {reference.name}; install the same versions into {row.report.python} there"
+    )
+
+
+def _revision(row: HostRow, reference: HostRow, limits: Limits) -> tuple[str, str | None]:
+    ours, theirs = reference.report.revision, row.report.revision
+    text = _short(theirs)
+    if theirs == ours:
+        return text, None
+    return text, f"code revision {text}, {_short(ours)} on {reference.name}; check out the same commit there"
+
+
+def _accelerators(row: HostRow, reference: HostRow, limits: Limits) -> tuple[str, str | None]:
+    devices, expected = row.report.accelerators, reference.report.accelerators
+    text = f"{len(devices)} x {devices[0]}" if devices else "cpu"
+    if bool(devices) != bool(expected):
+        return text, f"{len(devices)} accelerators, {len(expected)} on {reference.name}; use hosts of one kind"
+    if devices and len(devices) < row.slots:
+        return (
+            text,
+            f"slots={row.slots}, but {len(devices)} accelerators; write slots={len(devices)} or find the missing",
+        )
+    if devices and set(devices) != set(expected):
+        return text, f"{devices[0]}, {expected[0]} on {reference.name}; the slowest sets the pace, leave one kind out"
+    return text, None
+
+
+def _clock(row: HostRow, reference: HostRow, limits: Limits) -> tuple[str, str | None]:
+    if row.clock_offset_seconds is None:
+        return "?", None
+    text = f"{row.clock_offset_seconds:+.1f} s"
+    if abs(row.clock_offset_seconds) <= limits.clock_seconds + row.clock_uncertainty_seconds:
+        return text, None
+    return (
+        text,
+        f"clock differs by {row.clock_offset_seconds:+.1f} s; switch on time synchronisation (chrony, ntp) there",
+    )
+
+
+def _disk(row: HostRow, reference: HostRow, limits: Limits) -> tuple[str, str | None]:
+    free = row.report.free_gigabytes
+    text = f"{free:.0f} GB"
+    if free >= limits.free_gigabytes:
+        return text, None
+    return text, (
+        f"{free:.1f} GB free for the run's folder, {limits.free_gigabytes:g} wanted; free some, choose another "
+        f"--run-folder, or lower --min-free-gigabytes"
+    )
+
+
+def _shards(row: HostRow, reference: HostRow, limits: Limits) -> tuple[str, str | None]:
+    report = row.report
+    if not (report.shards or report.shard_errors):
+        return "-", None
+    if report.shard_errors:
+        return "unreadable", "; ".join(report.shard_errors.values())
+    for folder, digest in report.shards.items():
+        if reference.report.shards.get(folder, digest) != digest:
+            return "other data", f"{folder} holds other shards than on {reference.name}; copy the same to both"
+    return f"{report.num_samples} samples", None
+
+
+CHECKS: dict[str, Callable[[HostRow, HostRow, Limits], tuple[str, str | None]]] = {
+    "packages": _packages,
+    "revision": _revision,
+    "accelerators": _accelerators,
+    "clock": _clock,
+    "disk": _disk,
+    "shards": _shards,
+}
+
+
+def format_rows(rows: Sequence[HostRow]) -> str:
+    """The table, one host a line."""
+    lines = [["host", *COLUMNS], *([row.name, *(row.cells.get(column, "-") for column in COLUMNS)] for row in rows)]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def format_bandwidth(result: Bandwidth) -> str:
+    """One line of the all-reduce."""
+    return (
+        f"all-reduce of {result.megabytes:g} MB over {result.ranks} ranks: {'right' if result.right else 'WRONG SUM'}, "
+        f"{result.seconds * 1e3:.1f} ms, {result.gigabytes_per_second:.2f} GB/s"
+    )
+
+
+def conclude(rows: list[HostRow], faults: list[str], bandwidth: Bandwidth | None, json_file: Path | None) -> int:
+    """Print the table and the faults, write the JSON; the exit status."""
+    print(format_rows(rows))
+    if bandwidth is not None:
+        print(format_bandwidth(bandwidth))
+    print("\nto fix:" if faults else "\nall is well", *(f"\n  {fault}" for fault in faults), sep="")
+    if json_file is not None:
+        record = {
+            "hosts": [dataclasses.asdict(row) for row in rows],
+            "faults": faults,
+            "all_reduce": dataclasses.asdict(bandwidth) if bandwidth else None,
+        }
+        aside = json_file.with_name(f".{json_file.name}.part")
+        aside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(aside, json_file)
+    return 1 if faults else 0
+
+
+def _short(revision: str | None) -> str:
+    if revision is None:
+        return "none"
+    commit, dash, dirty = revision.partition("-")
+    return commit[:8] + dash + dirty

@@ -1,0 +1,141 @@
+"""``metrics.jsonl``: a run's own record of its metrics, one line a logged step, kept whatever happens to MLflow.
+
+A line is ``{"step": 120, "time": 1700000000.0, "values": {"loss/total": 3.1, …}}``; numbers that JSON has no word for
+are the strings "nan", "inf" and "-inf". For every name the steps strictly ascend, so a curve holds each step once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FILE_NAME = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Metrics of one step. ``time`` is in seconds since 1970."""
+
+    step: int
+    time: float
+    values: dict[str, float]
+
+    def to_line(self) -> str:
+        values = {name: value if math.isfinite(value) else str(value) for name, value in self.values.items()}
+        return json.dumps({"step": self.step, "time": self.time, "values": values}, ensure_ascii=False) + "\n"
+
+
+def read_entries(run_folder: str | Path) -> Iterator[Entry]:
+    """The entries of a run; a last line torn by a kill is left out. Raises FileNotFoundError where there are none."""
+    with open(Path(run_folder) / FILE_NAME, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            entry = _parse(line)
+            if entry is not None:
+                yield entry
+
+
+def read_curves(run_folder: str | Path) -> dict[str, tuple[list[int], list[float]]]:
+    """``{name: (steps, values)}`` of a run."""
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    for entry in read_entries(run_folder):
+        for name, value in entry.values.items():
+            steps, values = curves.setdefault(name, ([], []))
+            steps.append(entry.step)
+            values.append(value)
+    return curves
+
+
+def _parse(line: str) -> Entry | None:
+    if not line.endswith("\n"):
+        return None
+    try:
+        record = json.loads(line)
+        return Entry(
+            int(record["step"]), float(record["time"]), {name: float(v) for name, v in record["values"].items()}
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):  # damage by a full disk costs this line, not the run
+        return None
+
+
+@dataclass
+class LocalLog:
+    """Appends entries; lines that a full disk refuses are kept in memory and written when there is room again."""
+
+    run_folder: Path
+    highest: dict[str, int] = field(default_factory=dict)  # last step of each name
+    waiting: list[str] = field(default_factory=list)
+    _size: int = 0  # bytes of whole lines in the file
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def open(cls, run_folder: str | Path, keep_up_to_step: int | None) -> LocalLog:
+        """Go on in a run's file.
+
+        Args:
+            keep_up_to_step: steps above it are cut off, because the resumed run makes them again. None starts a new
+                file; one that is there is set aside as metrics.1.jsonl, metrics.2.jsonl, ….
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        run_folder = Path(run_folder)
+        run_folder.mkdir(parents=True, exist_ok=True)
+        path = run_folder / FILE_NAME
+        log = cls(run_folder)
+        if keep_up_to_step is None:
+            if path.exists() and path.stat().st_size:
+                number = next(n for n in range(1, 10**6) if not (run_folder / f"metrics.{n}.jsonl").exists())
+                path.rename(run_folder / f"metrics.{number}.jsonl")
+        elif path.exists():
+            aside = path.with_suffix(".jsonl.part")
+            with open(aside, "w", encoding="utf-8") as kept:
+                for entry in read_entries(run_folder):
+                    entry = log.fresh(entry)
+                    if entry is not None and entry.step <= keep_up_to_step:
+                        log._remember(entry)
+                        kept.write(entry.to_line())
+            os.replace(aside, path)
+            log._size = path.stat().st_size
+        return log
+
+    def fresh(self, entry: Entry) -> Entry | None:
+        """``entry`` without the values whose step was logged already; None when nothing is left."""
+        values = {name: v for name, v in entry.values.items() if entry.step > self.highest.get(name, -1)}
+        return Entry(entry.step, entry.time, values) if values else None
+
+    def append(self, entry: Entry) -> None:
+        """Write an entry that :meth:`fresh` returned. Never raises for the disk: the line then waits in memory."""
+        self._remember(entry)
+        with self._lock:
+            self.waiting.append(entry.to_line())
+        self.flush()
+
+    def flush(self) -> OSError | None:
+        """Write what waits; the error when the disk still refuses it."""
+        with self._lock:
+            return self._write_waiting()
+
+    def _write_waiting(self) -> OSError | None:
+        if not self.waiting:
+            return None
+        data = "".join(self.waiting).encode("utf-8")
+        try:
+            with open(self.run_folder / FILE_NAME, "ab") as file:
+                if file.tell() > self._size:  # a write cut short by a full disk left part of a line
+                    file.truncate(self._size)
+                self._size = min(self._size, file.tell())  # the file may have been removed meanwhile
+                file.write(data)
+        except OSError as error:
+            return error
+        self._size += len(data)
+        self.waiting.clear()
+        return None
+
+    def _remember(self, entry: Entry) -> None:
+        for name in entry.values:
+            self.highest[name] = entry.step

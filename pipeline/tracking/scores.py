@@ -1,0 +1,92 @@
+"""Scores of a checkpoint: into the folder of the run that made it, and into that run's MLflow page."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.tracking.local_log import Entry, read_entries
+
+SCORES_FILE = "scores.json"
+
+
+def log_scores(folder: str | Path, scores: Mapping[str, Any], step: int | None = None) -> bool:
+    """Add scores to the run that made a checkpoint: merged into RUN/scores.json, and as metrics ``score/GROUP/NAME``.
+
+    Args:
+        folder: a run folder, its final/ or one of its checkpoints.
+        scores: numbers by name; groups may nest, as ``{"fgovd": {"hard": 0.41, "by_language": {"zh": 0.4}}}``.
+        step: optimizer step of the checkpoint; by default that of its folder's name, else the run's last.
+
+    Returns:
+        Whether MLflow has them. False, with a line on stderr, where there is no run or its store does not answer.
+    """
+    from pipeline.tracking.store import STORE_ERRORS, Store, find_run  # MLflow takes seconds to import
+
+    try:
+        found = find_run(folder)
+        if found is None:
+            return _refuse(f"{folder} belongs to no tracked run")
+        run_folder, run_id, address = found
+        _merge(run_folder / SCORES_FILE, scores)
+        if run_id is None:
+            return _refuse(f"{run_folder} has no MLflow run yet")
+        step = _step_of(Path(folder), run_folder) if step is None else step
+        values = {f"score/{name}": value for name, value in flatten_scores(scores).items()}
+        Store.connect(address, run_id, {}, {}, status=None).write([Entry(step, time.time(), values)])
+    except STORE_ERRORS as error:
+        return _refuse(" ".join(str(error).split())[:300])
+    return True
+
+
+def flatten_scores(scores: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """``{"group/name": number}`` of nested scores; texts and lists are left out."""
+    flat: dict[str, float] = {}
+    for name, value in scores.items():
+        if isinstance(value, Mapping):
+            flat |= flatten_scores(value, f"{prefix}{name}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            flat[f"{prefix}{name}"] = float(value)
+    return flat
+
+
+def read_scores(run_folder: str | Path) -> dict[str, float]:
+    """The flat scores of a run; empty where none were made."""
+    path = Path(run_folder) / SCORES_FILE
+    return flatten_scores(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _step_of(folder: Path, run_folder: Path) -> int:
+    match = re.fullmatch(r"step-(\d+)", folder.name)
+    if match:
+        return int(match.group(1))
+    try:
+        return max((entry.step for entry in read_entries(run_folder)), default=0)
+    except FileNotFoundError:
+        return 0
+
+
+def _merge(path: Path, scores: Mapping[str, Any]) -> None:
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    aside = path.with_suffix(".json.part")
+    aside.write_text(json.dumps(_merged(known, scores), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _merged(known: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(known)
+    for name, value in new.items():
+        both = isinstance(value, Mapping) and isinstance(known.get(name), Mapping)
+        result[name] = _merged(known[name], value) if both else value
+    return result
+
+
+def _refuse(reason: str) -> bool:
+    print(f"tracking: scores went to no MLflow run: {reason}", file=sys.stderr, flush=True)
+    return False

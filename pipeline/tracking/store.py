@@ -1,0 +1,278 @@
+"""The MLflow side of tracking: finds or makes the run, knows which steps it holds, writes what is missing.
+
+Everything here may fail (a locked, full or vanished store); callers catch :data:`STORE_ERRORS` and try again. Writing
+twice is safe: MLflow keeps one row for equal (run, name, step, time, value), so a batch of unknown fate is sent again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
+from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
+
+from pipeline.tracking.facts import RefusedError, shorten
+from pipeline.tracking.local_log import Entry
+
+STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ValueError)
+RUN_FILE = "tracking.json"
+SQLITE = "sqlite:///"
+METRICS_PER_BATCH = 1000  # mlflow.utils.validation, 3.17: the most that one log_batch takes
+PARAMS_PER_BATCH = 100
+LOCK_SECONDS = 1.0
+MAX_NAME_LENGTH = 250
+MAX_TAG_LENGTH = 8000
+FORBIDDEN_IN_NAMES = re.compile(r"[^/\w.\- ]")
+
+
+@dataclass(frozen=True)
+class RunAddress:
+    """Which store and experiment a run belongs to, and under which name."""
+
+    uri: str
+    experiment: str
+    artifact_location: str | None  # None: the server's choice
+    run_name: str
+
+
+@dataclass
+class Store:
+    """One MLflow run. ``held[name]`` are the steps that it held when :meth:`load_held` asked."""
+
+    address: RunAddress
+    run_id: str
+    client: MlflowClient
+    held: dict[str, set[int]] = field(default_factory=dict)
+
+    @classmethod
+    def connect(
+        cls,
+        address: RunAddress,
+        run_id: str | None,
+        params: dict[str, str],
+        tags: dict[str, str],
+        status: str | None = "RUNNING",
+    ) -> Store:
+        """Open the run ``run_id`` again, or make one where it is None or the store does not know it.
+
+        Args:
+            status: what an opened run is set to; None leaves it as it is.
+
+        Raises:
+            STORE_ERRORS: the store cannot be reached or written.
+        """
+        quieten_mlflow()
+        probe(address.uri, must_exist=False)
+        client = MlflowClient(address.uri)
+        store = cls._reopen(address, client, run_id, status) if run_id else None
+        if store is None:
+            experiment = _experiment(client, address)
+            run = client.create_run(experiment, run_name=address.run_name, tags=_limited(tags))
+            store = cls(address, run.info.run_id, client)
+            store.log_params(params)
+        else:
+            store.set_tags(tags | store._changed_params(params))
+        return store
+
+    @classmethod
+    def _reopen(cls, address: RunAddress, client: MlflowClient, run_id: str, status: str | None) -> Store | None:
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        if run.info.lifecycle_stage == "deleted":
+            client.restore_run(run_id)
+        if status is not None:
+            client.update_run(run_id, status=status)
+        return cls(address, run_id, client)
+
+    def load_held(self) -> None:
+        """Learn which steps the run has, so that :meth:`write` adds none twice."""
+        names = [name for name in self.client.get_run(self.run_id).data.metrics if not name.startswith("system/")]
+        self.held = {name: {m.step for m in self.client.get_metric_history(self.run_id, name)} for name in names}
+
+    def _changed_params(self, params: dict[str, str]) -> dict[str, str]:
+        """Parameters cannot be rewritten in MLflow, so those that a resume changed become tags."""
+        logged = self.client.get_run(self.run_id).data.params
+        changed = {name: value for name, value in params.items() if logged.get(name, value) != value}
+        self.log_params({name: value for name, value in params.items() if name not in logged})
+        return {f"resumed_with.{name}": value for name, value in changed.items()}
+
+    def missing(self, entry: Entry) -> list[Metric]:
+        """The metrics of ``entry`` whose steps are not in ``held``."""
+        milliseconds = int(entry.time * 1000)
+        rows = []
+        for name, value in entry.values.items():
+            name = metric_name(name)
+            if entry.step not in self.held.get(name, ()):
+                rows.append(Metric(name, value, milliseconds, entry.step))
+        return rows
+
+    def write(self, entries: Iterable[Entry]) -> None:
+        """Write entries in as few calls as the store's limits allow."""
+        probe(self.address.uri)
+        rows = [row for entry in entries for row in self.missing(entry)]
+        for start in range(0, len(rows), METRICS_PER_BATCH):
+            self._log_batch(metrics=rows[start : start + METRICS_PER_BATCH])
+
+    def _log_batch(self, **rows: list) -> None:
+        try:
+            self.client.log_batch(self.run_id, **rows)
+        except MlflowException as error:
+            if error.error_code == "INVALID_PARAMETER_VALUE":
+                raise RefusedError(str(error)) from error
+            raise
+
+    def log_params(self, params: dict[str, str]) -> None:
+        """Write parameters, a hundred at a time."""
+        rows = [Param(metric_name(name), value) for name, value in params.items()]
+        for start in range(0, len(rows), PARAMS_PER_BATCH):
+            self._log_batch(params=rows[start : start + PARAMS_PER_BATCH])
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        """Set tags, cut to the store's limit."""
+        probe(self.address.uri)
+        rows = [RunTag(name, value) for name, value in _limited(tags).items()]
+        if rows:
+            self._log_batch(tags=rows)
+
+    def log_artifact(self, path: str | Path, folder: str | None) -> None:
+        """Copy a file into the run's artifacts."""
+        if not Path(path).exists():
+            raise RefusedError(f"artifact {path} is not there any more")
+        probe(self.address.uri)
+        self.client.log_artifact(self.run_id, str(path), folder)
+
+    def start_system_metrics(self) -> None:
+        """MLflow's own monitor of processors, memory, disk, network and GPUs, if its environment variable asks for it.
+
+        Its thread ends by itself when the run is no longer RUNNING or its store fails.
+        """
+        if MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+            SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.address.uri).start()
+
+    def terminate(self, status: str) -> None:
+        """End the run as FINISHED, FAILED or KILLED."""
+        probe(self.address.uri)
+        self.client.set_terminated(self.run_id, status=status)
+
+
+def run_address(settings: Any, run_folder: str | Path) -> RunAddress:
+    """Where a run is tracked: its own setting, else what MLFLOW_TRACKING_URI says, else sqlite beside the run."""
+    folder = Path(run_folder).resolve()
+    uri = settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{folder.parent / 'mlflow.db'}"
+    path = sqlite_path(uri)
+    # without a location of its own an experiment's artifacts land in whatever folder the process was started from
+    location = (path.parent / "mlflow-artifacts" / settings.tracking.experiment).as_uri() if path else None
+    return RunAddress(uri, settings.tracking.experiment, location, settings.tracking.run_name or folder.name)
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The database file of a sqlite URI, else None."""
+    return Path(uri.removeprefix(SQLITE)).resolve() if uri.startswith(SQLITE) else None
+
+
+def probe(uri: str, must_exist: bool = True) -> None:
+    """Ask a sqlite store for its write lock, because MLflow itself would wait 20 s for it, and minutes at its start.
+
+    Raises:
+        FileNotFoundError: the database is gone; sqlite would silently begin an empty one.
+        sqlite3.Error: it is locked, full or damaged.
+    """
+    path = sqlite_path(uri)
+    if path is None or not (must_exist or path.exists()):
+        return
+    if not path.exists():
+        raise FileNotFoundError(f"the tracking database {path} is gone")
+    connection = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    finally:
+        connection.close()
+
+
+def metric_name(name: str) -> str:
+    """``name`` with what MLflow refuses replaced; letters of every script stay."""
+    return FORBIDDEN_IN_NAMES.sub("_", name).strip("/")[:MAX_NAME_LENGTH]
+
+
+def quieten_mlflow() -> None:
+    """No migrations and no traces of a full disk on the terminal, no telemetry, and a new connection for each write.
+
+    A pooled sqlite connection would go on writing to a file that was unlinked or replaced.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
+    for name in ("mlflow.store.db.utils", "mlflow.tracking", "mlflow.system_metrics", "alembic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def save_run(run_folder: str | Path, address: RunAddress, run_id: str | None) -> None:
+    """Write tracking.json, from which evaluation, later stages and sync find the run."""
+    path = Path(run_folder) / RUN_FILE
+    aside = path.with_suffix(".json.part")
+    record = {"run_id": run_id} | asdict(address)
+    aside.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def find_run(folder: str | Path) -> tuple[Path, str | None, RunAddress] | None:
+    """The run folder that ``folder`` is or lies in (as its final/ or a checkpoint), its MLflow run and where that is.
+
+    None where no tracking.json is found; the run's id is None when no store ever answered.
+    """
+    folder = Path(folder).resolve()
+    for candidate in (folder, *list(folder.parents)[:2]):
+        path = candidate / RUN_FILE
+        if path.is_file():
+            try:
+                record = json.loads(path.read_text(encoding="utf-8"))
+                return candidate, record.pop("run_id"), RunAddress(**record)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{path} is damaged ({error}); remove it, and the next resume begins a new run"
+                ) from error
+    return None
+
+
+def parent_tags(settings: Any) -> dict[str, str]:
+    """Tags that point to the run this one continues: the one named in the settings, else the one it starts from."""
+    folder = settings.tracking.parent_run or settings.model.start_from
+    found = find_run(folder) if folder else None
+    if found is None:
+        return {}
+    tags = {"parent_run_folder": str(found[0])}
+    return tags | ({"mlflow.parentRunId": found[1]} if found[1] else {})
+
+
+def _experiment(client: MlflowClient, address: RunAddress) -> str:
+    found = client.get_experiment_by_name(address.experiment)
+    if found is None:
+        try:
+            return client.create_experiment(address.experiment, artifact_location=address.artifact_location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run made it in this very moment
+                raise
+            found = client.get_experiment_by_name(address.experiment)
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return found.experiment_id
+
+
+def _limited(tags: dict[str, str]) -> dict[str, str]:
+    return {metric_name(name): shorten(str(value), MAX_TAG_LENGTH) for name, value in tags.items()}

@@ -1,0 +1,288 @@
+"""Tracking of a run by rank 0: metrics to ``metrics.jsonl`` at once, and to MLflow by a thread of its own.
+
+Training never waits for the store and never fails with it. A locked, full or vanished store is tried again until the
+run ends; what it missed is in ``metrics.jsonl`` and is written when the store is back, at the next resume, or by
+``python -m pipeline.tracking.sync RUN``. What never arrived is counted in :attr:`Tracker.lost`.
+
+Resuming: the local file is cut back to the resumed step; then the MLflow run gets exactly the steps it lacks, so that
+every curve holds each step once. Log a step before saving its checkpoint, or a kill in between costs that step's line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.tracking.facts import RefusedError, run_tags, settings_as_text
+from pipeline.tracking.local_log import Entry, LocalLog, read_entries
+from pipeline.tracking.null_tracker import END_TIMEOUT_SECONDS, NullTracker
+
+START_TIMEOUT_SECONDS = 30.0  # assumption: MLflow's import and the first making of its tables take 3 to 10
+LAST_ATTEMPT_SECONDS = 5.0
+RETRY_SECONDS = 2.0
+FLUSH_SECONDS = 1.0  # metrics wait this long for company in one batch
+ENTRIES_PER_CHUNK = 500
+MAX_WAITING_VALUES = 500_000  # about 100 MB; beyond it the store is brought up to date from the local file
+
+
+class Tracker(NullTracker):
+    """Made by :meth:`start`. ``run_id`` is None until the store has answered."""
+
+    def __init__(self, run_folder: Path, local: LocalLog, open_store: Callable[[], Any] | None) -> None:
+        """``open_store`` makes the MLflow side, in the thread; None keeps metrics in the local file only."""
+        self.run_folder, self.local = run_folder, local
+        self.run_id: str | None = None
+        self.lost = 0  # metric values, tags and files that never reached the store; known after end()
+        self._open_store, self._store = open_store, None
+        self._entries: deque[Entry] = deque()
+        self._waiting_values = 0
+        self._actions: deque[tuple[str, tuple]] = deque()  # calls of the store other than metrics, in order
+        self._behind = False  # the memory overflowed: read the local file again once the store is back
+        self._condition = threading.Condition()
+        self._idle = self._ready = self._stopping = self._hurry = self._failing = self._dead = False
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True) if open_store else None
+
+    @classmethod
+    def start(
+        cls, settings: Any, run_folder: str | Path, resume_run_id: str | None = None, resume_step: int | None = None
+    ) -> NullTracker:
+        """Begin or go on with a run.
+
+        Args:
+            resume_run_id: MLflow run to go on with; without it, a resume uses the one in the folder's tracking.json.
+            resume_step: the last optimizer step of the checkpoint resumed from; later ones are made again and cut
+                from the local file. None with a ``resume_run_id`` keeps all lines; None without begins a new run.
+
+        Raises:
+            OSError: the run folder cannot be written at the start.
+        """
+        if _rank() != 0:
+            return NullTracker()
+        run_folder = Path(run_folder)
+        resuming = resume_run_id is not None or resume_step is not None
+        keep = None if not resuming else (resume_step if resume_step is not None else sys.maxsize)
+        local = LocalLog.open(run_folder, keep)
+        if not settings.tracking.enabled:
+            return cls(run_folder, local, None)
+        tags = run_tags(settings, run_folder) | ({"resumed_at_step": str(resume_step)} if resume_step else {})
+        tracker = cls(run_folder, local, _store_opener(settings, run_folder, resume_run_id, resuming, tags))
+        tracker._behind = resuming
+        tracker._thread.start()
+        with tracker._condition:
+            tracker._condition.wait_for(lambda: tracker._ready, START_TIMEOUT_SECONDS)
+        return tracker
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Record the metrics of an optimizer step. A step that a name already has is left out."""
+        entry = self.local.fresh(Entry(int(step), time.time(), {name: float(v) for name, v in values.items()}))
+        if entry is None:
+            return
+        self.local.append(entry)
+        with self._condition:
+            if self._thread is None or self._behind:
+                return
+            self._entries.append(entry)
+            self._waiting_values += len(entry.values)
+            if self._waiting_values > MAX_WAITING_VALUES:
+                self._entries.clear()
+                self._waiting_values, self._behind = 0, True
+            self._condition.notify_all()
+
+    def log_figure(self, name: str, figure: Any) -> None:
+        """Save a matplotlib figure or a PIL image as RUN/figures/NAME.png and hand it to the store."""
+        folder = self.run_folder / "figures"
+        path = folder / f"{name}.png"
+        aside = folder / f".{name}.part.png"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (figure.savefig if hasattr(figure, "savefig") else figure.save)(aside)
+            os.replace(aside, path)
+        except OSError as error:
+            self.lost += 1
+            _say(f"figure {name} was not saved: {error}")
+            return
+        self.log_artifact(path, "figures")
+
+    def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """Hand a file to the store, under ``folder`` of the run's artifacts."""
+        self._later("log_artifact", (path, folder))
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        """Set tags of the run."""
+        self._later("set_tags", ({name: str(value) for name, value in tags.items()},))
+
+    def flush(self, timeout_seconds: float = END_TIMEOUT_SECONDS) -> bool:
+        """Wait until everything logged so far is in the store; False when that takes longer."""
+        self.local.flush()
+        if self._thread is None:
+            return not self.local.waiting
+        with self._condition:
+            self._idle, self._hurry = not (self._has_work() or self._store is None), True
+            self._condition.notify_all()
+            done = self._condition.wait_for(lambda: self._idle or self._dead, timeout_seconds)
+            return done and self._idle
+
+    def end(self, status: str = "FINISHED", timeout_seconds: float = END_TIMEOUT_SECONDS) -> None:
+        """Write what waits, end the run as FINISHED, FAILED or KILLED, and count what the store never got."""
+        if self._stopping:
+            return
+        self._later("terminate", (status,))
+        self.flush(timeout_seconds)
+        with self._condition:
+            self._stopping = True
+            self._condition.notify_all()
+        if self._thread is not None:
+            self._thread.join(LAST_ATTEMPT_SECONDS)  # an attempt under way may still succeed; count after it
+        with self._condition:
+            in_file_only = self._count_behind() if self._behind else 0
+            self.lost += self._waiting_values + in_file_only + sum(name != "terminate" for name, _ in self._actions)
+        if self.local.waiting:
+            _say(f"{len(self.local.waiting)} lines could not be written to {self.local.run_folder / 'metrics.jsonl'}")
+        if self.lost:
+            _say(
+                f"{self.lost} values did not reach MLflow; those in metrics.jsonl are written by "
+                f"python -m pipeline.tracking.sync {self.run_folder}"
+            )
+
+    def _later(self, action: str, arguments: tuple) -> None:
+        with self._condition:
+            if self._thread is not None and not self._stopping:
+                self._actions.append((action, arguments))
+                self._condition.notify_all()
+
+    def _count_behind(self) -> int:
+        try:
+            return sum(len(entry.values) for entry in read_entries(self.run_folder))
+        except OSError:
+            return 0
+
+    def _work(self) -> None:
+        """The thread: connect, then write whatever waits, for as long as the run lasts."""
+        try:
+            while not self._stopping:
+                self._work_once()
+        finally:  # an error nobody expected ends tracking, not training
+            with self._condition:
+                self._ready, self._dead = True, not self._stopping
+                self._condition.notify_all()
+
+    def _work_once(self) -> None:
+        from pipeline.tracking.store import STORE_ERRORS  # here, because MLflow takes seconds to import
+
+        error: Exception | None = None
+        try:
+            self._deliver()
+        except STORE_ERRORS as problem:
+            error = problem
+        self._report(error)
+        with self._condition:
+            self._ready, self._hurry = True, False
+            self._idle = error is None and not self._has_work()
+            self._condition.notify_all()
+            if self._idle:
+                self._condition.wait_for(lambda: self._stopping or self._has_work())
+            # after an error the store gets time to recover; otherwise metrics wait for company in one batch
+            pause = RETRY_SECONDS if error else FLUSH_SECONDS
+            self._condition.wait_for(lambda: self._stopping or self._hurry, pause)
+
+    def _has_work(self) -> bool:
+        return bool(self._entries or self._actions or self._behind)
+
+    def _deliver(self) -> None:
+        """One attempt to bring the store up to date. Raises STORE_ERRORS; what was not written stays in line."""
+        if self._store is None:
+            self._store = self._open_store()
+            self.run_id = self._store.run_id
+        if self._behind:
+            self._catch_up()
+        with self._condition:
+            entries, actions = list(self._entries), list(self._actions)
+        if entries:
+            self._attempt(sum(len(entry.values) for entry in entries), self._store.write, entries)
+            with self._condition:
+                for entry in entries:
+                    if self._entries and self._entries[0] is entry:  # the queue is cleared when it overflows
+                        self._entries.popleft()
+                        self._waiting_values -= len(entry.values)
+        for name, arguments in actions:
+            self._attempt(1, getattr(self._store, name), *arguments)
+            with self._condition:
+                self._actions.popleft()
+
+    def _attempt(self, num_values: int, call: Callable[..., None], *arguments: Any) -> None:
+        """Call the store; what it refuses for good is counted as lost, so that it does not hold up the rest."""
+        try:
+            call(*arguments)
+        except RefusedError as error:
+            self.lost += num_values
+            _say(f"MLflow refuses {num_values} values: {_one_line(error)}")
+
+    def _catch_up(self) -> None:
+        """Write what the local file holds and the run lacks; metrics logged meanwhile are in that file as well."""
+        error = self.local.flush()
+        if error is not None:
+            raise error
+        num_written = 0
+        entries = read_entries(self.run_folder)
+        while len(chunk := list(itertools.islice(entries, ENTRIES_PER_CHUNK))) == ENTRIES_PER_CHUNK:
+            self._attempt(sum(len(entry.values) for entry in chunk), self._store.write, chunk)
+            num_written += len(chunk)
+        with self._condition:  # what is logged from here on joins the queue
+            self._entries.extend(itertools.islice(read_entries(self.run_folder), num_written, None))
+            self._waiting_values = sum(len(entry.values) for entry in self._entries)
+            self._behind = False
+
+    def _report(self, error: Exception | None) -> None:
+        """One line when the store fails, one when it is back."""
+        if error is not None and not self._failing:
+            _say(f"store not available ({_one_line(error)}); training goes on and metrics are kept")
+        elif error is None and self._failing:
+            _say("store available again; metrics are up to date")
+        self._failing = error is not None
+
+
+def _rank() -> int:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return int(os.environ.get("RANK", "0"))
+
+
+def _store_opener(
+    settings: Any, run_folder: Path, run_id: str | None, resuming: bool, tags: dict[str, str]
+) -> Callable[[], Any]:
+    """A function for the thread that opens the run, or makes it, and notes it in tracking.json."""
+
+    def open_store() -> Any:
+        from pipeline.tracking.store import Store, find_run, parent_tags, run_address, save_run
+
+        address = run_address(settings, run_folder)
+        known = find_run(run_folder) if resuming else None
+        wanted = run_id or (known[1] if known else None)
+        if wanted is None:
+            save_run(run_folder, address, None)
+        store = Store.connect(address, wanted, settings_as_text(settings), tags | parent_tags(settings))
+        store.load_held()
+        store.start_system_metrics()
+        save_run(run_folder, address, store.run_id)
+        return store
+
+    return open_store
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be a file on the disk that is full
+        print(f"tracking: {text}", file=sys.stderr, flush=True)

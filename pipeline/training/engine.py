@@ -1,0 +1,137 @@
+"""From settings to a DeepSpeed engine: process group, ZeRO configuration, precision."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pipeline.config import SettingsError, Stage1Settings, TrainSettings
+from pipeline.training.optimizer import make_optimizer, parameter_groups
+
+# Where the launchers in use put a process's place: DeepSpeed and torchrun, Slurm, Open MPI.
+RANK_VARIABLES = {
+    "RANK": ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"),
+    "WORLD_SIZE": ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"),
+    "LOCAL_RANK": ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among all."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def find_place() -> Place:
+    """Read the standard rank variables; a process started by hand is the only one."""
+
+    def read(name: str, default: int) -> int:
+        return next((int(os.environ[v]) for v in RANK_VARIABLES[name] if v in os.environ), default)
+
+    world_size, local_rank = read("WORLD_SIZE", 1), read("LOCAL_RANK", 0)
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", world_size)))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return Place(read("RANK", 0), world_size, local_rank, local_world_size, device)
+
+
+def join_process_group(place: Place, timeout_seconds: float) -> None:
+    """Start NCCL on GPUs, gloo on CPUs. A single process too forms a group, so that one code path serves all."""
+    for name, value in (("RANK", place.rank), ("WORLD_SIZE", place.world_size), ("LOCAL_RANK", place.local_rank)):
+        os.environ[name] = str(value)  # DeepSpeed reads these
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500" if place.world_size > 1 else "0")
+    on_gpu = place.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(place.device)
+    store = dist.HashStore() if place.world_size == 1 else None  # one process needs no port
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        timeout=timedelta(seconds=timeout_seconds),
+        device_id=place.device if on_gpu else None,
+        **({"store": store, "rank": 0, "world_size": 1} if store is not None else {}),
+    )
+
+
+def set_threads(place: Place, settings: TrainSettings) -> None:
+    """Divide the machine's cores among its ranks."""
+    torch.set_num_threads(settings.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // place.local_world_size))
+
+
+def micro_batch_size(settings: TrainSettings, world_size: int) -> int:
+    """Images a rank and micro-batch.
+
+    Raises:
+        SettingsError: the global batch does not divide.
+    """
+    share, rest = divmod(settings.global_batch_size, world_size * settings.accumulation_steps)
+    if rest or not share:
+        raise SettingsError(
+            f"train.global_batch_size is {settings.global_batch_size}; it must be a multiple of ranks times "
+            f"train.accumulation_steps ({world_size} x {settings.accumulation_steps}); change one of the three"
+        )
+    return share
+
+
+def deepspeed_config(settings: TrainSettings, clip_norm: float, world_size: int) -> dict[str, Any]:
+    """The JSON file's choices with what the settings decide filled in.
+
+    bf16 is torch's autocast over float32 weights: the scalar scales are exact, one float32 copy of the weights exists
+    instead of a bf16 copy and its float32 master, and no step is ever skipped for a loss scale.
+
+    Raises:
+        SettingsError: no such file, or a key in it that the settings own.
+    """
+    path = Path(settings.deepspeed_config)
+    if not path.is_file():
+        raise SettingsError(f"train.deepspeed_config {path} does not exist; launch/ has zero1.json to zero3.json")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    owned = {
+        "train_micro_batch_size_per_gpu": micro_batch_size(settings, world_size),
+        "gradient_accumulation_steps": settings.accumulation_steps,
+        "gradient_clipping": clip_norm,
+        "torch_autocast": {"enabled": settings.precision == "bf16", "dtype": "bfloat16"},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,  # the loop reports
+    }
+    clash = sorted(set(config) & (set(owned) | {"optimizer", "scheduler", "train_batch_size", "bf16", "fp16"}))
+    if clash:
+        raise SettingsError(f"{path} sets {', '.join(clash)}; the run's settings decide these, so remove them there")
+    return {**config, **owned}
+
+
+def build_engine(model: nn.Module, settings: Stage1Settings, place: Place) -> Any:
+    """The DeepSpeed engine of a model whose weights are final (loaded, frozen where the stage wants it)."""
+    os.environ.setdefault("DS_ACCELERATOR", place.device.type)
+    import deepspeed  # imported here: it probes compilers and accelerators, which --help need not wait for
+
+    # An extension for inference on CPUs that DeepSpeed 0.19 compiles at the first start and training never calls. A
+    # start that is killed while it compiles leaves a lock on which every later start would wait for ever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    for parameter in model.parameters():
+        if parameter.ndim == 0:  # DeepSpeed 0.19 cannot broadcast a scalar; load_state_dict takes one row for it again
+            parameter.data = parameter.data.reshape(1)
+    groups = parameter_groups(model.named_parameters(), settings.optimizer)
+    engine, *_ = deepspeed.initialize(
+        model=model.to(place.device),
+        optimizer=make_optimizer(groups, settings.optimizer),
+        config=deepspeed_config(settings.train, settings.optimizer.gradient_clip_norm, place.world_size),
+        dist_init_required=False,
+    )
+    return engine

@@ -1,0 +1,97 @@
+"""What a run leaves behind when a loss or gradient is not finite, and the command that replays that step.
+
+python -m pipeline.training.failure RUN/failures/step-00000120
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from pipeline.data.batch import Batch
+from pipeline.training.engine import Place
+
+
+class NonFiniteStep(RuntimeError):
+    """A loss or a gradient is not finite; the update was not applied and a bundle was written."""
+
+
+def bundle_folder(run_folder: str | Path, step: int) -> Path:
+    return Path(run_folder) / "failures" / f"step-{step:08d}"
+
+
+def write_rank_bundle(
+    folder: Path, place: Place, batch: Batch, losses: dict[str, float], facts: dict[str, Any]
+) -> None:
+    """One rank's batch and loss parts; the checkpoint beside them holds the weights from before the update."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {n: t.detach().cpu().contiguous() for n, t in batch.tensors().items()},
+        folder / f"batch-{place.rank:05d}.safetensors",
+    )
+    record = {"keys": batch.keys, "language": batch.language, "losses": losses, **facts}
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    (folder / f"rank-{place.rank:05d}.json").write_text(text, encoding="utf-8")
+
+
+def replay(folder: Path) -> int:
+    """Run the step of a bundle again on one process; prints each loss part and what is not finite. 0: all finite."""
+    from pipeline.config import Stage1Settings, Stage2Settings, load_settings
+    from pipeline.model import FGCLIP2, FGCLIP2Config
+    from pipeline.training.checkpoint import read_objective, read_weights
+    from pipeline.training.losses import StageLosses
+
+    settings_file = folder.parents[1] / "settings.yaml"
+    two_stages = "region_loss" in settings_file.read_text(encoding="utf-8")
+    settings = load_settings(Stage2Settings if two_stages else Stage1Settings, settings_file)
+    checkpoint = folder / "checkpoint"
+    model = FGCLIP2(FGCLIP2Config.from_pretrained(checkpoint))
+    model.load_state_dict(read_weights(checkpoint))
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    failed = 0
+    for record_file in sorted(folder.glob("rank-*.json")):
+        record = json.loads(record_file.read_text(encoding="utf-8"))
+        tensors = load_file(folder / record_file.name.replace("rank-", "batch-").replace(".json", ".safetensors"))
+        batch = Batch(keys=record["keys"], language=record["language"], **tensors)
+        losses = StageLosses(settings)
+        losses.state.load_state_dict(read_objective(checkpoint, losses.state.state_dict()))
+        model.zero_grad()
+        output = losses(model(batch, regions=two_stages), batch)
+        output.total.backward()
+        values = {"total": float(output.total.detach()), **{n: float(v) for n, v in output.parts.items()}}
+        wrong = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+        print(f"{record_file.stem} keys={','.join(batch.keys[:8])}{'…' if len(batch) > 8 else ''}")
+        print("  then: " + " ".join(f"{n}={v}" for n, v in record["losses"].items()))
+        print("  now:  " + " ".join(f"{n}={v:.6g}" for n, v in values.items()))
+        print(f"  inputs not finite: {[n for n, t in tensors.items() if not t.isfinite().all()] or 'none'}")
+        print(f"  gradients not finite: {wrong[:10] or 'none'}")
+        failed += bool(wrong) or not all(math.isfinite(v) for v in values.values())
+    return 1 if failed else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.training.failure",
+        description="Replay the step of a failure bundle on one process.",
+        epilog="example: python -m pipeline.training.failure runs/stage2/failures/step-00000120",
+    )
+    parser.add_argument("bundle", type=Path, help="RUN/failures/step-…")
+    arguments = parser.parse_args(argv)
+    if not (arguments.bundle / "checkpoint").is_dir():
+        print(f"error: {arguments.bundle} holds no checkpoint; give a folder RUN/failures/step-…", file=sys.stderr)
+        return 2
+    torch.manual_seed(0)
+    return replay(arguments.bundle)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""What each objective should give at the first step, when the weights know nothing, and what a far-off value means.
+
+With weights that know nothing, matched pairs look like unmatched ones: their cosines are draws from one normal
+distribution. Its mean m and its spread v within a row are measured at the first step (random towers give embeddings
+that resemble each other); without a measurement they are those of random unit vectors, 0 and 1/√D. With z standard
+normal, s and b where the recipe starts them, N regions, K negatives:
+
+    global  E softplus(−(s (m + v z) + b)) + (B − 1) E softplus(s (m + v z) + b)
+    fgv     E log Σ_N exp(s v z)                 → ln N for small s v
+    fgt     E log Σ_(1+K) exp(s v z)             → ln (1 + K)
+    tic     E log Σ exp over the 10 largest of N − 1 draws of m + v z, without those above 0.95
+    cmr     E max(0, v (z − z'))  =  v/√π        (times s where S is the scaled logit; τ = 0)
+
+Shape letters: B pairs, N regions, K negatives, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.config import RegionLossSettings, Stage1Settings
+
+# Where the recipe starts the scalars, exponentiated.
+START_SCALES = {"global_scale": 10.0, "global_bias": -10.0, "finegrained": 100.0, "hardneg": 100.0}
+SCALE_OF = {"fgv": "finegrained", "fgt": "hardneg", "cmr": "hardneg", "hard_inbatch": "hardneg"}
+MAX_DRAWS, NUM_ROWS = 4096, 256  # more candidates are allowed for by ln(N / 4096)
+FAR_FACTOR, FAR_DIFFERENCE = 2.0, 0.5  # a loss is far off when it is beyond both (assumption: the model is rough)
+
+
+def expected_first_losses(
+    settings: Stage1Settings,
+    counters: Mapping[str, float],
+    width: int,
+    health: Mapping[str, float] | None = None,
+    scales: Mapping[str, float] = START_SCALES,
+) -> dict[str, float]:
+    """The losses of the first step by objective, for those with members.
+
+    Args:
+        counters: LossOutput.counters, summed over ranks.
+        width: D.
+        health: LossOutput.health with ``cosine/…``; None: random unit vectors.
+        scales: as START_SCALES; give the model's own where it starts from trained weights.
+    """
+    cosines, expected = _Cosines(health or {}, width), {}
+    for name in ("global_short", "global_long"):
+        if pairs := int(counters.get(f"{name}/pairs", 0)):
+            mean, spread = cosines.of(name)
+            logits = scales["global_scale"] * (mean + spread * _normal(1, 100_000)[0]) + scales["global_bias"]
+            expected[name] = float(F.softplus(-logits).mean() + (pairs - 1) * F.softplus(logits).mean())
+    region: RegionLossSettings | None = getattr(settings, "region_loss", None)
+    if region is None:
+        return expected
+    if regions := int(counters.get("fgv/regions", 0)):
+        expected["fgv"] = _softmax_loss(scales["finegrained"] * cosines.of("fgv")[1], regions)
+    if texts := int(counters.get("tic/texts", 0)):
+        expected["tic"] = _nearest_loss(*cosines.of("tic"), texts - 1, region)
+    if (rows := counters.get("fgt/rows", 0)) and (pairs := counters.get("cmr/pairs", 10 * rows)):
+        spread = cosines.of("fgt")[1]
+        expected["fgt"] = _softmax_loss(scales["hardneg"] * spread, 1 + round(pairs / rows))
+        if "cmr/pairs" in counters:
+            factor = scales["hardneg"] if region.cmr_similarity == "scaled_logit" else 1.0
+            expected["cmr"] = factor * spread / math.sqrt(math.pi)
+    return expected
+
+
+def check_first_losses(
+    settings: Stage1Settings,
+    parts: Mapping[str, float],
+    counters: Mapping[str, float],
+    health: Mapping[str, float],
+    width: int,
+    from_random_weights: bool = True,
+) -> list[str]:
+    """Warnings, each with its likely cause; empty where the first step looks as it should.
+
+    Args:
+        parts: unweighted losses of the first step, means over ranks.
+        counters: sums over ranks.
+        health: LossOutput.health and ``embedding_health`` (for ``scale/…``).
+        from_random_weights: False where trained weights were loaded: then only a loss above that of weights that
+            know nothing is wrong, and the global scalars are whatever they were trained to.
+    """
+    actual = {name: health.get(f"scale/{name}", start) for name, start in START_SCALES.items()}
+    scales = START_SCALES if from_random_weights else actual
+    warnings = _wrong_scales(actual, from_random_weights, hasattr(settings, "region_loss"))
+    for name, wanted in expected_first_losses(settings, counters, width, health, scales).items():
+        if name not in parts:
+            continue
+        value = parts[name]
+        above = value > max(wanted * FAR_FACTOR, wanted + FAR_DIFFERENCE)
+        below = value < min(wanted / FAR_FACTOR, wanted - FAR_DIFFERENCE)
+        if not math.isfinite(value) or above or (below and from_random_weights):
+            warnings.append(
+                f"the first {name} is {value:.4g}; weights that know nothing give about {wanted:.4g}; likely cause: "
+                f"{_likely_cause(name, actual, below)}"
+            )
+    return warnings
+
+
+def _wrong_scales(actual: Mapping[str, float], from_random_weights: bool, two_stages: bool) -> list[str]:
+    warnings = []
+    checked = ["global_scale"] * from_random_weights + ["finegrained", "hardneg"] * two_stages
+    for name in checked:
+        start = START_SCALES[name]
+        if not start / 1.5 < actual[name] < start * 1.5:
+            warnings.append(
+                f"{name} starts at {actual[name]:.4g}; it should start near {start:g} (stored as its logarithm, "
+                f"{math.log(start):.4f}); logits are too {'flat' if actual[name] < start else 'steep'} to train well"
+            )
+    bias = actual["global_bias"]
+    if bias > -1.0:
+        warnings.append(
+            f"global_bias starts at {bias:.4g}; it should start at {START_SCALES['global_bias']:g} (a model made from "
+            "a config starts at 0): at 0 each of the many unmatched pairs begins as a coin toss and drowns the matched"
+        )
+    return warnings
+
+
+def _likely_cause(name: str, actual: Mapping[str, float], below: bool) -> str:
+    if name.startswith("global") and abs(actual["global_bias"] - START_SCALES["global_bias"]) > 2:
+        return f"logit_bias is {actual['global_bias']:.4g} instead of {START_SCALES['global_bias']:g}"
+    scale = "global_scale" if name.startswith("global") else SCALE_OF.get(name)
+    if scale and not 2 / 3 < actual[scale] / START_SCALES[scale] < 1.5:
+        return f"{scale} is {actual[scale]:.4g} instead of {START_SCALES[scale]:g}"
+    if below:
+        return "matched pairs are told apart before any training: loaded weights, or one input that holds the other"
+    return "images, boxes and phrases do not belong together (order of the rows), or a norm is not 1"
+
+
+class _Cosines:
+    """Mean and spread of the unmatched cosines of an objective."""
+
+    def __init__(self, health: Mapping[str, float], width: int) -> None:
+        self.health, self.width = health, width
+
+    def of(self, name: str) -> tuple[float, float]:
+        random = {"mean": 0.0, "spread": 1 / math.sqrt(self.width)}
+        mean, spread = (self.health.get(f"cosine/{name}/{what}", random[what]) for what in ("mean", "spread"))
+        return mean, spread
+
+
+def _normal(rows: int, draws: int) -> Tensor:
+    return torch.randn(rows, draws, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def _softmax_loss(spread: float, candidates: int) -> float:
+    """E[log Σ exp(spread · z)] − E[spread · z] over that many candidates."""
+    draws = min(candidates, MAX_DRAWS)
+    return float((spread * _normal(NUM_ROWS, draws)).logsumexp(dim=1).mean()) + math.log(candidates / draws)
+
+
+def _nearest_loss(mean: float, spread: float, others: int, settings: RegionLossSettings) -> float:
+    if others < 1:
+        return 0.0
+    similarity = mean + spread * _normal(NUM_ROWS, min(others, MAX_DRAWS))
+    left_out = -math.inf if settings.tic_exclusion == "leave_out" else 0.0
+    similarity[similarity > settings.tic_exclude_above] = left_out
+    nearest = similarity.topk(min(settings.tic_num_texts, similarity.shape[1]), dim=1).values
+    values: Any = nearest.logsumexp(dim=1)
+    values = values[values > -math.inf]
+    return float(values.mean()) if len(values) else 0.0

@@ -1,0 +1,192 @@
+"""The losses of a stage, weighted and added up as the settings say, with the state that they carry from step to step.
+
+A value is per rank and its mean over ranks is the global one (see pipeline/objectives/collectives.py). With
+``train.accumulation_steps`` > 1 every micro-batch is a batch of its own here: its pairs, regions and negatives are
+those of the micro-batch on all ranks, and the means are over them. τ and the memory bank move once an optimizer step.
+
+Shape letters: B images, N valid regions of this rank, H regions with negatives, K negatives, U texts, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.config import GlobalLossSettings, RegionLossSettings, Stage1Settings, Stage2Settings
+from pipeline.data.batch import Batch
+from pipeline.objectives.cmr import cmr_loss
+from pipeline.objectives.collectives import Rows, in_float32
+from pipeline.objectives.fgt import fgt_loss
+from pipeline.objectives.fgv import fgv_loss
+from pipeline.objectives.global_sigmoid import global_sigmoid_loss
+from pipeline.objectives.hard_inbatch import hard_inbatch_loss
+from pipeline.objectives.margin import AdaptiveMargin
+from pipeline.objectives.memory_bank import MemoryBank
+from pipeline.objectives.tic import tic_loss
+from pipeline.training.health import logit_health
+from pipeline.training.regions import RankRegions
+
+if TYPE_CHECKING:
+    from pipeline.model import Embeddings
+
+Group = dist.ProcessGroup | None
+
+
+@dataclass
+class LossOutput:
+    """What one micro-batch gives. ``total`` is to be differentiated; the rest is for the record."""
+
+    total: Tensor  # []
+    parts: dict[str, Tensor]  # unweighted, detached, of this rank; an objective of weight 0 is not computed
+    counters: dict[str, Tensor]  # "fgv/regions" …, of this rank: the sum over ranks is the global count
+    health: Mapping[str, float] = field(default_factory=dict)  # logits of this rank's rows, where asked for
+
+
+@dataclass
+class ObjectiveState:
+    """What the objectives carry from one optimizer step to the next; it belongs in every checkpoint."""
+
+    margin: AdaptiveMargin
+    bank: MemoryBank
+    bank_used: int = 0  # rows of the bank that were candidates in the newest L_FGV
+
+    def advance(self, optimizer_step: int) -> None:
+        """Call once after every optimizer step, on every rank; ``optimizer_step`` counts those done, this one too."""
+        self.margin.advance()
+        self.bank.advance(optimizer_step)
+
+    def metrics(self) -> dict[str, float]:
+        """τ, and the bank's size and filling, to be logged."""
+        return {
+            "cmr/margin": float(self.margin.value),
+            "memory_bank/size": float(self.bank.size),
+            "memory_bank/filled": float(self.bank.filled),
+            "memory_bank/used": float(self.bank_used),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"margin": self.margin.state_dict(), "memory_bank": self.bank.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
+        self.margin.load_state_dict(state["margin"])
+        self.bank.load_state_dict(state["memory_bank"], device)
+
+
+class StageLosses:
+    """Stage 1: L_global on short and long captions. Stage 2: the four region losses (and X, where weighted) too.
+
+    Must be called on every rank of ``group`` with that rank's share of the batch: every rank joins every collective,
+    with however few rows. A term without members is 0 with gradient 0, and its counters are 0.
+    """
+
+    def __init__(self, settings: Stage1Settings | Stage2Settings, group: Group = None) -> None:
+        self.global_loss: GlobalLossSettings = settings.global_loss
+        self.region_loss: RegionLossSettings | None = getattr(settings, "region_loss", None)
+        self.group = group
+        region = self.region_loss or RegionLossSettings()
+        self.state = ObjectiveState(
+            AdaptiveMargin(region.cmr_margin_max), MemoryBank(region.memory_bank_size, region.memory_bank_start_step)
+        )
+
+    def __call__(self, embeddings: Embeddings, batch: Batch, *, with_health: bool = False) -> LossOutput:
+        """The losses of one micro-batch. ``with_health`` adds range and spread of the logits (costs a little)."""
+        terms = self._global_terms(embeddings, batch)
+        regions = None
+        if self.region_loss is not None:
+            if embeddings.region is None or embeddings.region_text is None:
+                raise ValueError("embeddings hold no regions; stage 2 needs the model called with regions=True")
+            regions = RankRegions.of(embeddings, batch)
+            terms += self._region_terms(regions, embeddings, self.region_loss)
+        total = embeddings.image.float().sum() * 0 + sum(weight * loss for _, weight, loss, _ in terms)
+        if self.region_loss is not None:
+            total = total + embeddings.region_anchor  # keeps the heads in the graph where this rank has no region
+        counters = {f"{name}/{key}": torch.as_tensor(v) for name, _, _, some in terms for key, v in some.items()}
+        if regions is not None:
+            counters["regions/valid"] = torch.as_tensor(len(regions.region))
+            counters["regions/invalid"] = torch.as_tensor(regions.num_invalid)
+        health = logit_health(embeddings, batch, regions) if with_health else {}
+        return LossOutput(total, {name: loss.detach() for name, _, loss, _ in terms}, counters, health)
+
+    def _global_terms(self, embeddings: Embeddings, batch: Batch) -> list[_Term]:
+        settings, terms = self.global_loss, []
+        for name, weight, text, present in (
+            ("global_short", settings.short_weight, embeddings.short, batch.short_valid),
+            ("global_long", settings.long_weight, embeddings.long, batch.long_valid),
+        ):
+            if weight:
+                loss, counts = global_sigmoid_loss(
+                    embeddings.image[present],
+                    text[present],
+                    embeddings.scales.global_scale,
+                    embeddings.scales.global_bias,
+                    chunk_size=settings.chunk_size,
+                    exchange=settings.exchange,
+                    group=self.group,
+                )
+                terms.append((name, weight, loss, counts))
+        return terms
+
+    def _region_terms(self, regions: RankRegions, embeddings: Embeddings, settings: RegionLossSettings) -> list[_Term]:
+        scales, group, terms = embeddings.scales, self.group, []
+        if settings.fgv_weight:
+            terms.append(("fgv", settings.fgv_weight, *self._fgv(regions, scales.finegrained, settings)))
+        if settings.fgt_weight:
+            fgt = fgt_loss(regions.hard_cosine, regions.hard_mask, scales.hardneg, group=group)
+            terms.append(("fgt", settings.fgt_weight, *fgt))
+        if settings.tic_weight:
+            tic = tic_loss(
+                regions.text,
+                num_texts=settings.tic_num_texts,
+                exclude_above=settings.tic_exclude_above,
+                exclusion=settings.tic_exclusion,
+                scope=settings.tic_scope,
+                group=group,
+            )
+            terms.append(("tic", settings.tic_weight, *tic))
+        if settings.cmr_weight:
+            similarity = regions.hard_cosine
+            if settings.cmr_similarity == "scaled_logit":
+                similarity = similarity * scales.hardneg
+            cmr = cmr_loss(similarity, regions.hard_mask, self.state.margin.value, group=group)
+            self.state.margin.observe(cmr.margin_sum_and_count)
+            terms.append(("cmr", settings.cmr_weight, cmr.loss, cmr.counts))
+        if settings.hard_inbatch_weight:
+            hard_inbatch = hard_inbatch_loss(
+                regions.hard_region,
+                regions.hard_text,
+                regions.hard_mask,
+                regions.hard_hash,
+                scales.hardneg,
+                scope=settings.hard_inbatch_scope,
+                same_phrase_is_negative=settings.fgv_same_phrase_is_negative,
+                group=group,
+            )
+            terms.append(("hard_inbatch", settings.hard_inbatch_weight, *hard_inbatch))
+        return terms
+
+    def _fgv(self, regions: RankRegions, scale: Tensor, settings: RegionLossSettings) -> tuple[Tensor, dict[str, Any]]:
+        bank = self.state.bank
+        self.state.bank_used = bank.filled
+        loss, counts = fgv_loss(
+            regions.region,
+            regions.text,
+            regions.text_hash,
+            scale,
+            scope=settings.fgv_scope,
+            same_phrase_is_negative=settings.fgv_same_phrase_is_negative,
+            bank=bank.rows,
+            group=self.group,
+        )
+        if bank.size:
+            region, text = in_float32(regions.region, regions.text)
+            rows = Rows.of(len(region), region.device, self.group)
+            bank.observe(rows.gather(region), rows.gather(text), rows.gather(regions.text_hash))
+        return loss, counts
+
+
+_Term = tuple[str, float, Tensor, dict[str, Any]]  # name, weight, this rank's value, this rank's counts

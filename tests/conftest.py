@@ -1,0 +1,20 @@
+"""A few scenes and a tokenizer, made once a session with the project's own commands."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.end_to_end.runs import Material, python
+
+
+@pytest.fixture(scope="session")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    folder = tmp_path_factory.mktemp("material")
+    for words in (
+        ("-m", "data_tools", "scenes", "--out", folder / "scenes", "--train-images", 160, "--test-images", 40),
+        ("-m", "data_tools", "tokenizer", "--shards", folder / "scenes" / "train", "--out", folder / "tokenizer",
+         "--vocab-size", 400),
+    ):  # fmt: skip
+        done = python(*words)
+        assert done.returncode == 0, done.stderr
+    return Material(folder)

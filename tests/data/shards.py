@@ -1,0 +1,75 @@
+"""Small shards for tests, written with the standard library so that a fault of our own writers cannot hide itself."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SIZES = {128: (64, 48), 256: (256, 192), 576: (336, 320)}  # width, height of an image of that level
+
+
+def image_bytes(number: int, size: tuple[int, int] = (64, 48), format: str = "JPEG") -> bytes:
+    """A smooth picture that differs from number to number."""
+    rng = np.random.default_rng(number)
+    small = Image.fromarray(rng.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    small.resize(size, Image.Resampling.BICUBIC).save(file, format, quality=85)
+    return file.getvalue()
+
+
+def record(number: int, language: str = "en", size: tuple[int, int] = (64, 48), regions: int = 0, **fields) -> dict:
+    words = (
+        ("a red cat {n} on a mat", "a long story about cat {n}. " * 4) if language == "en" else ("红猫{n}", "很长{n}")
+    )
+    made = {
+        "language": language,
+        "width": size[0],
+        "height": size[1],
+        "short_caption": words[0].format(n=number),
+        "long_caption": words[1].format(n=number),
+    }
+    if regions:
+        made["regions"] = [
+            {
+                "box": [0.1 * i, 0.1, 0.1 * i + 0.3, 0.7],
+                "phrase": f"cat {number} {i}" if language == "en" else f"猫{number} {i}",
+                "long_phrase": f"the small cat {number} {i} at the left",
+                "negatives": [f"dog {number} {i} {k}" for k in range(12 if i == 0 else i)],
+            }
+            for i in range(regions)
+        ]
+    return made | fields
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def sample_members(key: str, image: bytes, json_record: dict | bytes) -> list[tuple[str, bytes]]:
+    content = json_record if isinstance(json_record, bytes) else json.dumps(json_record, ensure_ascii=False).encode()
+    return [(f"{key}.jpg", image), (f"{key}.json", content)]
+
+
+def write_shards(folder: Path, groups: list[list[tuple[str, int]]], regions: int = 2, start: int = 0) -> Path:
+    """One shard per list of (language, level); keys number on from ``start``."""
+    number = start
+    pictures = {level: image_bytes(level, size) for level, size in SIZES.items()}
+    for shard, samples in enumerate(groups):
+        members = []
+        for language, level in samples:
+            made = record(number, language, SIZES[level], regions)
+            members += sample_members(f"k{number:05d}", pictures[level], made)
+            number += 1
+        write_tar(folder / f"part-{shard:05d}.tar", members)
+    return folder

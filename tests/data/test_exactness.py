@@ -1,0 +1,150 @@
+"""Any number of ranks and workers, any interruption: the same global batches, to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline.config import DataSettings
+from pipeline.data.batch import Batch
+from pipeline.data.index import index_folder
+from pipeline.data.loader import make_loader
+from pipeline.data.manifest import IndexProblem
+from tests.data.shards import write_shards
+
+GLOBAL_BATCH = 12
+STEPS = 11  # more than one epoch
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    kinds = [("en", 128), ("zh", 128), ("en", 256), ("zh", 256)]
+    write_shards(folder, [[kinds[(i * 7 + shard) % 4] for i in range(24)] for shard in range(5)], regions=6)
+    index_folder(folder)
+    return folder
+
+
+def read(shards, tokenizer, *, world=1, workers=0, parts=1, start=0, steps=STEPS, **settings) -> list[list[Batch]]:
+    """For each step, the micro-batches of all ranks in the order in which they make up the global batch."""
+    by_rank = []
+    for rank in range(world):
+        made = DataSettings(shards=[str(shards)], num_workers=workers, window_shards=2, **settings)
+        with make_loader(
+            made,
+            tokenizer,
+            (24, 48),
+            seed=5,
+            global_batch_size=GLOBAL_BATCH,
+            micro_batch_size=GLOBAL_BATCH // world // parts,
+            rank=rank,
+            world_size=world,
+            start_step=start,
+            accumulation_steps=parts,
+            with_regions=True,
+        ) as loader:
+            by_rank.append([[next(loader) for _ in range(parts)] for _ in range(steps)])
+    return [[by_rank[rank][step][part] for part in range(parts) for rank in range(world)] for step in range(steps)]
+
+
+def keys(steps: list[list[Batch]]) -> list[list[str]]:
+    return [[key for batch in batches for key in batch.keys] for batches in steps]
+
+
+@pytest.fixture(scope="module")
+def reference(shards, tokenizer):
+    return read(shards, tokenizer)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_layouts_read_the_same_global_batches(shards, tokenizer, reference, world, workers):
+    found = read(shards, tokenizer, world=world, workers=workers)
+    assert keys(found) == keys(reference)
+    for batches, (whole,) in zip(found, reference, strict=True):
+        assert torch.equal(torch.cat([batch.pixel_values for batch in batches]), whole.pixel_values)
+        assert torch.equal(torch.cat([batch.boxes for batch in batches]), whole.boxes)
+        assert torch.equal(torch.cat([batch.long_ids for batch in batches]), whole.long_ids)
+        texts = [batch.region_text_hash[batch.phrase_index] for batch in batches]
+        assert torch.equal(torch.cat(texts), whole.region_text_hash[whole.phrase_index])
+
+
+def test_accumulation_only_cuts_the_global_batch(shards, tokenizer, reference):
+    assert keys(read(shards, tokenizer, world=2, parts=3, workers=1)) == keys(reference)
+
+
+@pytest.mark.parametrize(("start", "world", "workers"), [(1, 3, 0), (4, 2, 2), (9, 4, 1), (10, 1, 2)])
+def test_a_resume_with_other_numbers_goes_on_with_the_same_batches(shards, tokenizer, reference, start, world, workers):
+    found = read(shards, tokenizer, world=world, workers=workers, start=start, steps=STEPS - start)
+    assert keys(found) == keys(reference)[start:]
+    ids = [batch.region_ids[batch.phrase_index] for batches in found for batch in batches]
+    whole = [batch.region_ids[batch.phrase_index] for batches in reference[start:] for batch in batches]
+    assert torch.equal(torch.cat(ids), torch.cat(whole)), "phrases are drawn anew after a resume"
+
+
+def test_a_resume_draws_other_phrases_in_another_epoch(shards, tokenizer, reference):
+    """Otherwise the long phrases of half the regions would never be read."""
+    seen: dict[str, set[tuple[int, ...]]] = {}
+    for batches in reference:
+        for batch in batches:
+            for image, key in enumerate(batch.keys):
+                texts = batch.region_text_hash[batch.phrase_index[batch.region_image == image]]
+                seen.setdefault(key, set()).add(tuple(texts.tolist()))
+    assert sum(len(texts) > 1 for texts in seen.values()) > 10
+
+
+def test_held_batches_keep_their_pixels(shards, tokenizer, reference):
+    """Recycled memory must never change under a batch that is still in use."""
+    found = read(shards, tokenizer, workers=2, prefetch_batches=1)  # all batches are held until here
+    for (batch,), (whole,) in zip(found, reference, strict=True):
+        assert torch.equal(batch.pixel_values, whole.pixel_values)
+
+
+def test_kept_last_batches_are_equal_on_all_ranks(shards, tokenizer):
+    settings = {"keep_last_batch": True, "last_batch_multiple": 2}
+    one = read(shards, tokenizer, **settings)
+    two = read(shards, tokenizer, world=2, **settings)
+    assert keys(one) == keys(two)
+    assert any(len(batch) < GLOBAL_BATCH for (batch,) in one)
+    assert all(len(first) == len(second) for first, second in two)
+    with pytest.raises(IndexProblem, match="make it a multiple of 4"):
+        read(shards, tokenizer, world=4, **settings)
+
+
+@pytest.mark.parametrize(
+    ("world", "micro", "words"), [(5, 2, "is not 5 ranks"), (24, 1, "is not 24 ranks"), (2, 4, "change train.global")]
+)
+def test_more_ranks_than_the_batch_divides_into_is_an_error(shards, tokenizer, world, micro, words):
+    with pytest.raises(IndexProblem, match=words):
+        make_loader(
+            DataSettings(shards=[str(shards)]),
+            tokenizer,
+            (24, 48),
+            seed=0,
+            global_batch_size=GLOBAL_BATCH,
+            micro_batch_size=micro,
+            rank=0,
+            world_size=world,
+        )
+
+
+def test_missing_folders_and_missing_manifests_name_the_remedy(tmp_path, tokenizer):
+    def load(folder):
+        make_loader(
+            DataSettings(shards=[str(folder)]),
+            tokenizer,
+            (24, 48),
+            seed=0,
+            global_batch_size=2,
+            micro_batch_size=2,
+            rank=0,
+            world_size=1,
+        )
+
+    with pytest.raises(IndexProblem, match="does not exist"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(IndexProblem, match="holds no .tar"):
+        load(tmp_path)
+    write_shards(tmp_path, [[("en", 128)]])
+    with pytest.raises(IndexProblem, match="python -m data_tools index"):
+        load(tmp_path)

@@ -1,0 +1,216 @@
+"""Scenes: reproducible, truthful in both languages, and split so that composition is tested."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_tools.__main__ import main
+from data_tools.scenes.attributes import (
+    COLOURS,
+    PATTERNS,
+    SEEN_TRIPLES,
+    SHAPES,
+    SIZES,
+    UNSEEN_TRIPLES,
+    Look,
+)
+from data_tools.scenes.command import make_record
+from data_tools.scenes.language import short_phrase
+from data_tools.scenes.layout import make_scene
+from data_tools.tokenizer import sample_texts, train
+from pipeline.data.manifest import load_manifest
+
+NUM_CHECKED = 200
+
+
+@pytest.fixture(scope="module")
+def records():
+    return [make_record(0, "train", number) for number in range(NUM_CHECKED)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("scenes") / "data"
+    assert main(["scenes", "--out", str(out), "--train-images", "24", "--test-images", "40", "--workers", "1"]) == 0
+    return out
+
+
+def attributes_of(phrase: str, language: str) -> tuple[str, ...]:
+    """Read a short phrase back: an independent parser, by the words' own spelling."""
+    tables = ([size for size, _ in SIZES], [colour for colour, _ in COLOURS], PATTERNS, SHAPES)
+    found, spoken = [], phrase.split() if language == "en" else phrase
+    for terms in tables:
+        words = [term.word(language) for term in terms if term.word(language) in spoken]
+        assert len(words) == 1, (phrase, words)
+        found += words
+    return tuple(found)
+
+
+def test_same_seed_same_bytes_whatever_the_number_of_workers(folder, tmp_path):
+    arguments = ["scenes", "--out", str(tmp_path / "two"), "--train-images", "24", "--test-images", "40"]
+    assert main([*arguments, "--workers", "2"]) == 0
+    for name in sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file()):
+        assert (tmp_path / "two" / name).read_bytes() == (folder / name).read_bytes(), name
+    assert make_record(1, "train", 0).image != make_record(0, "train", 0).image
+
+
+def test_finished_data_is_left_alone_and_interrupted_data_is_completed(folder, capsys):
+    arguments = ["scenes", "--out", str(folder), "--train-images", "24", "--test-images", "40", "--workers", "1"]
+    lost, kept = folder / "train" / "train-000001.tar", folder / "train" / "train-000000.tar"
+    before, untouched = lost.read_bytes(), kept.stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    lost.unlink()
+    (folder / "scenes.json").unlink()
+    assert main(arguments) == 0
+    assert lost.read_bytes() == before and kept.stat().st_mtime_ns == untouched
+    assert main([*arguments, "--seed", "5"]) == 2
+    assert "choose another --out" in capsys.readouterr().err
+
+
+def test_half_english_half_chinese_and_every_phrase_says_what_is_drawn(records):
+    assert [record.sample.language for record in records[:4]] == ["en", "zh", "en", "zh"]
+    for record in records:
+        sample = record.sample
+        for region, thing in zip(sample.regions, sample.source["objects"], strict=True):
+            named = attributes_of(region.phrase, sample.language)
+            drawn = tuple(
+                next(term.word(sample.language) for term in terms if term.en == thing[name])
+                for name, terms in (
+                    ("size", [size for size, _ in SIZES]),
+                    ("colour", [colour for colour, _ in COLOURS]),
+                    ("pattern", PATTERNS),
+                    ("shape", SHAPES),
+                )
+            )
+            assert named == drawn
+            assert region.phrase in region.long_phrase and region.category == named[3]
+        assert any("一" <= c <= "鿿" for c in sample.long_caption) == (sample.language == "zh")
+
+
+def test_boxes_hold_objects_of_the_named_colour(records):
+    background_share = []
+    for record in records:
+        image = np.asarray(Image.open(io.BytesIO(record.image)).convert("RGB"), np.float32)
+        for region, thing in zip(record.sample.regions, record.sample.source["objects"], strict=True):
+            x1, y1, x2, y2 = region.box
+            size = np.array([record.sample.width, record.sample.height] * 2)
+            left, top, right, bottom = np.rint(np.array([x1, y1, x2, y2]) * size).astype(int)
+            crop = image[top:bottom, left:right].reshape(-1, 3)
+            colour = np.array(next(rgb for term, rgb in COLOURS if term.en == thing["colour"]), np.float32)
+            share = (np.abs(crop - colour).max(1) < 45).mean()
+            background_share.append(share)
+            assert share > 0.1, (record.key, thing, share)
+            large = max(right - left, bottom - top) >= 40
+            assert large == (thing["size"] == "large")
+    assert np.mean(background_share) > 0.3
+
+
+def test_ten_wrong_phrases_a_region_none_true_of_the_image_most_with_one_change(records):
+    changes = []
+    for record in records:
+        sample = record.sample
+        true = {region.phrase for region in sample.regions}
+        for region in sample.regions:
+            assert len(set(region.negatives)) == 10 and not true & set(region.negatives)
+            right = attributes_of(region.phrase, sample.language)
+            for negative in region.negatives:
+                wrong = attributes_of(negative, sample.language)
+                assert wrong[3] == right[3], "the object is kept"
+                changes.append(sum(a != b for a, b in zip(right, wrong, strict=True)))
+    assert set(changes) == {1, 2} and changes.count(1) >= 0.7 * len(changes)
+
+
+def test_held_out_combinations_are_in_no_training_image_and_no_training_text(records):
+    held_out = {
+        short_phrase(Look(colour, pattern, shape, size), language)
+        for colour, pattern, shape in UNSEEN_TRIPLES
+        for size in range(len(SIZES))
+        for language in ("en", "zh")
+    }
+    text = "\n".join(t for record in records for t in sample_texts(record.sample))
+    assert len(UNSEEN_TRIPLES) == 24 and not [phrase for phrase in held_out if phrase in text]
+    seen_pairs = {(i, j, t[i], t[j]) for t in SEEN_TRIPLES for i in range(3) for j in range(i)}
+    all_pairs = {(i, j, t[i], t[j]) for t in SEEN_TRIPLES + UNSEEN_TRIPLES for i in range(3) for j in range(i)}
+    assert seen_pairs == all_pairs, "every pair of attributes must be trained"
+    assert any(placed.look.unseen for n in range(50) for placed in make_scene(0, "test", n).objects)
+
+
+def test_long_captions_tell_images_apart():
+    for parity in (0, 1):
+        captions = [make_record(0, "test", n).sample.long_caption for n in range(parity, 400, 2)]
+        assert len(set(captions)) >= 198
+
+
+def test_fgovd_rows_differ_in_as_many_attributes_as_the_set_says(folder):
+    samples = {}
+    for path in sorted((folder / "test").glob("*.tar")):
+        with tarfile.open(path) as shard:
+            for member in shard:
+                if member.name.endswith(".json"):
+                    samples[member.name[:-5]] = json.loads(shard.extractfile(member).read())
+    objects = sum(len(sample["regions"]) for sample in samples.values())
+    for name, changes in {"hard": 1, "medium": 2, "easy": 3, "trivial": None}.items():
+        lines = (folder / "test" / "fgovd" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert len(lines) == objects
+        for row in map(json.loads, lines):
+            sample = samples[row["img_path"].removesuffix(".jpg")]
+            right = attributes_of(row["pos_expression"][0], row["language"])
+            true = {region["phrase"] for region in sample["regions"]}
+            assert len(set(row["neg_expression"])) == 10 and not true & set(row["neg_expression"])
+            x, y, w, h = row["bbox"]
+            box = [x / row["width"], y / row["height"], (x + w) / row["width"], (y + h) / row["height"]]
+            assert any(np.allclose(box, region["box"], atol=1e-3) for region in sample["regions"])
+            for negative in row["neg_expression"]:
+                wrong = attributes_of(negative, row["language"])
+                differing = sum(a != b for a, b in zip(right, wrong, strict=True))
+                if changes is None:
+                    assert wrong[3] != right[3] and wrong[1] != right[1]
+                else:
+                    assert differing == changes and wrong[3] == right[3]
+    rows = [json.loads(line) for line in lines]
+    assert {row["combination"] for row in rows} == {"seen", "unseen"}
+    assert {row["language"] for row in rows} == {"en", "zh"}
+
+
+def test_masks_hold_the_class_inside_the_box_and_the_folder_is_indexed(folder):
+    summary = json.loads((folder / "scenes.json").read_text(encoding="utf-8"))
+    assert len(summary["classes"]["en"]) == len(summary["classes"]["zh"]) == len(SHAPES)
+    assert int(load_manifest(folder / "train").samples.sum()) == 24
+    record = make_record(0, "test", 0)
+    mask = np.asarray(Image.open(io.BytesIO(record.extra_members["mask.png"])))
+    assert mask.shape == (record.sample.height, record.sample.width)
+    for region in record.sample.regions:
+        x1, y1, x2, y2 = np.rint(np.array(region.box) * ([mask.shape[1], mask.shape[0]] * 2)).astype(int)
+        number = summary["classes"][record.sample.language].index(region.category) + 1
+        assert (mask[y1:y2, x1:x2] == number).any(0).all(), "the box is as narrow as the object"
+        mask = mask.copy()
+        mask[y1:y2, x1:x2] = 0
+    assert not mask.any(), "nothing of an object lies outside its box"
+
+
+def test_texts_fit_the_tiny_model_with_the_tokenizer_trained_on_them(records):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    texts = [text for record in records for text in sample_texts(record.sample)]
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=train(texts, 480))
+    longest = {"short": 0, "long": 0}
+    for number in range(1000):
+        sample = make_record(1, "test" if number % 2 else "train", number).sample
+        short = [sample.short_caption, *[t for r in sample.regions for t in (r.phrase, r.long_phrase, *r.negatives)]]
+        longest["short"] = max(longest["short"], *(len(pieces.encode(text.lower())) for text in short))
+        longest["long"] = max(longest["long"], len(pieces.encode(sample.long_caption.lower())))
+    assert longest["short"] + 1 <= 24 - 4, "with the end token and stage 1's prefix"
+    assert longest["long"] + 1 <= 60
+    assert [len(pieces.encode(phrase)) for phrase in ("小的红色的条纹心形", "大的蓝色的波点三角形")] == [4, 4]
+
+
+@pytest.mark.parametrize("wrong", [["--train-images", "1"], ["--seed", "-1"], ["--workers", "-2"]])
+def test_wrong_numbers_end_with_one_line(tmp_path, capsys, wrong):
+    assert main(["scenes", "--out", str(tmp_path / "o"), "--test-images", "4", "--train-images", "8", *wrong]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

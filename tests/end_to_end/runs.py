@@ -1,0 +1,132 @@
+"""Runs of the stage scripts as a user starts them, on a few small scenes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from pipeline.tracking.local_log import read_entries
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT_SECONDS = 240
+SMALL = ("model.preset=tiny", "model.gradient_checkpointing=false", "data.levels=[48,64,80]", "data.num_workers=1",
+         "train.global_batch_size=8", "train.precision=fp32", "train.log_every_steps=1", "train.timeout_seconds=60",
+         "optimizer.peak_learning_rate=1e-3", "optimizer.warmup_steps=2", "optimizer.group_factors.scales=5",
+         "train.checkpoint_every_steps=3")  # fmt: skip
+
+
+@dataclass
+class Material:
+    """Shards and tokenizer that all runs of a session share."""
+
+    folder: Path
+
+    @property
+    def train(self) -> Path:
+        return self.folder / "scenes" / "train"
+
+    @property
+    def test(self) -> Path:
+        return self.folder / "scenes" / "test"
+
+    def settings(self, run: Path, *further: str) -> list[str]:
+        return [*SMALL, f"train.run_folder={run}", f"data.shards=[{self.train}]",
+                f"tokenizer.path={self.folder / 'tokenizer'}", *further]  # fmt: skip
+
+
+def python(*words: object, limit_seconds: float = LIMIT_SECONDS) -> subprocess.CompletedProcess[str]:
+    """A command of this project, to its end."""
+    return subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True,
+                          timeout=limit_seconds, env=environment(), encoding="utf-8")  # fmt: skip
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, **more}
+
+
+class StageRun:
+    """A stage under DeepSpeed's launcher in a session of its own, so that nothing of it can outlive the test."""
+
+    def __init__(self, stage: str, settings: list[str], processes: int, log: Path) -> None:
+        self.log = log
+        with open(log, "ab") as output:
+            self.process = subprocess.Popen(
+                ["bash", "launch/stage.sh", stage, *settings], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT,
+                env=environment(PROCESSES=str(processes)), start_new_session=True,
+            )  # fmt: skip
+
+    def wait(self, limit_seconds: float = LIMIT_SECONDS) -> int:
+        try:
+            return self.process.wait(limit_seconds)
+        finally:
+            self.kill()
+
+    def wait_for_step(self, run: Path, step: int, limit_seconds: float = LIMIT_SECONDS) -> None:
+        """Until ``step`` is logged."""
+        end = time.monotonic() + limit_seconds
+        while time.monotonic() < end and self.process.poll() is None:
+            if (run / "metrics.jsonl").is_file() and any(entry.step >= step for entry in read_entries(run)):
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"step {step} was not reached:\n{self.text()[-3000:]}")
+
+    def ranks(self) -> list[int]:
+        """Process ids of the ranks."""
+        listed = subprocess.run(["ps", "-eo", "pid,pgid,sid,args"], capture_output=True, text=True, check=True).stdout
+        found = []
+        for line in listed.splitlines()[1:]:
+            pid, _, session, command = line.split(None, 3)
+            if int(session) == self.process.pid and "stages/stage" in command and "deepspeed" not in command:
+                if "multiprocessing" not in command and "guardian" not in command and "bash" not in command:
+                    found.append(int(pid))
+        return sorted(found)
+
+    def kill(self) -> None:
+        """Kill -9 everything of the session: launcher, ranks, loader workers."""
+        listed = subprocess.run(["ps", "-eo", "pid,sid"], capture_output=True, text=True, check=True).stdout
+        for line in listed.splitlines()[1:]:
+            pid, session = map(int, line.split())
+            if session == self.process.pid:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+        self.process.wait(30)
+
+    def text(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+
+def run_stage(stage: str, settings: list[str], processes: int, log: Path) -> None:
+    """To its end, which must be a good one."""
+    running = StageRun(stage, settings, processes, log)
+    status = running.wait()
+    assert status == 0, running.text()[-4000:]
+
+
+def curves(run: Path, *names: str) -> dict[str, dict[int, float]]:
+    """Logged values by name and step; a step that is there twice fails."""
+    found: dict[str, dict[int, float]] = {name: {} for name in names}
+    for entry in read_entries(run):
+        for name in names:
+            if name in entry.values:
+                assert entry.step not in found[name], f"step {entry.step} of {name} is there twice"
+                found[name][entry.step] = entry.values[name]
+    return found
+
+
+def checkpoint_tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
+    """Weights, moments and the objectives' state of a checkpoint."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    tensors: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors.update(load_file(file))
+    return tensors

@@ -1,0 +1,84 @@
+"""The files that other launchers start: they pass on what they are given and act on how it ended."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.preflight.hostfile import launcher_environment, read_hostfile
+
+PROJECT = Path(__file__).resolve().parents[2]
+SRUN = """#!/bin/bash
+echo "srun $MASTER_ADDR:$MASTER_PORT $*" >> "$RECORD"
+case "$*" in *preflight*) exit "${PREFLIGHT_STATUS:-0}" ;; *) exit "${STAGE_STATUS:-0}" ;; esac
+"""
+SCONTROL = """#!/bin/bash
+if [[ "$1" == show ]]; then printf 'node-7\\nnode-8\\n'; else echo "scontrol $*" >> "$RECORD"; fi
+"""
+
+
+@pytest.fixture
+def tools(tmp_path) -> dict[str, str]:
+    """Stand-ins for srun, scontrol and python that write down how they were called; the environment to use."""
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", '#!/bin/sh\necho "$@" >> "$RECORD"\n')):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    names = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PROCESSES", "PYTHON", "PREFLIGHT_ARGUMENTS")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    return environment | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "RECORD": str(tmp_path / "record"),
+        "SLURM_JOB_ID": "4711",
+        "SLURM_JOB_NODELIST": "node-[7-8]",
+        "SLURM_SUBMIT_DIR": str(PROJECT),
+        "PROCESSES": "4",
+    }
+
+
+def call(script: str, arguments: list[str], environment: dict[str, str]) -> tuple[int, list[str], str]:
+    """(status, lines of the record, stderr)."""
+    record = Path(environment["RECORD"])
+    done = subprocess.run(
+        ["bash", str(PROJECT / "launch" / script), *arguments], env=environment, capture_output=True, text=True
+    )
+    return done.returncode, record.read_text().splitlines() if record.exists() else [], done.stderr
+
+
+@pytest.mark.parametrize(("stage_status", "requeued"), [("0", False), ("138", True), ("76", False)])
+def test_slurm_checks_first_and_requeues_only_after_a_warning_that_was_heeded(tools, stage_status, requeued):
+    status, record, _ = call("slurm.sbatch", ["stage2", "train.seed=1"], tools | {"STAGE_STATUS": stage_status})
+    assert status == int(stage_status)
+    assert "-m pipeline.preflight" in record[0] and record[0].startswith("srun node-7:24711 ")
+    assert record[1].endswith("bash launch/stage2.sh train.seed=1")
+    assert record[2:] == (["scontrol requeue 4711"] if requeued else [])
+
+
+def test_slurm_starts_nothing_after_a_failed_preflight(tools):
+    status, record, _ = call("slurm.sbatch", ["stage1"], tools | {"PREFLIGHT_STATUS": "1"})
+    assert status == 1 and len(record) == 1
+
+
+@pytest.mark.parametrize("script", ["slurm.sbatch", "torchrun.sh"])
+def test_an_unknown_stage_is_named(tools, script):
+    status, record, error = call(script, ["stage3"], tools)
+    assert status == 2 and not record and "stage is 'stage3'" in error
+
+
+def test_torchrun_gets_the_place_of_the_host(tools):
+    place = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node-7"}
+    status, record, _ = call("torchrun.sh", ["stage1", "train.seed=1"], tools | place)
+    assert status == 0 and "--nnodes 2 --node-rank 1 --master-addr node-7 --master-port 29500" in record[0]
+    assert "--nproc-per-node 4" in record[0] and record[0].endswith("stages/stage1.py train.seed=1")
+    _, record, _ = call("torchrun.sh", ["stage1"], tools)
+    assert "--standalone" in record[1]
+    status, _, error = call("torchrun.sh", ["stage1"], tools | {"NNODES": "2"})
+    assert status == 2 and "set both on every host" in error
+
+
+def test_the_examples_are_read_as_they_stand(tmp_path, monkeypatch):
+    assert [host.slots for host in read_hostfile(PROJECT / "hostfile.example")] == [8, 8]
+    monkeypatch.setenv("DS_ENV_FILE", str(PROJECT / "launch" / "deepspeed_env.example"))
+    assert launcher_environment()["OMP_NUM_THREADS"] == "8"

@@ -1,0 +1,117 @@
+"""A comparison shows what differs and nothing else; pictures hold what they are given."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+
+import pytest
+from PIL import Image
+
+from pipeline.config import Stage1Settings, Stage2Settings, dump_settings, load_settings
+from pipeline.tracking import Tracker, log_scores
+from pipeline.tracking.compare import format_table, main
+from pipeline.tracking.figures import draw_curves, draw_losses, draw_regions
+from pipeline.tracking.fonts import drawable, find_font
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, empty_database):
+    """Two finished runs in one store: (folder, MLflow id) each."""
+    root = tmp_path_factory.mktemp("runs")
+    shutil.copy(empty_database, root / "mlflow.db")
+    made = []
+    for name, kind, rate in (("stage1", Stage1Settings, "1e-3"), ("第二阶段", Stage2Settings, "5e-4")):
+        settings = load_settings(kind, None, [f"optimizer.peak_learning_rate={rate}", "tracking.uri=null"])
+        tracker = Tracker.start(settings, root / name)
+        (root / name / "settings.yaml").write_text(dump_settings(settings), encoding="utf-8")
+        for step in range(1, 6):
+            tracker.log(step, {"loss": 5 / step, "global_short": 1 / step})
+        assert tracker.flush(300)
+        tracker.end()
+        log_scores(root / name, {"fgovd": {"hard": float(rate)}})
+        made.append((root / name, tracker.run_id))
+    return made
+
+
+@pytest.mark.filterwarnings("ignore:no font on this machine")
+@pytest.mark.parametrize("by", ["folder", "run id"])
+def test_differing_settings_and_scores_stand_side_by_side_and_curves_are_drawn(runs, tmp_path, capsys, by):
+    names = [str(folder) if by == "folder" else run_id for folder, run_id in runs]
+    store = f"sqlite:///{runs[0][0].parent / 'mlflow.db'}"
+    out, table = tmp_path / "curves.png", tmp_path / "table.json"
+    assert main([*names, "--uri", store, "--out", str(out), "--json", str(table)]) == 0
+    text = capsys.readouterr().out
+    assert "optimizer.peak_learning_rate" in text and "optimizer.weight_decay" not in text
+    record = json.loads(table.read_text(encoding="utf-8"))
+    assert record["runs"] == ["stage1", "第二阶段"]
+    assert record["settings that differ"]["optimizer.peak_learning_rate"] == ["0.001", "0.0005"]
+    assert record["settings that differ"]["region_loss.fgt_weight"] == ["-", "0.5"]
+    assert record["scores"]["fgovd/hard"] == ["0.0010", "0.0005"]
+    assert record["last values"]["loss"] == ["1", "1"] and record["last step"]["step"] == ["5", "5"]
+    with Image.open(out) as picture:
+        assert picture.width > 400 and len(picture.convert("RGB").getcolors(10**7)) > 10
+
+
+def test_what_is_no_run_is_one_line_with_a_remedy(runs, tmp_path, capsys):
+    store = f"sqlite:///{runs[0][0].parent / 'mlflow.db'}"
+    for wrong, words in (
+        ([str(tmp_path)], "holds no settings.yaml"),
+        (["nosuchrun", "--uri", store], "give a run's folder, or its id and --uri"),
+        ([str(tmp_path / "gone")], "is not there"),
+        ([str(runs[0][0]), "--metric", "lost", "--out", str(tmp_path / "x.png")], "none of ['lost'] was logged"),
+    ):
+        assert main(wrong) == 2
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1
+
+
+def test_columns_line_up_with_wide_characters():
+    lines = format_table(["甲乙", "run"], [("title", []), ("名", ["一", "x"]), ("name", ["1", "yy"])]).splitlines()
+    columns = [sum(2 if ord(c) > 0x2E80 else 1 for c in line[: line.index(mark)]) for line, mark in
+               ((lines[0], "run"), (lines[3], "x"), (lines[4], "yy"))]  # fmt: skip
+    assert len(set(columns)) == 1
+
+
+@pytest.mark.filterwarnings("ignore:no font on this machine")
+def test_curves_hold_every_point_of_every_run(runs):
+    figure = draw_losses(*(folder for folder, _ in runs))
+    lines = figure.axes[0].get_lines()
+    assert [list(line.get_xdata()) for line in lines] == [[1, 2, 3, 4, 5]] * 2
+    assert figure.axes[0].get_title() == "loss"
+    with pytest.raises(ValueError, match="none of"):
+        draw_curves({"a": {}})
+
+
+def test_a_picture_shows_each_box_in_its_place_and_its_phrases():
+    image = Image.new("RGB", (100, 50), "black")
+    picture = draw_regions(
+        image, [(0.1, 0.2, 0.5, 0.8), (0.6, 0.1, 0.9, 0.9)], [[("a red cup", 0.9), ("a blue cup", 0.1)], "dog"],
+        ["a red cup", None],
+    )  # fmt: skip
+    scale = 4
+    assert picture.getpixel((int(0.5 * 100 * scale), int(0.5 * 50 * scale))) == (214, 39, 40)  # right edge of box 1
+    assert picture.getpixel((int(0.9 * 100 * scale), int(0.5 * 50 * scale))) == (31, 119, 180)
+    assert picture.getpixel((int(0.3 * 100 * scale), int(0.5 * 50 * scale))) == (0, 0, 0)
+    plain = draw_regions(image, [(0.1, 0.2, 0.5, 0.8)], ["a red cup"])
+    assert plain.tobytes() != draw_regions(image, [(0.1, 0.2, 0.5, 0.8)], ["a blue cup"]).tobytes()
+    with pytest.raises(ValueError, match="give one a box"):
+        draw_regions(image, [(0, 0, 1, 1)], [])
+
+
+def test_chinese_is_written_where_a_font_has_it_and_warned_of_elsewhere(tmp_path, monkeypatch):
+    text = "红色的杯子"
+    if find_font(text) is not None:
+        assert drawable(text)[0] == text
+    monkeypatch.setattr("pipeline.tracking.fonts._installed", lambda: ())
+    monkeypatch.delenv("PICTURE_FONT", raising=False)
+    with pytest.warns(UserWarning, match="fonts-noto-cjk"):
+        assert drawable(text + " ok")[0] == "□□□□□ ok"
+    broken = tmp_path / "broken.ttf"
+    broken.write_bytes(b"no font")
+    monkeypatch.setenv("PICTURE_FONT", str(broken))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert drawable("plain")[0] == "plain"
+    shutil.rmtree(tmp_path)

@@ -1,0 +1,73 @@
+"""Settings: YAML and overrides, errors with the nearest right name, and none that nothing reads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import (
+    SettingsError,
+    Stage1Settings,
+    Stage2Settings,
+    dump_settings,
+    flatten,
+    load_settings,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_later_files_and_overrides_win(tmp_path: Path):
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("train: {seed: 1, max_steps: 5}\ndata: {shards: [一]}\n", encoding="utf-8")
+    second.write_text("train: {seed: 2}\n", encoding="utf-8")
+    settings = load_settings(Stage1Settings, [first, second], ["train.max_steps=7", "optimizer.epsilon=1e-9"])
+    assert (settings.train.seed, settings.train.max_steps, settings.data.shards) == (2, 7, ["一"])
+    assert settings.optimizer.epsilon == 1e-9
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.sead=1", ["train.sead", "train.seed"]),
+        ("optimiser.epsilon=1", ["optimiser", "optimizer"]),
+        ("train.seed=abc", ["train.seed", "'abc'", "integer"]),
+        ("data.levels=[256,128]", ["data.levels", "ascending"]),
+        ("train.precision=fp8", ["train.precision", "'fp8'", "bf16"]),
+        ("train.seed", ["no '='"]),
+        ("train.epochs=null", ["epochs", "max_steps"]),
+    ],
+)
+def test_a_wrong_setting_is_one_line_that_names_value_rule_and_remedy(override: str, words: list[str]):
+    with pytest.raises(SettingsError) as error:
+        load_settings(Stage2Settings, None, [override])
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_what_is_printed_loads_again():
+    settings = load_settings(Stage2Settings, ROOT / "stages" / "stage2.yaml")
+    assert Stage2Settings.model_validate(yaml.safe_load(dump_settings(settings))) == settings
+
+
+@pytest.mark.parametrize("file", ["stages/stage1.yaml", "stages/stage2.yaml", "launch/demo/stage1.yaml",
+                                  "launch/demo/stage2.yaml"])  # fmt: skip
+def test_the_projects_own_files_are_valid(file: str):
+    load_settings(Stage2Settings if "stage2" in file else Stage1Settings, ROOT / file)
+
+
+def test_no_setting_is_read_by_nothing():
+    code = "\n".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("pipeline", "stages")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "config.py"
+    )
+    names = {name.rpartition(".")[2] for name in flatten(Stage2Settings())}
+    # group_factors are read by the group's name
+    unread = {name for name in names - {"text", "vision", "new_heads", "scales"} if not re.search(rf"\.{name}\b", code)}
+    assert unread == set()
