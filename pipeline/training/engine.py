@@ -69,9 +69,16 @@ def join_process_group(place: Place, timeout_seconds: float) -> None:
     )
 
 
-def set_threads(place: Place, settings: TrainSettings) -> None:
-    """Divide the machine's cores among its ranks."""
+def prepare_cores(place: Place, settings: TrainSettings) -> None:
+    """Divide the machine's cores among its ranks; on CPUs, let them add up in one order.
+
+    With two threads or more, torch adds the gradients of an indexed tensor's repeated rows by atomic additions, in
+    whatever order the threads come, and a resumed run would differ from an uninterrupted one in its last bits.
+    """
     torch.set_num_threads(settings.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // place.local_world_size))
+    if place.device.type == "cpu":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a search for errors that costs time
 
 
 def micro_batch_size(settings: TrainSettings, world_size: int) -> int:

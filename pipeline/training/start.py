@@ -15,7 +15,14 @@ import torch
 import torch.distributed as dist
 
 from pipeline.config import SettingsError, Stage1Settings, dump_settings, load_settings
-from pipeline.training.engine import Place, build_engine, find_place, join_process_group, micro_batch_size, set_threads
+from pipeline.training.engine import (
+    Place,
+    build_engine,
+    find_place,
+    join_process_group,
+    micro_batch_size,
+    prepare_cores,
+)
 
 EXPORT_LIMIT_SECONDS = 3600.0  # assumption: a few gigabytes to a slow file system, and reading them back
 
@@ -54,7 +61,7 @@ def run(settings: Stage1Settings) -> int:
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     place = find_place()
-    set_threads(place, settings.train)
+    prepare_cores(place, settings.train)
     join_process_group(place, settings.train.timeout_seconds)
     try:
         status = run_in_group(settings, place)
