@@ -1,8 +1,9 @@
 """SC-CLIP on the embedded scenes: mIoU plain against calibrated, for a trained model of ours and for a CLIP-shaped one.
 
 The CLIP-shaped model (class token, one text path) is trained here on the scenes' short captions with the contrastive
-loss of CLIP, for a few hundred steps: long enough to tell shapes apart, short enough to wait for. Each is scored with
-every rule for the background, and with each part of the calibration switched off. The signs are whatever they are.
+loss of CLIP, for a few hundred steps. Each is scored with every rule for the background, with each part of the
+calibration switched off, and without the class token (for ours: without the mean of the patches that stands for it).
+The signs are whatever they are.
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ def compared(name: str, model, test: Path, max_images: int, rule: str) -> list[R
         for part in PARTS:
             value = miou(calibrate=True, switch_off=(part,))
             rows.append(Row(f"{name}, background {rule}: without {part}", value, "% mIoU", plain))
+        value = miou(calibrate=True, class_token_weight=0.0)
+        rows.append(Row(f"{name}, background {rule}: without class token", value, "% mIoU", plain))
     return rows
 
 

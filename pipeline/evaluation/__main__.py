@@ -81,6 +81,9 @@ def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
     dense = parser.add_argument_group("segmentation and dense maps")
     dense.add_argument("--calibrate", action="store_true", help="SC-CLIP calibration of the patch features")
     dense.add_argument("--switch-off", action="append", metavar="PART", help="a part of SC-CLIP, see docs/inference.md")
+    dense.add_argument(
+        "--class-token-weight", type=float, help="SC-CLIP's, of the class token or what stands for it (default 0.3)"
+    )
     dense.add_argument("--window", type=int, help="side of the sliding window in pixels")
     dense.add_argument("--stride", type=int, help="of the window in pixels")
     dense.add_argument("--short-side", type=int, help="images are resized to it first, in pixels")

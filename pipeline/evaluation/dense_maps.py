@@ -16,9 +16,10 @@ from pipeline.evaluation.options import Options
 from pipeline.evaluation.pictures import add_to_index, file_part, heat_picture, save_picture
 from pipeline.evaluation.ranks import Ranks
 from pipeline.evaluation.results import Accounting, EvaluationError
-from pipeline.evaluation.scclip import PARTS, Calibration
+from pipeline.evaluation.scclip import Calibration
 
-READS = ("image_ids", "max_images", "calibrate", "switch_off", "phrases", "out")  # options, beside those of all tasks
+# Options, beside those of all tasks.
+READS = ("image_ids", "max_images", "calibrate", "switch_off", "class_token_weight", "phrases", "out")
 DEFAULT_MAX_IMAGES = 16
 
 
@@ -35,7 +36,7 @@ def run(model: EvaluationModel, options: Options, settings: EncodeSettings, rank
     if options.out is None:
         raise EvaluationError("no folder for the pictures was given; write --out DIR")
     images = find_images(options)
-    calibration = Calibration(off=frozenset(options.switch_off)) if options.calibrate else None
+    calibration = Calibration.of(options)
     texts, number = encode_texts(model, options.phrases, "region", ranks)
     accounting = Accounting("images")
     scores: dict[str, Any] = {}
@@ -68,10 +69,10 @@ def run(model: EvaluationModel, options: Options, settings: EncodeSettings, rank
     total.check(options.max_skipped_share)
     if ranks.is_first:
         add_to_index(options.out, index)
-    parts = [part for part in PARTS if calibration.has(part)] if calibration else None
+    shown = calibration.to_json() if calibration else None
     return {
         "scores": scores,
-        "settings": {"data": str(options.one_data()), "phrases": list(options.phrases), "calibration": parts},
+        "settings": {"data": str(options.one_data()), "phrases": list(options.phrases), "calibration": shown},
         "accounting": [total.to_json()],
     }
 

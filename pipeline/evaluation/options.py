@@ -44,6 +44,7 @@ class Options:
     # segmentation and dense maps
     calibrate: bool = False
     switch_off: tuple[str, ...] = ()
+    class_token_weight: float | None = None  # None: SC-CLIP's own
     window: int | None = None
     stride: int | None = None
     short_side: int | None = None
@@ -75,12 +76,15 @@ class Options:
             ("alpha", 0, None),
             ("beta", 0, None),
             ("box_threshold", 0, 1),
+            ("class_token_weight", 0, None),
         ):
             value = getattr(self, name)
-            if not value >= low or (high is not None and value > high):
+            if value is not None and (not value >= low or (high is not None and value > high)):
                 raise EvaluationError(
                     f"{name} is {value}; it must be at least {low}" + (f" and at most {high}" * (high is not None))
                 )
+        if not self.calibrate and (self.switch_off or self.class_token_weight is not None):
+            raise EvaluationError("switch_off and class_token_weight are SC-CLIP's; give --calibrate with them")
         if self.temperature is not None and not self.temperature > 0:
             raise EvaluationError(f"temperature is {self.temperature}; it must be above 0, as 0.01")
         for name in ("max_images", "retrieval_images", "max_detections", "window", "stride", "short_side"):

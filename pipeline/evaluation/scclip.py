@@ -19,12 +19,14 @@ Letters: B images, P patches, D width, H heads, L blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.evaluation.options import Options
 from pipeline.evaluation.results import EvaluationError
 
 PARTS = ("outliers", "early", "attention", "late", "levels")
@@ -50,6 +52,19 @@ class Calibration:
         for part in self.off:
             if part not in PARTS:
                 raise EvaluationError(f"part {part!r} cannot be switched off; the parts are {', '.join(PARTS)}")
+
+    @classmethod
+    def of(cls, options: Options) -> Calibration | None:
+        """What the options ask for; None where they want the plain features."""
+        if not options.calibrate:
+            return None
+        weight = {} if options.class_token_weight is None else {"class_token_weight": options.class_token_weight}
+        return cls(off=frozenset(options.switch_off), **weight)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every number that influences a score."""
+        shown = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "off"}
+        return {"parts": [part for part in PARTS if self.has(part)], **shown}
 
     def has(self, part: str) -> bool:
         return part not in self.off

@@ -24,7 +24,7 @@ from pipeline.evaluation.options import Options
 from pipeline.evaluation.ranks import Ranks
 from pipeline.evaluation.results import EvaluationError
 from pipeline.evaluation.resume import Store
-from pipeline.evaluation.scclip import PARTS, Calibration
+from pipeline.evaluation.scclip import Calibration
 from pipeline.evaluation.scenes import is_scene_folder, scene_masks, scene_templates
 
 READS = (
@@ -35,6 +35,7 @@ READS = (
     "templates",
     "calibrate",
     "switch_off",
+    "class_token_weight",
     "window",
     "stride",
     "short_side",
@@ -94,7 +95,7 @@ def run(model: EvaluationModel, options: Options, settings: EncodeSettings, rank
     )
     found = found.limited(options.max_images)
     rule = _rule(options, found)
-    calibration = Calibration(off=frozenset(options.switch_off)) if options.calibrate else None
+    calibration = Calibration.of(options)
     windows = Windows.of(options, model)
     job = _Job(model, found, windows, calibration, rule, options, settings, ranks)
     confusion, faults = job.confusion()
@@ -180,8 +181,7 @@ class _Job:
             shown["background_words"] = {language: BACKGROUND_WORDS[language] for language in self.found.classes}
         if calibration is not None:
             stand_in = "its own" if self.model.kind == "clip" else "the mean of the image's patches"
-            parts = [part for part in PARTS if calibration.has(part)]
-            shown["calibration"] = {"parts": parts, "class_token": stand_in}
+            shown["calibration"] = {**calibration.to_json(), "class_token": stand_in}
         return shown
 
     def confusion(self) -> tuple[Tensor, dict[int, str]]:

@@ -206,11 +206,28 @@ def test_clip_takes_windows_of_other_sizes_plain_and_calibrated(clip_folder):
 
 
 def test_our_models_are_calibrated_on_scenes_and_the_stand_in_is_stated(our_run, scenes):
-    result = evaluate(load_model(our_run), "segmentation", scenes, calibrate=True, switch_off=("late",))
-    assert result["settings"]["calibration"] == {
-        "parts": ["outliers", "early", "attention", "levels"],
-        "class_token": "the mean of the image's patches",
-    }
+    model = load_model(our_run)
+    shown = [
+        evaluate(model, "segmentation", scenes, calibrate=True, switch_off=("late",), **further)["settings"]
+        for further in ({}, {"class_token_weight": 0.0})
+    ]
+    for settings, weight in zip(shown, (0.3, 0.0), strict=True):
+        assert settings["calibration"]["parts"] == ["outliers", "early", "attention", "levels"]
+        assert settings["calibration"]["class_token"] == "the mean of the image's patches"
+        assert settings["calibration"]["class_token_weight"] == weight
+
+
+def test_the_stand_in_s_weight_reaches_the_features(our_run):
+    model = load_model(our_run)
+    prepared = [model.prepare(noisy(1, (64, 48)), dense=True)]
+    dense = [model.encode_dense(prepared, Calibration(class_token_weight=weight)).dense for weight in (0.0, 0.3)]
+    assert not torch.allclose(*dense, atol=1e-3)
+
+
+@pytest.mark.parametrize("option", [{"switch_off": ("late",)}, {"class_token_weight": 0.1}])
+def test_options_of_the_calibration_without_it_are_refused(our_run, scenes, option):
+    with pytest.raises(EvaluationError, match="give --calibrate with them"):
+        evaluate(load_model(our_run), "segmentation", scenes, **option)
 
 
 def test_folders_that_are_no_model_say_what_is_wrong(tmp_path, our_run):
