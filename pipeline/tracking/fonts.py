@@ -28,11 +28,11 @@ def drawable(text: str) -> tuple[str, str]:
     path = find_font(text)
     if path is not None:
         return text, path
-    missing = "".join(sorted({c for c in text if not c.isspace() and find_font(c) is None}))[:10]
+    # One message for all texts, so that Python's filter shows it once.
     warnings.warn(
-        f"no font on this machine has {missing or text[:10]!r}; install one (Debian: fonts-noto-cjk) or set "
-        f"{FONT_VARIABLE} to a font file",
-        stacklevel=2,
+        "no font on this machine has all characters of the phrases, so pictures show □ for some; install one (Debian: "
+        f"fonts-noto-cjk) or set {FONT_VARIABLE} to a font file",
+        stacklevel=1,
     )
     fallback = next(path for path in _candidates() if ord(REPLACEMENT) in _characters(path))
     return replace_unknown(text, fallback), fallback
