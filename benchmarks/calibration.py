@@ -1,13 +1,14 @@
 """SC-CLIP on the embedded scenes: mIoU plain against calibrated, for a trained model of ours and for a CLIP-shaped one.
 
 The CLIP-shaped model (class token, one text path) is trained here on the scenes' short captions with the contrastive
-loss of CLIP, for a few hundred steps. Each is scored with every rule for the background, with each part of the
-calibration switched off, and without the class token (for ours: without the mean of the patches that stands for it).
-The signs are whatever they are.
+loss of CLIP, for a few hundred steps. Each is scored on maps of colours and of shapes, with every rule for the
+background, with each part of the calibration switched off, and without the class token (for ours: without the mean of
+the patches that stands for it). The signs are whatever they are.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ from pipeline.evaluation.scclip import PARTS
 
 SIDE, PATCH, TEXT_LENGTH = 128, 16, 32
 RULES = ("none", "threshold")
+CLASSES = ("colour", "shape")
 
 
 class ClipTokens:
@@ -56,30 +58,30 @@ def main(argv: list[str] | None = None) -> int:
     clip = trained_clip(arguments, ours.tokenizer)
     rows = []
     for name, model in (("ours", ours), ("CLIP-shaped", clip)):
-        for rule in RULES:
-            rows += compared(name, model, arguments.scenes / "test", arguments.test_images, rule)
+        for classes, rule in itertools.product(CLASSES, RULES):
+            rows += compared(name, model, arguments.scenes / "test", arguments.test_images, classes, rule)
     report(rows, arguments.json)
     return 0
 
 
-def compared(name: str, model, test: Path, max_images: int, rule: str) -> list[Row]:
+def compared(name: str, model, test: Path, max_images: int, classes: str, rule: str) -> list[Row]:
     """mIoU of all parts, and of all but one, against the plain features'."""
 
     def miou(**options: object) -> float:
-        return (
-            100
-            * evaluate(model, "segmentation", test, background=rule, max_images=max_images, **options)["scores"]["miou"]
+        found = evaluate(
+            model, "segmentation", test, format=f"scenes-{classes}", background=rule, max_images=max_images, **options
         )
+        return 100 * found["scores"]["miou"]
 
+    what = f"{name}, {classes}s, background {rule}"
     plain = miou()
-    rows = [Row(f"{name}, background {rule}: plain", plain, "% mIoU")]
-    rows.append(Row(f"{name}, background {rule}: calibrated", miou(calibrate=True), "% mIoU", plain))
+    rows = [Row(f"{what}: plain", plain, "% mIoU")]
+    rows.append(Row(f"{what}: calibrated", miou(calibrate=True), "% mIoU", plain))
     if rule == RULES[0]:
         for part in PARTS:
-            value = miou(calibrate=True, switch_off=(part,))
-            rows.append(Row(f"{name}, background {rule}: without {part}", value, "% mIoU", plain))
+            rows.append(Row(f"{what}: without {part}", miou(calibrate=True, switch_off=(part,)), "% mIoU", plain))
         value = miou(calibrate=True, class_token_weight=0.0)
-        rows.append(Row(f"{name}, background {rule}: without class token", value, "% mIoU", plain))
+        rows.append(Row(f"{what}: without class token", value, "% mIoU", plain))
     return rows
 
 

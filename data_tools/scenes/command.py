@@ -18,6 +18,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from data_tools.execution.jobs import InProcess, Job
 from data_tools.execution.local import LocalExecutor
 from data_tools.execution.progress import Progress
 from data_tools.scenes.attributes import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, SIZES, UNSEEN_TRIPLES
-from data_tools.scenes.drawing import draw_scene
+from data_tools.scenes.drawing import draw_scene, mask_value
 from data_tools.scenes.fgovd import fgovd_rows, write_rows
 from data_tools.scenes.language import (
     long_caption,
@@ -39,7 +40,7 @@ from data_tools.scenes.layout import Scene, make_scene, scene_random
 from data_tools.shards import Record, remove_partial_shards, shard_path, write_shard
 from pipeline.data.schema import Region, Sample, parse_sample
 
-GENERATOR_VERSION = 1  # raise it when the same settings give other scenes: stale folders are then refused
+GENERATOR_VERSION = 2  # raise it when the same settings give other scenes: stale folders are then refused
 SUMMARY = "scenes.json"
 PLAN = "scenes-begun.json"  # the settings of a job under way
 MAX_IMAGES_PER_SHARD = {"train": 500, "test": 250}
@@ -93,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     samples = list(_read_samples(out / "test"))
     rows = fgovd_rows(samples, arguments.seed)
     write_rows(out / "test" / "fgovd", rows)
-    _write(out / SUMMARY, _summary(settings, rows))
+    _write(out / SUMMARY, summary(settings, rows))
     (out / PLAN).unlink(missing_ok=True)
     print(f"{out}: done in {time.monotonic() - started:.1f} s, {len(rows['hard'])} test objects")
     return 0
@@ -211,7 +212,9 @@ def _read_samples(folder: Path) -> Iterator[tuple[str, Sample]]:
                         yield key, parse_sample(stream.read(), key=key, shard=path.name)
 
 
-def _summary(settings: dict[str, int], rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def summary(settings: dict[str, int], rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """scenes.json: settings, classes and prompts, held-out combinations, counts, and what the masks' values mean."""
+
     def words(terms: list[Any]) -> list[dict[str, str]]:
         return [asdict(term) for term in terms]
 
@@ -234,8 +237,26 @@ def _summary(settings: dict[str, int], rows: dict[str, list[dict[str, Any]]]) ->
             "test_objects": len(rows["hard"]),
             "test_objects_unseen": sum(row["combination"] == "unseen" for row in rows["hard"]),
         },
-        "mask": "KEY.mask.png of a test image holds 0 for background and 1 + the place in classes for an object",
+        "masks": _mask_classes(),
     }
+
+
+def _mask_classes() -> dict[str, Any]:
+    """How KEY.mask.png of a test image is read as a map of shapes or of colours.
+
+    ``class_of_value[v]`` is the class, from 1 on, of a pixel of value v; 0 is background.
+    """
+    read = {}
+    for name, terms in (("shape", SHAPES), ("colour", [term for term, _ in COLOURS])):
+        class_of_value = [0] * (mask_value(len(SHAPES) - 1, len(COLOURS) - 1) + 1)
+        for shape, colour in product(range(len(SHAPES)), range(len(COLOURS))):
+            class_of_value[mask_value(shape, colour)] = 1 + (shape if name == "shape" else colour)
+        read[name] = {
+            "classes": {language: [term.word(language) for term in terms] for language in ("en", "zh")},
+            "templates": {language: region_templates(language, name) for language in ("en", "zh")},
+            "class_of_value": class_of_value,
+        }
+    return read
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ LIGHT = 252.0  # the second tone of every pattern
 
 @dataclass(frozen=True)
 class Drawing:
-    """``boxes`` are normalised xyxy in the order of the scene's objects; ``mask`` is a PNG of class number + 1."""
+    """``boxes`` are normalised xyxy in the order of the scene's objects; ``mask`` is a PNG of ``mask_value``."""
 
     jpeg: bytes
     boxes: tuple[tuple[float, float, float, float], ...]
@@ -49,7 +49,7 @@ def draw_scene(scene: Scene, random: np.random.Generator, with_mask: bool = Fals
         surface = colour * share[..., None] + LIGHT * (1 - share[..., None])
         canvas[window] += (surface - canvas[window]) * inside[..., None]
         solid = inside >= 0.5
-        classes[window][solid] = placed.look.shape + 1
+        classes[window][solid] = mask_value(placed.look.shape, placed.look.colour)
         rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
         boxes.append(
             (
@@ -66,6 +66,11 @@ def draw_scene(scene: Scene, random: np.random.Generator, with_mask: bool = Fals
         tuple(boxes),
         _encoded(Image.fromarray(classes), "PNG") if with_mask else None,
     )
+
+
+def mask_value(shape: int, colour: int) -> int:
+    """A pixel's value where an object of that shape and colour is; 0 is background."""
+    return 1 + shape * len(COLOURS) + colour
 
 
 def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:

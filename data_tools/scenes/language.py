@@ -42,18 +42,26 @@ def short_phrase(look: Look, language: str, plural: bool = False) -> str:
     """As "large red striped circle" or "大的红色的条纹圆形": every attribute, always in this order."""
     shape = PLURALS[look.shape] if plural and language == "en" else SHAPES[look.shape].word(language)
     size, colour = SIZES[look.size][0].word(language), COLOURS[look.colour][0].word(language)
-    pattern = PATTERNS[look.pattern].word(language)
+    return _phrase(size, colour, PATTERNS[look.pattern].word(language), shape, language)
+
+
+def _phrase(size: str, colour: str, pattern: str, shape: str, language: str) -> str:
     if language == "en":
         return f"{size} {colour} {pattern} {shape}"
     # The second 的 is there for the tokenizer: without it 色 goes to either neighbour as easily.
     return f"{size}{colour}的{pattern}{shape}"
 
 
-def region_templates(language: str) -> list[str]:
-    """Prompts of a class: every short phrase with {} for the shape, so that their mean says nothing but the shape."""
-    looks = [Look(c, p, 0, s) for s in range(len(SIZES)) for c in range(len(COLOURS)) for p in range(len(PATTERNS))]
-    word = SHAPES[0].word(language)
-    return [short_phrase(look, language).removesuffix(word) + "{}" for look in looks]
+def region_templates(language: str, attribute: str = "shape") -> list[str]:
+    """Prompts of a class: every short phrase with {} for the attribute, so that their mean says nothing else."""
+    terms = {
+        "size": [term for term, _ in SIZES],
+        "colour": [term for term, _ in COLOURS],
+        "pattern": PATTERNS,
+        "shape": SHAPES,
+    }
+    words = {name: [term.word(language) for term in some] for name, some in terms.items()} | {attribute: ["{}"]}
+    return [_phrase(*chosen, language) for chosen in product(*words.values())]
 
 
 def position_words(placed: PlacedObject, scene: Scene) -> str:

@@ -28,6 +28,7 @@ from pipeline.evaluation.retrieval import recalls
 
 FG_SETS = ("hard", "medium", "easy", "trivial")
 SCENE_TASKS = ("fgovd", "retrieval", "boxes")
+SCENE_FORMATS = {"auto": "shape", "scenes-shape": "shape", "scenes-colour": "colour"}  # what the masks' classes are
 
 
 def is_scene_folder(folder: str | Path) -> bool:
@@ -145,31 +146,45 @@ def _object_rows(folder: ShardFolder, names: dict[str, list[str]]) -> RegionSet:
     return RegionSet([found.image for found in folder.samples], rows, accounting)
 
 
-def scene_templates(path: Path) -> dict[str, list[str]]:
-    """Prompts of a class by language: scenes.json's, every attribute in every combination, or the bare name."""
+def _summary(path: Path) -> dict[str, Any]:
+    """scenes.json, beside the shards or above; empty where there is none."""
     for place in (path / "scenes.json", path.parent / "scenes.json"):
         if place.is_file():
-            found = json.loads(place.read_text(encoding="utf-8")).get("region_templates", {})
-            return {language: list(found.get(language, REGION_TEMPLATES[language])) for language in ("en", "zh")}
-    return {language: list(templates) for language, templates in REGION_TEMPLATES.items()}
+            return json.loads(place.read_text(encoding="utf-8"))
+    return {}
+
+
+def scene_templates(path: Path) -> dict[str, list[str]]:
+    """Prompts of an object's class by language: scenes.json's, every attribute in every combination, or the name."""
+    return REGION_TEMPLATES | _summary(path).get("region_templates", {})
 
 
 def scene_classes(folder: ShardFolder, path: Path) -> dict[str, list[str]]:
-    """Class names by language: scenes.json's, or those the shards name. Their order is that of the masks' indices."""
-    for place in (path / "scenes.json", path.parent / "scenes.json"):
-        if place.is_file():
-            classes = json.loads(place.read_text(encoding="utf-8"))["classes"]
-            return {language: list(classes[language]) for language in ("en", "zh")}
+    """Class names by language: scenes.json's, or those the shards name. Their order is that of the labels."""
+    if classes := _summary(path).get("classes"):
+        return classes
     names: dict[str, list[str]] = {"en": [], "zh": []}
     for found in folder.samples:
         names[found.sample.language] += [r.category for r in found.sample.regions if r.category is not None]
     return {language: sorted(set(found)) for language, found in names.items()}
 
 
-def scene_masks(path: Path) -> SegmentationSet:
-    """The scenes' class masks; each image is read with the class names of its language."""
-    folder = read_shards(path)
-    found = SegmentationSet([], [], scene_classes(folder, path), [], "background", Accounting("images with masks"))
+def scene_masks(path: Path, form: str = "auto") -> tuple[SegmentationSet, dict[str, list[str]]]:
+    """The scenes' masks as maps of shapes or of colours, and the prompts of a class by language.
+
+    Each image is read with the class names of its language.
+
+    Raises:
+        EvaluationError: a form that is none of SCENE_FORMATS, or masks that nothing explains.
+    """
+    if form not in SCENE_FORMATS:
+        raise EvaluationError(f"format is {form!r}; for scenes it must be one of {', '.join(SCENE_FORMATS)}")
+    masks = _summary(path).get("masks")
+    if masks is None:
+        raise EvaluationError(f"{path} has no scenes.json that explains its masks; write it anew: data_tools scenes")
+    of = masks[SCENE_FORMATS[form]]
+    folder, accounting = read_shards(path), Accounting("images with masks")
+    found = SegmentationSet([], [], of["classes"], [], "background", accounting, tuple(of["class_of_value"]))
     for reason, where in folder.faults:
         found.accounting.skip(reason, where)
     for one in folder.samples:
@@ -180,7 +195,7 @@ def scene_masks(path: Path) -> SegmentationSet:
         found.labels.append(one.mask)
         found.languages.append(one.sample.language)
         found.accounting.take()
-    return found
+    return found, of["templates"]
 
 
 def _combination(source: dict[str, Any], number: int) -> str | None:

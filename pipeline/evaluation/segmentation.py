@@ -25,7 +25,7 @@ from pipeline.evaluation.ranks import Ranks
 from pipeline.evaluation.results import EvaluationError
 from pipeline.evaluation.resume import Store
 from pipeline.evaluation.scclip import Calibration
-from pipeline.evaluation.scenes import is_scene_folder, scene_masks, scene_templates
+from pipeline.evaluation.scenes import is_scene_folder, scene_masks
 
 READS = (
     "format",
@@ -88,16 +88,18 @@ class Windows:
 def run(model: EvaluationModel, options: Options, settings: EncodeSettings, ranks: Ranks) -> dict[str, Any]:
     """The task on a folder in one of the layouts, or on scenes."""
     folder = options.one_data()
-    found = (
-        scene_masks(folder)
-        if is_scene_folder(folder)
-        else read_segmentation(folder, options.format, options.split, options.language, options.class_names)
-    )
+    if is_scene_folder(folder):  # scenes bring their own prompts, whose mean says nothing but the class
+        found, templates = scene_masks(folder, options.format)
+    else:
+        found = read_segmentation(folder, options.format, options.split, options.language, options.class_names)
+        templates = {}
+    if options.templates or not templates:
+        templates = {language: templates_of(options, "region") for language in found.classes}
     found = found.limited(options.max_images)
     rule = _rule(options, found)
     calibration = Calibration.of(options)
     windows = Windows.of(options, model)
-    job = _Job(model, found, windows, calibration, rule, options, settings, ranks)
+    job = _Job(model, found, templates, windows, calibration, rule, options, settings, ranks)
     confusion, faults = job.confusion()
     for number, reason in faults.items():
         found.accounting.retract(reason, found.images[number].key, 1)
@@ -138,21 +140,14 @@ def intersection_over_union(confusion: Tensor, names: list[str]) -> tuple[dict[s
 class _Job:
     """One segmentation of one set: texts once, then chunks of images, each to a confusion matrix."""
 
-    def __init__(self, model, found, windows, calibration, rule, options, settings, ranks) -> None:
+    def __init__(self, model, found, templates, windows, calibration, rule, options, settings, ranks) -> None:
         self.model, self.found, self.windows, self.calibration = model, found, windows, calibration
         self.rule, self.options, self.settings, self.ranks = rule, options, settings, ranks
         self.temperature = options.temperature or DEFAULT_TEMPERATURE
         given = options.background_threshold
         self.threshold = DEFAULT_THRESHOLD if given is None else given
-        self.templates = self._templates()
+        self.templates = templates
         self.texts = {language: self._texts(language, names) for language, names in found.classes.items()}
-
-    def _templates(self) -> dict[str, list[str]]:
-        """By language; scenes bring their own, whose mean says nothing but the class."""
-        folder = self.options.one_data()
-        if is_scene_folder(folder) and not self.options.templates:
-            return scene_templates(folder)
-        return {language: templates_of(self.options, "region") for language in self.found.classes}
 
     def _texts(self, language: str, names: list[str]) -> Tensor:
         rows = class_embeddings(self.model, names, self.templates[language], "region", self.ranks)

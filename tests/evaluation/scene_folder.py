@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from data_tools.scenes.attributes import SHAPES
-from data_tools.scenes.command import make_record
+from data_tools.scenes.command import make_record, summary
 from data_tools.scenes.fgovd import fgovd_rows, write_rows
 from data_tools.shards import write_shard
 
@@ -19,6 +18,6 @@ def write_scenes(folder: Path, num_images: int = 40) -> Path:
         write_shard(folder / "test" / f"test-{shard:06d}.tar", part)
     rows = fgovd_rows([(record.key, record.sample) for record in records], seed=0)
     write_rows(folder / "test" / "fgovd", rows)
-    classes = {"en": [term.en for term in SHAPES], "zh": [term.zh for term in SHAPES]}
-    (folder / "scenes.json").write_text(json.dumps({"classes": classes}, ensure_ascii=False), encoding="utf-8")
+    explained = summary({"train_images": 0, "test_images": num_images, "seed": 0}, rows)
+    (folder / "scenes.json").write_text(json.dumps(explained, ensure_ascii=False), encoding="utf-8")
     return folder / "test"

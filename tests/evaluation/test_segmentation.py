@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ import torch
 from PIL import Image
 
 from pipeline.evaluation import EvaluationError, evaluate
+from pipeline.evaluation.formats.items import ImageItem
 from pipeline.evaluation.formats.segmentation import CLASS_LISTS, IGNORE, LAYOUTS, read_segmentation
+from pipeline.evaluation.formats.shards import read_shards
 from pipeline.evaluation.options import Options
+from pipeline.evaluation.scenes import scene_masks
 from pipeline.evaluation.segmentation import Windows, intersection_over_union, segment
 from tests.evaluation.fake import COLOURS, FakeModel, text_vector
 
@@ -166,6 +170,38 @@ def test_scenes_are_segmented_with_each_images_own_language(scenes):
     assert result["settings"]["background"] == "threshold" and result["settings"]["calibration"] is None
     few = evaluate(FakeModel(), "segmentation", scenes, max_images=10)["accounting"][0]
     assert few["evaluated"] == few["rows"] == 10 and few["notes"] == {"images_outside_the_chosen_ones": 30}
+
+
+@pytest.mark.parametrize("form", ["scenes-shape", "scenes-colour"])
+def test_scenes_masks_are_read_as_shapes_or_as_colours(scenes, form):
+    found, templates = scene_masks(scenes, form)
+    samples = read_shards(scenes).samples
+    assert len(found.images) == len(samples) == 40
+    for number, one in enumerate(samples):
+        language = one.sample.language
+        names = found.classes[language]
+        label = found.read_label(number)
+        shown = {names[at] for at in set(label.flat) - {found.num_classes}}
+        said = " ".join(region.phrase for region in one.sample.regions)
+        words = set(said.split()) if language == "en" else said  # "striped" is not red
+        assert shown == {name for name in names if name in words}
+        assert all(text.count("{}") == 1 for text in templates[language])
+        assert one.sample.regions[0].phrase in {t.format(name) for t in templates[language] for name in names}
+
+
+def test_scenes_whose_masks_are_not_explained_and_forms_that_are_none_are_refused(scenes, tmp_path):
+    with pytest.raises(EvaluationError, match="must be one of auto, scenes-shape, scenes-colour"):
+        evaluate(FakeModel(), "segmentation", scenes, format="voc")
+    shutil.copytree(scenes, tmp_path / "test")
+    with pytest.raises(EvaluationError, match="no scenes.json that explains its masks"):
+        evaluate(FakeModel(), "segmentation", tmp_path / "test")
+
+
+def test_a_label_value_that_the_scenes_do_not_explain_is_named(scenes, tmp_path):
+    found, _ = scene_masks(scenes)
+    Image.fromarray(np.full((4, 4), 77, np.uint8)).save(tmp_path / "odd.png")
+    found.labels[0] = ImageItem("odd", tmp_path / "odd.png")
+    assert found.read_label(0) == "unknown_class_77"
 
 
 def test_a_chunk_that_was_segmented_before_is_not_segmented_again(scenes, tmp_path):

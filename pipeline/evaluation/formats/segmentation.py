@@ -7,7 +7,7 @@ The layouts are those that segmentation toolboxes prepare, named in LAYOUTS. Cla
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,7 @@ class SegmentationSet:
     languages: list[str]  # of each image
     zero: str
     accounting: Accounting
+    class_of_value: tuple[int, ...] | None = None  # what the label files' values stand for; None: themselves
 
     @property
     def num_classes(self) -> int:
@@ -76,8 +77,12 @@ class SegmentationSet:
         self.accounting.rows -= left_out
         self.accounting.evaluated -= left_out
         self.accounting.note("images_outside_the_chosen_ones", "max_images", left_out)
-        lists = (self.images[:max_images], self.labels[:max_images])
-        return SegmentationSet(*lists, self.classes, self.languages[:max_images], self.zero, self.accounting)
+        return replace(
+            self,
+            images=self.images[:max_images],
+            labels=self.labels[:max_images],
+            languages=self.languages[:max_images],
+        )
 
     def read_label(self, number: int) -> np.ndarray | str:
         """[height, width] int64: class, ``num_classes`` for background, or IGNORE; a reason where it cannot be read."""
@@ -89,6 +94,11 @@ class SegmentationSet:
         if raw.ndim != 2:
             return "label_with_colours"
         raw = raw.astype(np.int64)
+        if self.class_of_value is not None:
+            known = raw < len(self.class_of_value)
+            if not (known | (raw == FILE_IGNORE)).all():
+                return f"unknown_class_{int(raw.max())}"
+            raw = np.where(known, np.array(self.class_of_value)[np.where(known, raw, 0)], raw)
         first = 0 if self.zero == "class" else 1
         result = raw - first
         if first:
