@@ -2,8 +2,8 @@
 
 The CLIP-shaped model (class token, one text path) is trained here on the scenes' short captions with the contrastive
 loss of CLIP, for a few hundred steps. Each is scored on maps of colours and of shapes, with every rule for the
-background, with each part of the calibration switched off, and without the class token (for ours: without the mean of
-the patches that stands for it). The signs are whatever they are.
+background, with each part of the calibration switched off, and without the class token or, for ours, with each
+of its stand-ins and none. The signs are whatever they are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.evaluation import evaluate
 from pipeline.evaluation.clip import CLIPEvaluation
 from pipeline.evaluation.formats.shards import read_shards
 from pipeline.evaluation.models import load_model
-from pipeline.evaluation.scclip import PARTS
+from pipeline.evaluation.scclip import PARTS, STAND_INS
 
 SIDE, PATCH, TEXT_LENGTH = 128, 16, 32
 RULES = ("none", "threshold")
@@ -81,7 +81,11 @@ def compared(name: str, model, test: Path, max_images: int, classes: str, rule: 
         for part in PARTS:
             rows.append(Row(f"{what}: without {part}", miou(calibrate=True, switch_off=(part,)), "% mIoU", plain))
         value = miou(calibrate=True, class_token_weight=0.0)
-        rows.append(Row(f"{what}: without class token", value, "% mIoU", plain))
+        rows.append(Row(f"{what}: without class token or stand-in", value, "% mIoU", plain))
+        if not model.has_class_token:
+            for stand_in in STAND_INS:
+                value = miou(calibrate=True, stand_in=stand_in)
+                rows.append(Row(f"{what}: stand-in {stand_in}", value, "% mIoU", plain))
     return rows
 
 

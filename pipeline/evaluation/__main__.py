@@ -84,6 +84,7 @@ def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
     dense.add_argument(
         "--class-token-weight", type=float, help="SC-CLIP's, of the class token or what stands for it (default 0.3)"
     )
+    dense.add_argument("--stand-in", metavar="patch|mean", help="for a class token that is not there (default patch)")
     dense.add_argument("--window", type=int, help="side of the sliding window in pixels")
     dense.add_argument("--stride", type=int, help="of the window in pixels")
     dense.add_argument("--short-side", type=int, help="images are resized to it first, in pixels")

@@ -29,6 +29,7 @@ class CLIPEvaluation(EvaluationModel):
     """A transformers ``CLIPModel`` with its tokenizer."""
 
     kind = "clip"
+    has_class_token = True
     module_class = "CLIPModel"
     default_mean, default_std = CLIP_MEAN, CLIP_STD
 
@@ -106,7 +107,7 @@ class CLIPEvaluation(EvaluationModel):
             lambda block, states: block(states, None),
             mask=mask.bool(),
             grids=shapes,
-            has_class_token=True,
+            has_class_token=self.has_class_token,
             settings=calibration,
         )
         return self._features(torch.zeros(len(pixels), 0), patches, pixels)

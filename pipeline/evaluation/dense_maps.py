@@ -19,7 +19,7 @@ from pipeline.evaluation.results import Accounting, EvaluationError
 from pipeline.evaluation.scclip import Calibration
 
 # Options, beside those of all tasks.
-READS = ("image_ids", "max_images", "calibrate", "switch_off", "class_token_weight", "phrases", "out")
+READS = ("image_ids", "max_images", "calibrate", "switch_off", "class_token_weight", "stand_in", "phrases", "out")
 DEFAULT_MAX_IMAGES = 16
 
 
@@ -69,7 +69,7 @@ def run(model: EvaluationModel, options: Options, settings: EncodeSettings, rank
     total.check(options.max_skipped_share)
     if ranks.is_first:
         add_to_index(options.out, index)
-    shown = calibration.to_json() if calibration else None
+    shown = calibration.to_json(model.has_class_token) if calibration else None
     return {
         "scores": scores,
         "settings": {"data": str(options.one_data()), "phrases": list(options.phrases), "calibration": shown},

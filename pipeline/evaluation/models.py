@@ -53,6 +53,7 @@ class EvaluationModel(ABC):
     kind: str
     module: torch.nn.Module
     device: torch.device
+    has_class_token: bool = False
     text_batch_size: int = 256
     patch_size: int = 16
 
@@ -179,7 +180,7 @@ class FGCLIP2Evaluation(EvaluationModel):
             lambda block, hidden: block(hidden, seen),
             mask=visible,
             grids=shapes,
-            has_class_token=False,
+            has_class_token=self.has_class_token,
             settings=calibration,
         )
         features = self.module.dense_features(tower.post_layernorm(patches), mask).float()

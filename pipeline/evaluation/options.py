@@ -45,6 +45,7 @@ class Options:
     calibrate: bool = False
     switch_off: tuple[str, ...] = ()
     class_token_weight: float | None = None  # None: SC-CLIP's own
+    stand_in: str | None = None  # for the class token
     window: int | None = None
     stride: int | None = None
     short_side: int | None = None
@@ -83,8 +84,8 @@ class Options:
                 raise EvaluationError(
                     f"{name} is {value}; it must be at least {low}" + (f" and at most {high}" * (high is not None))
                 )
-        if not self.calibrate and (self.switch_off or self.class_token_weight is not None):
-            raise EvaluationError("switch_off and class_token_weight are SC-CLIP's; give --calibrate with them")
+        if not self.calibrate and (self.switch_off or self.stand_in or self.class_token_weight is not None):
+            raise EvaluationError("switch_off, class_token_weight and stand_in are SC-CLIP's; give --calibrate too")
         if self.temperature is not None and not self.temperature > 0:
             raise EvaluationError(f"temperature is {self.temperature}; it must be above 0, as 0.01")
         for name in ("max_images", "retrieval_images", "max_detections", "window", "stride", "short_side"):

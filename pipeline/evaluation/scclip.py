@@ -10,8 +10,11 @@ transformers' CLIP and SigLIP 2 have them. Five parts, each of which can be swit
 ``levels``     ``attention`` and ``late`` once more on the sum of the middle blocks, added
 
 With all five off the result is the tower's own patch features. Indices of blocks are the publication's for 12 blocks
-and scale with the depth. A tower without class token (SigLIP 2, FG-CLIP 2) gets the mean of its image's patches, at
-the same place in the network, where the class token is added.
+and scale with the depth.
+
+Where the class token is added, a tower without one (SigLIP 2, FG-CLIP 2) adds, from the same place in the network, each
+patch's own state (STAND_INS ``patch``: what remains of the residual, on which its heads were trained) or the mean of
+the image's patches (``mean``). docs/inference.md has both measured.
 
 Letters: B images, P patches, D width, H heads, L blocks.
 """
@@ -30,6 +33,7 @@ from pipeline.evaluation.options import Options
 from pipeline.evaluation.results import EvaluationError
 
 PARTS = ("outliers", "early", "attention", "late", "levels")
+STAND_INS = ("patch", "mean")
 EPSILON = 1e-6  # keeps a row without any similar patch from dividing by zero, as the published code
 
 
@@ -43,6 +47,7 @@ class Calibration:
     beta: float = 0.4  # similarities below it count as 0
     sharpness: float = 3.0
     class_token_weight: float = 0.3
+    stand_in: str | None = None  # for the class token, of a tower without one; None: the first of STAND_INS
     early_block: int = 8
     late_block: int = 3
     first_level: int = 3
@@ -52,6 +57,8 @@ class Calibration:
         for part in self.off:
             if part not in PARTS:
                 raise EvaluationError(f"part {part!r} cannot be switched off; the parts are {', '.join(PARTS)}")
+        if self.stand_in not in (None, *STAND_INS):
+            raise EvaluationError(f"stand_in is {self.stand_in!r}; it must be one of {', '.join(STAND_INS)}")
 
     @classmethod
     def of(cls, options: Options) -> Calibration | None:
@@ -59,11 +66,12 @@ class Calibration:
         if not options.calibrate:
             return None
         weight = {} if options.class_token_weight is None else {"class_token_weight": options.class_token_weight}
-        return cls(off=frozenset(options.switch_off), **weight)
+        return cls(off=frozenset(options.switch_off), stand_in=options.stand_in, **weight)
 
-    def to_json(self) -> dict[str, Any]:
-        """Every number that influences a score."""
+    def to_json(self, has_class_token: bool) -> dict[str, Any]:
+        """Everything that influences a score."""
         shown = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "off"}
+        shown["stand_in"] = None if has_class_token else self.stand_in or STAND_INS[0]
         return {"parts": [part for part in PARTS if self.has(part)], **shown}
 
     def has(self, part: str) -> bool:
@@ -190,8 +198,11 @@ def calibrated_patches(
         run: applies one block as the tower does (with its attention mask).
         mask: [B, P] bool, True for a patch; grids: [B, 2] patches, height and width.
     Raises:
-        EvaluationError: fewer than 3 blocks: there is no middle to calibrate from.
+        EvaluationError: fewer than 3 blocks: there is no middle to calibrate from; or a stand-in for a class token
+            that the tower has.
     """
+    if has_class_token and settings.stand_in is not None:
+        raise EvaluationError(f"stand_in is {settings.stand_in!r}, but this tower has a class token; leave it out")
     if len(blocks) < 3:
         raise EvaluationError(f"the tower has {len(blocks)} blocks; SC-CLIP needs at least 3, use it plain")
     first = int(has_class_token)
@@ -215,7 +226,10 @@ def calibrated_patches(
 
     def finish(part: Tensor, whole: Tensor) -> Tensor:
         """The last block on ``part`` [B, P, D]; ``whole`` is what the class token's stand-in is taken from."""
-        token = whole[:, :1] if has_class_token else _mean(whole, mask)
+        if has_class_token:
+            token = whole[:, :1]
+        else:
+            token = _mean(whole, mask) if settings.stand_in == "mean" else whole
         if settings.has("attention"):
             done = calibrated_attention(blocks[-1], part, by_similarity, mask) + settings.class_token_weight * token
         else:
@@ -223,7 +237,7 @@ def calibrated_patches(
         return done if late is None else aggregated(done, late, settings.beta)
 
     start = aggregated(patches, similar, settings.beta) if settings.has("early") else patches
-    result = finish(start, hidden)
+    result = finish(start, hidden if has_class_token else patches)
     if settings.has("levels") and len(levels):
         result = result + finish(summed[:, first:], summed)
     return result

@@ -36,6 +36,7 @@ READS = (
     "calibrate",
     "switch_off",
     "class_token_weight",
+    "stand_in",
     "window",
     "stride",
     "short_side",
@@ -175,8 +176,7 @@ class _Job:
         if self.rule == "class":
             shown["background_words"] = {language: BACKGROUND_WORDS[language] for language in self.found.classes}
         if calibration is not None:
-            stand_in = "its own" if self.model.kind == "clip" else "the mean of the image's patches"
-            shown["calibration"] = {**calibration.to_json(), "class_token": stand_in}
+            shown["calibration"] = calibration.to_json(self.model.has_class_token)
         return shown
 
     def confusion(self) -> tuple[Tensor, dict[int, str]]:

@@ -24,6 +24,7 @@ class SiglipEvaluation(CLIPEvaluation):
     """A transformers ``SiglipModel`` with its tokenizer; loading and windows are CLIP's."""
 
     kind = "siglip"
+    has_class_token = False
     module_class = "SiglipModel"
     default_mean = default_std = (0.5, 0.5, 0.5)
 
@@ -49,7 +50,7 @@ class SiglipEvaluation(CLIPEvaluation):
             lambda block, states: block(states, None),
             mask=mask.bool(),
             grids=shapes,
-            has_class_token=False,
+            has_class_token=self.has_class_token,
             settings=calibration,
         )
         return self._features(torch.zeros(len(pixels), 0), tower.post_layernorm(patches), pixels)

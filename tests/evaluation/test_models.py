@@ -158,7 +158,7 @@ def test_siglip2_of_fixed_resolution_gives_transformers_own_embeddings_and_does_
     assert "copy of the pooling head" in model.region_path() and "24 tokens" in model.text_path("long")
     assert 0 <= scene_scores(model, None, scenes)["hard"] <= 1
     calibrated = evaluate(model, "segmentation", scenes, calibrate=True)
-    assert "mean of the image's patches" in calibrated["settings"]["calibration"]["class_token"]
+    assert calibrated["settings"]["calibration"]["stand_in"] == "patch"
 
 
 @torch.no_grad()
@@ -189,7 +189,9 @@ def test_clip_does_every_task_on_scenes_and_says_how(clip_folder, scenes, tmp_pa
     assert "cut to 16 tokens" in model.text_path("long") and "no dense head" in model.region_path()
     plain = evaluate(model, "segmentation", scenes, window=32, short_side=40)
     calibrated = evaluate(model, "segmentation", scenes, window=32, short_side=40, calibrate=True)
-    assert calibrated["settings"]["calibration"]["class_token"] == "its own"
+    assert calibrated["settings"]["calibration"]["stand_in"] is None
+    with pytest.raises(EvaluationError, match="this tower has a class token"):
+        evaluate(model, "segmentation", scenes, calibrate=True, stand_in="mean")
     assert plain["scores"]["miou"] != calibrated["scores"]["miou"]
     maps = evaluate(model, "dense-maps", scenes, phrases=("a red circle",), out=tmp_path, max_images=1)
     assert len(maps["scores"]) == 1
@@ -209,24 +211,29 @@ def test_our_models_are_calibrated_on_scenes_and_the_stand_in_is_stated(our_run,
     model = load_model(our_run)
     shown = [
         evaluate(model, "segmentation", scenes, calibrate=True, switch_off=("late",), **further)["settings"]
-        for further in ({}, {"class_token_weight": 0.0})
+        for further in ({}, {"class_token_weight": 0.0, "stand_in": "mean"})
     ]
-    for settings, weight in zip(shown, (0.3, 0.0), strict=True):
+    for settings, weight, stand_in in zip(shown, (0.3, 0.0), ("patch", "mean"), strict=True):
         assert settings["calibration"]["parts"] == ["outliers", "early", "attention", "levels"]
-        assert settings["calibration"]["class_token"] == "the mean of the image's patches"
+        assert settings["calibration"]["stand_in"] == stand_in
         assert settings["calibration"]["class_token_weight"] == weight
 
 
-def test_the_stand_in_s_weight_reaches_the_features(our_run):
+def test_the_stand_in_and_its_weight_reach_the_features(our_run):
     model = load_model(our_run)
     prepared = [model.prepare(noisy(1, (64, 48)), dense=True)]
-    dense = [model.encode_dense(prepared, Calibration(class_token_weight=weight)).dense for weight in (0.0, 0.3)]
-    assert not torch.allclose(*dense, atol=1e-3)
+
+    def dense(**numbers):
+        return model.encode_dense(prepared, Calibration(**numbers)).dense
+
+    assert not torch.allclose(dense(), dense(class_token_weight=0.0), atol=1e-3)
+    assert not torch.allclose(dense(), dense(stand_in="mean"), atol=1e-3)
+    assert torch.equal(dense(class_token_weight=0.0), dense(class_token_weight=0.0, stand_in="mean"))
 
 
-@pytest.mark.parametrize("option", [{"switch_off": ("late",)}, {"class_token_weight": 0.1}])
+@pytest.mark.parametrize("option", [{"switch_off": ("late",)}, {"class_token_weight": 0.1}, {"stand_in": "mean"}])
 def test_options_of_the_calibration_without_it_are_refused(our_run, scenes, option):
-    with pytest.raises(EvaluationError, match="give --calibrate with them"):
+    with pytest.raises(EvaluationError, match="give --calibrate too"):
         evaluate(load_model(our_run), "segmentation", scenes, **option)
 
 
