@@ -89,16 +89,19 @@ class StageRun:
                     found.append(int(pid))
         return sorted(found)
 
+    def members(self) -> list[int]:
+        """Process ids of all that is of the session: launcher, ranks, loader workers."""
+        listed = subprocess.run(["ps", "-eo", "pid,sid,stat"], capture_output=True, text=True, check=True).stdout
+        rows = [line.split() for line in listed.splitlines()[1:]]
+        return [int(pid) for pid, session, state in rows if int(session) == self.process.pid and state[0] != "Z"]
+
     def kill(self) -> None:
-        """Kill -9 everything of the session: launcher, ranks, loader workers."""
-        listed = subprocess.run(["ps", "-eo", "pid,sid"], capture_output=True, text=True, check=True).stdout
-        for line in listed.splitlines()[1:]:
-            pid, session = map(int, line.split())
-            if session == self.process.pid:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
+        """Kill -9 everything of the session."""
+        for pid in self.members():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
         self.process.wait(30)
 
     def text(self) -> str:

@@ -19,13 +19,14 @@ from tests.end_to_end.runs import Material
 class Case:
     """One start of a stage.
 
-    ``stop_at``: SIGTERM reaches the last rank when this step is logged. ``full_at``: from this step's log to the next,
-    the last rank can write no file of more than 1,000 bytes, as on a full disk.
+    ``stop_at``: ``stop_signal`` reaches the last rank when this step is logged. ``full_at``: from this step's log to
+    the next, the last rank can write no file of more than 1,000 bytes, as on a full disk.
     """
 
     stage: int
     overrides: tuple[str, ...]
     stop_at: int | None = None
+    stop_signal: int = signal.SIGTERM
     full_at: int | None = None
 
 
@@ -60,7 +61,7 @@ def _with_events(plain: Callable[..., None], one: Case) -> Callable[..., None]:
     def log(self: object, step: int, values: dict[str, float]) -> None:
         plain(self, step, values)
         if step == one.stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), one.stop_signal)
         if one.full_at is not None:
             hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if step == one.full_at else hard, hard))
