@@ -110,13 +110,13 @@ def main() -> int:
         stage: {name: value for name, value in found.items() if name not in ("checkpoint", "results")}
         for stage, found in scores.items()
     }
-    write_json(out / "scores.json", {**scores, "seconds": seconds.known})
     step(
         seconds,
         "pictures",
         out / "pictures" / "regions.png",
         ["launch/demo/pictures.py", out, "--out", out / "pictures"],
     )
+    write_json(out / "scores.json", {**scores, "seconds": seconds.known})
     print_table(scores, seconds.known)
     print(f"scores:    {out / 'scores.json'}")
     print(f"pictures:  {out / 'pictures'}")
