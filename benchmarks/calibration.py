@@ -67,13 +67,16 @@ def main(argv: list[str] | None = None) -> int:
 def compared(name: str, model, test: Path, max_images: int, classes: str, rule: str) -> list[Row]:
     """mIoU of all parts, and of all but one, against the plain features'."""
 
+    what = f"{name}, {classes}s, background {rule}"
+
     def miou(**options: object) -> float:
         found = evaluate(
             model, "segmentation", test, format=f"scenes-{classes}", background=rule, max_images=max_images, **options
         )
-        return 100 * found["scores"]["miou"]
+        value = 100 * found["scores"]["miou"]
+        print(f"{what} {options or 'plain'}: {value:.1f} % mIoU", flush=True)
+        return value
 
-    what = f"{name}, {classes}s, background {rule}"
     plain = miou()
     rows = [Row(f"{what}: plain", plain, "% mIoU")]
     rows.append(Row(f"{what}: calibrated", miou(calibrate=True), "% mIoU", plain))

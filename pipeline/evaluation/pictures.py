@@ -21,7 +21,7 @@ from pipeline.evaluation.results import write_json
 
 TEXT_HEIGHT = 14  # pixels
 PALETTE = ((230, 60, 60), (40, 130, 230), (30, 160, 80), (230, 150, 20), (150, 70, 200), (20, 160, 170))
-LARGEST_SIDE = 320  # pixels of a panel, so that a page of pictures stays small
+LARGEST_SIDE = 480  # pixels of a panel, so that a page of pictures stays small
 
 
 @lru_cache(maxsize=256)
