@@ -124,7 +124,8 @@ def test_dense_maps_are_pictures_for_an_english_and_a_chinese_phrase(tmp_path):
     index = json.loads((tmp_path / "maps" / "pictures.json").read_text(encoding="utf-8"))
     assert index["scene-2-红色的圆.png"]["phrase"] == "红色的圆"
     picture = np.array(Image.open(tmp_path / "maps" / names[0]).convert("RGB")).astype(int)
-    right = picture[40:, 324 + 20 : 324 + 140], picture[40:, 324 + 180 : 324 + 300]
+    start, half = pictures.LARGEST_SIDE + 4, pictures.LARGEST_SIDE // 2  # the map is right of the image and a gap
+    right = (picture[40:, start + 20 : start + half - 20], picture[40:, start + half + 20 : start + 2 * half - 20])
     assert right[0][..., 0].mean() > right[1][..., 0].mean() + 30  # the red half glows warm, the other does not
 
 
