@@ -2,6 +2,10 @@
 # Prepares a Python environment for the other scripts; source it:  source launch/install.sh EXTRA [--no-venv]
 # Leaves the environment active. A second call with nothing changed takes no time.
 set -euo pipefail
+if [[ -z "${1:-}" || "${1:-}" == -* ]]; then
+  echo "usage: source launch/install.sh EXTRA [--no-venv]   (EXTRA as in pyproject.toml: demo, test)" >&2
+  return 2 2>/dev/null || exit 2
+fi
 _root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 _extra="$1"
 if [[ "${2:-}" != "--no-venv" ]]; then
