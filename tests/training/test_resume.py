@@ -62,7 +62,7 @@ def test_bf16_stays_near_float32(finished: Path):
     """Eight bits of mantissa, six updates; and it is not float32 by another name."""
     ours, theirs = curves(finished / "whole-bf16", *NAMES), curves(finished / "whole-zero2", *NAMES)
     for name in ("loss", "global_short", "global_long", "fgv", "fgt", "tic"):
-        assert ours[name] == pytest.approx(theirs[name], rel=3e-2) and ours[name] != theirs[name]
+        assert ours[name] == pytest.approx(theirs[name], rel=5e-2) and ours[name] != theirs[name]
 
 
 @pytest.mark.parametrize("zero", [1, 3])
