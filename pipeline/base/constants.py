@@ -1,0 +1,9 @@
+"""Values that several packages must agree on."""
+
+from __future__ import annotations
+
+# The languages of the shards' records, in the order in which indexes and plans number them.
+LANGUAGES = ("en", "zh")
+
+# Patches an image is resized to fill, ascending: FG-CLIP 2 (arXiv 2510.10921), section 3.1 of the paper's code release.
+PATCH_BUDGETS = (128, 256, 576, 784, 1024)
