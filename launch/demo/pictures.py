@@ -11,8 +11,11 @@ from PIL import Image
 
 from pipeline.data.images import decode_image
 from pipeline.data.reader import iterate_shards
+from pipeline.data.schema import Sample
+from pipeline.drawing.boxes import draw_regions
+from pipeline.drawing.save import save_picture
 from pipeline.model import FGCLIP2
-from pipeline.tracking.figures import draw_losses, draw_regions, save_figure
+from pipeline.tracking.figures import draw_losses
 
 NUM_PHRASES = 4  # the true one and three wrong ones a box
 
@@ -26,14 +29,14 @@ def main() -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     model = FGCLIP2.load(arguments.demo / "stage2")
     panels = [_panel(model, *scene) for scene in _choose(arguments.demo / "data" / "test", arguments.scenes)]
-    save_figure(_stack(panels), arguments.out / "regions.png")
-    save_figure(draw_losses(arguments.demo / "stage1", arguments.demo / "stage2"), arguments.out / "curves.png")
+    save_picture(_stack(panels), arguments.out / "regions.png")
+    save_picture(draw_losses(arguments.demo / "stage1", arguments.demo / "stage2"), arguments.out / "curves.png")
     return 0
 
 
-def _choose(folder: Path, count: int) -> list[tuple[Image.Image, object]]:
+def _choose(folder: Path, count: int) -> list[tuple[Image.Image, Sample]]:
     """The first scenes of each language with three objects or more."""
-    chosen: dict[str, list[tuple[Image.Image, object]]] = {"en": [], "zh": []}
+    chosen: dict[str, list[tuple[Image.Image, Sample]]] = {"en": [], "zh": []}
     for _, image, sample, _ in iterate_shards(folder):
         if len(sample.regions) >= 3 and len(chosen[sample.language]) < count:
             chosen[sample.language].append((decode_image(image), sample))
@@ -42,7 +45,7 @@ def _choose(folder: Path, count: int) -> list[tuple[Image.Image, object]]:
     return [scene for scenes in chosen.values() for scene in scenes]
 
 
-def _panel(model: FGCLIP2, image: Image.Image, sample: object) -> Image.Image:
+def _panel(model: FGCLIP2, image: Image.Image, sample: Sample) -> Image.Image:
     """Softmax over each box's phrases at the learned scale, as stage 2 trains it."""
     boxes = [region.box for region in sample.regions]
     regions = model.encode_regions(image, boxes, box_format="normalised")

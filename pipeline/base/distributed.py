@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from pipeline.base.ranks import RankInfo
+from pipeline.base.ranks import RankInfo, read_rank_info
 
 
 def device_of(info: RankInfo) -> torch.device:
@@ -42,5 +42,5 @@ def join_process_group(info: RankInfo, timeout_seconds: float) -> torch.device:
 
 
 def current_rank() -> int:
-    """This process's rank in the default group; 0 where there is none."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    """This process's rank in the default group; before there is one, what the launcher's variables say."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else read_rank_info().rank

@@ -6,6 +6,7 @@ next writer of the same name removes it once that process is gone.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -106,6 +107,15 @@ def replace_folder(partial: str | Path, folder: str | Path, *, durable: bool = F
     if durable:
         flush_to_disk(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def set_aside(path: str | Path) -> Path:
+    """Move an old file out of the way, as ``NAME.1.EXTENSION``, ``NAME.2.EXTENSION`` …; its new path."""
+    path = Path(path)
+    numbers = itertools.count(1)
+    target = next(t for n in numbers if not (t := path.with_name(f"{path.stem}.{n}{path.suffix}")).exists())
+    os.replace(path, target)
+    return target
 
 
 def flush_to_disk(path: str | Path) -> None:

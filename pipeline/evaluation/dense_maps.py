@@ -7,13 +7,14 @@ from typing import Any
 
 import torch.nn.functional as F
 
+from pipeline.drawing.save import save_picture
 from pipeline.evaluation.features import EncodeSettings, encode_texts, read_image
 from pipeline.evaluation.formats.items import ImageItem
 from pipeline.evaluation.formats.paths import EXTENSIONS
 from pipeline.evaluation.formats.shards import read_shards
 from pipeline.evaluation.models import EvaluationModel
 from pipeline.evaluation.options import Options
-from pipeline.evaluation.pictures import add_to_index, file_part, heat_picture, save_picture
+from pipeline.evaluation.pictures import NUM_COLOURS, add_to_index, file_part, heat_picture
 from pipeline.evaluation.ranks import Ranks
 from pipeline.evaluation.results import Accounting, EvaluationError
 from pipeline.evaluation.scclip import Calibration
@@ -54,7 +55,7 @@ def run(model: EvaluationModel, options: Options, settings: EncodeSettings, rank
         for order, phrase in enumerate(options.phrases, start=1):
             similarity = (unit @ texts[number[phrase]]).view(height, width)
             name = f"{file_part(Path(item.key).stem)}-{order}-{file_part(phrase)}.png"
-            save_picture(heat_picture(image, similarity.numpy(), phrase, order), options.out / name)
+            save_picture(heat_picture(image, similarity.numpy(), phrase, order), options.out / name, NUM_COLOURS)
             least, greatest = similarity.min().item(), similarity.max().item()
             scores[name.removesuffix(".png")] = {"least_cosine": least, "greatest_cosine": greatest}
             index[name] = {"image": item.key, "phrase": phrase, "least": least, "greatest": greatest}

@@ -7,56 +7,22 @@ in the file's name and in ``pictures.json`` beside it.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from pipeline.drawing.boxes import draw_boxes
+from pipeline.drawing.fonts import can_draw, drawable, load_font
+from pipeline.drawing.save import save_picture
 from pipeline.evaluation.results import write_json
 
 TEXT_HEIGHT = 14  # pixels
-PALETTE = ((230, 60, 60), (40, 130, 230), (30, 160, 80), (230, 150, 20), (150, 70, 200), (20, 160, 170))
+NUM_COLOURS = 256  # of a written picture
 LARGEST_SIDE = 480  # pixels of a panel, so that a page of pictures stays small
-
-
-@lru_cache(maxsize=256)
-def font_for(characters: str) -> ImageFont.FreeTypeFont | None:
-    """A font of this machine that has all of ``characters``; None where there is none."""
-    from matplotlib import font_manager
-    from matplotlib.ft2font import FT2Font
-
-    own = Path(font_manager.__file__).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-    needed = {ord(character) for character in characters if not character.isspace()}
-    for path in [str(own), *sorted(font_manager.findSystemFonts())]:
-        try:
-            if needed <= set(FT2Font(path).get_charmap()):
-                return ImageFont.truetype(path, TEXT_HEIGHT)
-        except (OSError, RuntimeError):  # a damaged font, or a kind that FreeType does not read
-            continue
-    return None
-
-
-def drawable(text: str) -> bool:
-    return font_for("".join(sorted(set(text)))) is not None
-
-
-def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, fallback: str, colour) -> None:
-    shown = text if drawable(text) else fallback
-    font = font_for("".join(sorted(set(shown))))
-    draw.text(place, shown, fill=colour, font=font)
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """A PNG of 256 colours, written aside and renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    picture.quantize(256).save(aside, format="PNG", optimize=True)
-    os.replace(aside, path)
 
 
 def file_part(text: str) -> str:
@@ -84,27 +50,23 @@ def heat_picture(image: Image.Image, similarity: np.ndarray, phrase: str, number
     picture.paste(panel, (0, head))
     picture.paste(overlay, (panel.width + 4, head))
     draw = ImageDraw.Draw(picture)
-    _write(draw, (4, 4), phrase, f"phrase {number}, see the file name", "black")
-    _write(draw, (panel.width + 8, 4), f"cosine {low:.2f} to {high:.2f}", "", "black")
+    shown = phrase if can_draw(phrase) else f"phrase {number}, see the file name"
+    for left, text in ((4, shown), (panel.width + 8, f"cosine {low:.2f} to {high:.2f}")):
+        text, font_path = drawable(text)
+        draw.text((left, 4), text, fill="black", font=load_font(font_path, TEXT_HEIGHT))
     return picture
 
 
 def detection_picture(image: Image.Image, boxes: Sequence[tuple[Sequence[float], str]], path: Path) -> None:
     """Boxes (x, y, width, height in pixels) with their labels; labels also go into ``pictures.json`` beside it."""
     panel = _panel(image)
-    scale = panel.width / image.width
-    draw = ImageDraw.Draw(panel)
-    for number, ((x, y, wide, high), label) in enumerate(boxes, start=1):
-        colour = PALETTE[(number - 1) % len(PALETTE)]
-        left, top, right, bottom = (value * scale for value in (x, y, x + wide, y + high))
-        draw.rectangle((left, top, max(right, left + 1), max(bottom, top + 1)), outline=colour, width=2)
-        shown = label if drawable(label) else f"{number}"
-        font = font_for("".join(sorted(set(shown))))
-        room = panel.width - draw.textlength(shown, font=font) - 2  # a label begins where all of it fits
-        place = (max(min(int(left) + 3, int(room)), 0), max(int(top) - TEXT_HEIGHT - 4, 0))
-        draw.rectangle(draw.textbbox(place, shown, font=font), fill="white")
-        _write(draw, place, label, f"{number}", colour)
-    save_picture(panel, path)
+    normalised = [
+        (x / image.width, y / image.height, (x + wide) / image.width, (y + high) / image.height)
+        for (x, y, wide, high), _ in boxes
+    ]
+    shown = [label if can_draw(label) else str(number) for number, (_, label) in enumerate(boxes, start=1)]
+    draw_boxes(panel, normalised, shown)
+    save_picture(panel, path, NUM_COLOURS)
     labels = [{"number": at, "label": text} for at, (_, text) in enumerate(boxes, start=1)]
     add_to_index(path.parent, {path.name: {"boxes": labels}})
 

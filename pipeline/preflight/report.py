@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.base.provenance import git_revision, package_versions
 from pipeline.data.manifest import IndexProblem, load_manifest
-from pipeline.tracking.facts import git_revision, package_versions
 
 
 @dataclass

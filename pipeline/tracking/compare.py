@@ -14,10 +14,13 @@ from typing import Any
 
 import yaml
 
+from pipeline.base.files import write_json
+from pipeline.base.run_folder import RunFolder
 from pipeline.config import SettingsError, Stage1Settings, Stage2Settings, load_settings
-from pipeline.tracking.facts import settings_as_text, value_as_text
-from pipeline.tracking.figures import Curves, default_metrics, draw_curves, save_figure
+from pipeline.drawing.curves import Curves, default_metrics, draw_curves
+from pipeline.drawing.save import save_picture
 from pipeline.tracking.local_log import read_curves
+from pipeline.tracking.parameters import settings_as_text, value_as_text
 from pipeline.tracking.scores import read_scores
 
 ABSENT = "-"
@@ -110,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
             _write_json(arguments.json, runs, rows)
         curves = {run.name: run.curves for run in runs}
         if arguments.metric or any(curves.values()):
-            print(f"\ncurves: {save_figure(draw_curves(curves, arguments.metric), arguments.out)}")
+            print(f"\ncurves: {save_picture(draw_curves(curves, arguments.metric), arguments.out)}")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -118,15 +121,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _from_folder(folder: Path) -> RunView:
-    folder = folder.resolve()
-    root = next((f for f in (folder, *list(folder.parents)[:2]) if (f / "settings.yaml").is_file()), None)
-    if root is None:
-        raise ValueError(f"{folder} holds no settings.yaml; give the folder of a run")
-    settings = read_settings(root / "settings.yaml")
-    curves = read_curves(root) if (root / "metrics.jsonl").is_file() else {}
-    versions = root / "versions.json"
-    facts = json.loads(versions.read_text(encoding="utf-8")) if versions.is_file() else {}
-    return RunView(root.name, settings, curves, read_scores(root), _flat(facts))
+    run = RunFolder.containing(folder.resolve())
+    settings = read_settings(run.settings)
+    curves = read_curves(run.path) if run.metrics.is_file() else {}
+    facts = json.loads(run.versions.read_text(encoding="utf-8")) if run.versions.is_file() else {}
+    return RunView(run.path.name, settings, curves, read_scores(run.path), _flat(facts))
 
 
 def _from_mlflow(run_id: str, uri: str | None) -> RunView:
@@ -198,9 +197,7 @@ def _write_json(path: Path, runs: Sequence[RunView], rows: Sequence[tuple[str, l
             section = record.setdefault(name, {})
         else:
             section[name] = cells
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_json(path, record)
 
 
 def _cut(text: str) -> str:

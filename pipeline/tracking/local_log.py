@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-FILE_NAME = "metrics.jsonl"
+from pipeline.base.files import set_aside, write_aside
+from pipeline.base.run_folder import METRICS
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Entry:
 
 def read_entries(run_folder: str | Path) -> Iterator[Entry]:
     """The entries of a run; a last line torn by a kill is left out. Raises FileNotFoundError where there are none."""
-    with open(Path(run_folder) / FILE_NAME, encoding="utf-8", errors="replace") as lines:
+    with open(Path(run_folder) / METRICS, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             entry = _parse(line)
             if entry is not None:
@@ -85,21 +85,18 @@ class LocalLog:
         """
         run_folder = Path(run_folder)
         run_folder.mkdir(parents=True, exist_ok=True)
-        path = run_folder / FILE_NAME
+        path = run_folder / METRICS
         log = cls(run_folder)
         if keep_up_to_step is None:
             if path.exists() and path.stat().st_size:
-                number = next(n for n in range(1, 10**6) if not (run_folder / f"metrics.{n}.jsonl").exists())
-                path.rename(run_folder / f"metrics.{number}.jsonl")
+                set_aside(path)
         elif path.exists():
-            aside = path.with_suffix(".jsonl.part")
-            with open(aside, "w", encoding="utf-8") as kept:
+            with write_aside(path) as partial, open(partial, "w", encoding="utf-8") as kept:
                 for entry in read_entries(run_folder):
                     entry = log.fresh(entry)
                     if entry is not None and entry.step <= keep_up_to_step:
                         log._remember(entry)
                         kept.write(entry.to_line())
-            os.replace(aside, path)
             log._size = path.stat().st_size
         return log
 
@@ -125,7 +122,7 @@ class LocalLog:
             return None
         data = "".join(self.waiting).encode("utf-8")
         try:
-            with open(self.run_folder / FILE_NAME, "ab") as file:
+            with open(self.run_folder / METRICS, "ab") as file:
                 if file.tell() > self._size:  # a write cut short by a full disk left part of a line
                     file.truncate(self._size)
                 self._size = min(self._size, file.tell())  # the file may have been removed meanwhile

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import time
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.files import write_json
 from pipeline.tracking.local_log import Entry, read_entries
 
 SCORES_FILE = "scores.json"
@@ -74,9 +74,7 @@ def _step_of(folder: Path, run_folder: Path) -> int:
 
 def _merge(path: Path, scores: Mapping[str, Any]) -> None:
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    aside = path.with_suffix(".json.part")
-    aside.write_text(json.dumps(_merged(known, scores), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_json(path, _merged(known, scores))
 
 
 def _merged(known: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

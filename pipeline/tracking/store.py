@@ -23,11 +23,14 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.tracking.facts import RefusedError, shorten
+from pipeline.base.files import write_json
+from pipeline.base.run_folder import RunFolder
+from pipeline.config import Stage1Settings
+from pipeline.tracking.interface import RefusedError
 from pipeline.tracking.local_log import Entry
+from pipeline.tracking.parameters import shorten
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ValueError)
-RUN_FILE = "tracking.json"
 SQLITE = "sqlite:///"
 METRICS_PER_BATCH = 1000  # mlflow.utils.validation, 3.17: the most that one log_batch takes
 PARAMS_PER_BATCH = 100
@@ -129,7 +132,7 @@ class Store:
         for start in range(0, len(rows), METRICS_PER_BATCH):
             self._log_batch(metrics=rows[start : start + METRICS_PER_BATCH])
 
-    def _log_batch(self, **rows: list) -> None:
+    def _log_batch(self, **rows: Any) -> None:
         try:
             self.client.log_batch(self.run_id, **rows)
         except MlflowException as error:
@@ -171,7 +174,7 @@ class Store:
         self.client.set_terminated(self.run_id, status=status)
 
 
-def run_address(settings: Any, run_folder: str | Path) -> RunAddress:
+def run_address(settings: Stage1Settings, run_folder: str | Path) -> RunAddress:
     """Where a run is tracked: its own setting, else what MLFLOW_TRACKING_URI says, else sqlite beside the run."""
     folder = Path(run_folder).resolve()
     uri = settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{folder.parent / 'mlflow.db'}"
@@ -224,11 +227,7 @@ def quieten_mlflow() -> None:
 
 def save_run(run_folder: str | Path, address: RunAddress, run_id: str | None) -> None:
     """Write tracking.json, from which evaluation, later stages and sync find the run."""
-    path = Path(run_folder) / RUN_FILE
-    aside = path.with_suffix(".json.part")
-    record = {"run_id": run_id} | asdict(address)
-    aside.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_json(RunFolder.at(run_folder).tracking, {"run_id": run_id} | asdict(address))
 
 
 def find_run(folder: str | Path) -> tuple[Path, str | None, RunAddress] | None:
@@ -238,7 +237,7 @@ def find_run(folder: str | Path) -> tuple[Path, str | None, RunAddress] | None:
     """
     folder = Path(folder).resolve()
     for candidate in (folder, *list(folder.parents)[:2]):
-        path = candidate / RUN_FILE
+        path = RunFolder.at(candidate).tracking
         if path.is_file():
             try:
                 record = json.loads(path.read_text(encoding="utf-8"))
@@ -250,7 +249,7 @@ def find_run(folder: str | Path) -> tuple[Path, str | None, RunAddress] | None:
     return None
 
 
-def parent_tags(settings: Any) -> dict[str, str]:
+def parent_tags(settings: Stage1Settings) -> dict[str, str]:
     """Tags that point to the run this one continues: the one named in the settings, else the one it starts from."""
     folder = settings.tracking.parent_run or settings.model.start_from
     found = find_run(folder) if folder else None

@@ -7,9 +7,10 @@ import itertools
 import sys
 from pathlib import Path
 
+from pipeline.base.run_folder import RunFolder
 from pipeline.config import SettingsError, Stage2Settings, load_settings
-from pipeline.tracking.facts import settings_as_text
 from pipeline.tracking.local_log import read_entries
+from pipeline.tracking.parameters import settings_as_text
 from pipeline.tracking.store import STORE_ERRORS, Store, find_run, save_run
 
 ENTRIES_PER_CHUNK = 500
@@ -30,7 +31,7 @@ def sync_run(folder: str | Path) -> int:
     if found is None:
         raise ValueError(f"{folder} holds no tracking.json; give the folder of a run made with tracking.enabled=true")
     run_folder, run_id, address = found
-    settings_file = run_folder / "settings.yaml"
+    settings_file = RunFolder.at(run_folder).settings
     params = settings_as_text(load_settings(Stage2Settings, settings_file)) if settings_file.is_file() else {}
     tags = {"run_folder": str(run_folder)} if run_id is None else {}
     store = Store.connect(address, run_id, params if run_id is None else {}, tags, status=None)

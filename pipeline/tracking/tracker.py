@@ -12,77 +12,68 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
-from pipeline.tracking.facts import RefusedError, run_tags, settings_as_text
+from pipeline.base.distributed import current_rank
+from pipeline.base.run_folder import FIGURES, RunFolder
+from pipeline.config import Stage1Settings
+from pipeline.drawing.save import save_picture
+from pipeline.tracking.interface import END_TIMEOUT_SECONDS, NoTracking, RefusedError, Tracker
 from pipeline.tracking.local_log import Entry, LocalLog, read_entries
-from pipeline.tracking.null_tracker import END_TIMEOUT_SECONDS, NullTracker
+from pipeline.tracking.parameters import run_tags, settings_as_text
+
+if TYPE_CHECKING:  # MLflow takes seconds to import, so the thread does it
+    from pipeline.tracking.store import Store
 
 START_TIMEOUT_SECONDS = 30.0  # assumption: MLflow's import and the first making of its tables take 3 to 10
 LAST_ATTEMPT_SECONDS = 5.0
 RETRY_SECONDS = 2.0
-FLUSH_SECONDS = 1.0  # metrics wait this long for company in one batch
+FLUSH_SECONDS = 1.0  # metrics are collected this long and sent as one batch
 ENTRIES_PER_CHUNK = 500
 MAX_WAITING_VALUES = 500_000  # about 100 MB; beyond it the store is brought up to date from the local file
 
 
-class Tracker(NullTracker):
-    """Made by :meth:`start`. ``run_id`` is None until the store has answered."""
+class RunTracker(Tracker):
+    """Made by :func:`start_tracking`. ``run_id`` is None until the store has answered."""
 
-    def __init__(self, run_folder: Path, local: LocalLog, open_store: Callable[[], Any] | None) -> None:
+    def __init__(self, run_folder: Path, local: LocalLog, open_store: Callable[[], Store] | None) -> None:
         """``open_store`` makes the MLflow side, in the thread; None keeps metrics in the local file only."""
         self.run_folder, self.local = run_folder, local
         self.run_id: str | None = None
         self.lost = 0  # metric values, tags and files that never reached the store; known after end()
-        self._open_store, self._store = open_store, None
+        self._open_store = open_store
+        self._store: Store | None = None
         self._entries: deque[Entry] = deque()
         self._waiting_values = 0
-        self._actions: deque[tuple[str, tuple]] = deque()  # calls of the store other than metrics, in order
+        self._actions: deque[tuple[str, tuple[Any, ...]]] = deque()  # calls of the store other than metrics, in order
         self._behind = False  # the memory overflowed: read the local file again once the store is back
         self._condition = threading.Condition()
         self._idle = self._ready = self._stopping = self._hurry = self._failing = self._dead = False
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True) if open_store else None
 
-    @classmethod
-    def start(
-        cls, settings: Any, run_folder: str | Path, resume_run_id: str | None = None, resume_step: int | None = None
-    ) -> NullTracker:
-        """Begin or go on with a run.
+    def start(self, behind: bool) -> None:
+        """Start the thread and wait until it has reached the store, or :data:`START_TIMEOUT_SECONDS`.
 
         Args:
-            resume_run_id: MLflow run to go on with; without it, a resume uses the one in the folder's tracking.json.
-            resume_step: the last optimizer step of the checkpoint resumed from; later ones are made again and cut
-                from the local file. None with a ``resume_run_id`` keeps all lines; None without begins a new run.
-
-        Raises:
-            OSError: the run folder cannot be written at the start.
+            behind: the local file may hold steps that the store lacks.
         """
-        if _rank() != 0:
-            return NullTracker()
-        run_folder = Path(run_folder)
-        resuming = resume_run_id is not None or resume_step is not None
-        keep = None if not resuming else (resume_step if resume_step is not None else sys.maxsize)
-        local = LocalLog.open(run_folder, keep)
-        if not settings.tracking.enabled:
-            return cls(run_folder, local, None)
-        tags = run_tags(settings, run_folder) | ({"resumed_at_step": str(resume_step)} if resume_step else {})
-        tracker = cls(run_folder, local, _store_opener(settings, run_folder, resume_run_id, resuming, tags))
-        tracker._behind = resuming
-        tracker._thread.start()
-        with tracker._condition:
-            tracker._condition.wait_for(lambda: tracker._ready, START_TIMEOUT_SECONDS)
-        return tracker
+        self._behind = behind
+        if self._thread is None:
+            return
+        self._thread.start()
+        with self._condition:
+            self._condition.wait_for(lambda: self._ready, START_TIMEOUT_SECONDS)
 
-    def log(self, step: int, values: dict[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, float]) -> None:
         """Record the metrics of an optimizer step. A step that a name already has is left out."""
         entry = self.local.fresh(Entry(int(step), time.time(), {name: float(v) for name, v in values.items()}))
         if entry is None:
@@ -98,26 +89,22 @@ class Tracker(NullTracker):
                 self._waiting_values, self._behind = 0, True
             self._condition.notify_all()
 
-    def log_figure(self, name: str, figure: Any) -> None:
-        """Save a matplotlib figure or a PIL image as RUN/figures/NAME.png and hand it to the store."""
-        folder = self.run_folder / "figures"
-        path = folder / f"{name}.png"
-        aside = folder / f".{name}.part.png"
+    def log_figure(self, name: str, figure: Figure | Image.Image) -> None:
+        """Save a picture as RUN/figures/NAME.png and hand it to the store."""
+        path = self.run_folder / FIGURES / f"{name}.png"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (figure.savefig if hasattr(figure, "savefig") else figure.save)(aside)
-            os.replace(aside, path)
+            save_picture(figure, path)
         except OSError as error:
             self.lost += 1
             _say(f"figure {name} was not saved: {error}")
             return
-        self.log_artifact(path, "figures")
+        self.log_artifact(path, FIGURES)
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Hand a file to the store, under ``folder`` of the run's artifacts."""
         self._later("log_artifact", (path, folder))
 
-    def set_tags(self, tags: dict[str, str]) -> None:
+    def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
         self._later("set_tags", ({name: str(value) for name, value in tags.items()},))
 
@@ -147,14 +134,14 @@ class Tracker(NullTracker):
             in_file_only = self._count_behind() if self._behind else 0
             self.lost += self._waiting_values + in_file_only + sum(name != "terminate" for name, _ in self._actions)
         if self.local.waiting:
-            _say(f"{len(self.local.waiting)} lines could not be written to {self.local.run_folder / 'metrics.jsonl'}")
+            _say(f"{len(self.local.waiting)} lines could not be written to {RunFolder.at(self.run_folder).metrics}")
         if self.lost:
             _say(
                 f"{self.lost} values did not reach MLflow; those in metrics.jsonl are written by "
                 f"python -m pipeline.tracking.sync {self.run_folder}"
             )
 
-    def _later(self, action: str, arguments: tuple) -> None:
+    def _later(self, action: str, arguments: tuple[Any, ...]) -> None:
         with self._condition:
             if self._thread is not None and not self._stopping:
                 self._actions.append((action, arguments))
@@ -191,7 +178,7 @@ class Tracker(NullTracker):
             self._condition.notify_all()
             if self._idle:
                 self._condition.wait_for(lambda: self._stopping or self._has_work())
-            # after an error the store gets time to recover; otherwise metrics wait for company in one batch
+            # after an error the store gets time to recover; otherwise metrics are collected for one batch
             pause = RETRY_SECONDS if error else FLUSH_SECONDS
             self._condition.wait_for(lambda: self._stopping or self._hurry, pause)
 
@@ -251,19 +238,44 @@ class Tracker(NullTracker):
         self._failing = error is not None
 
 
-def _rank() -> int:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    return int(os.environ.get("RANK", "0"))
+def start_tracking(
+    settings: Stage1Settings,
+    run_folder: str | Path,
+    resume_run_id: str | None = None,
+    resume_step: int | None = None,
+) -> Tracker:
+    """Begin or go on with a run; on every rank but 0 a tracker that does nothing.
+
+    Args:
+        resume_run_id: MLflow run to go on with; without it, a resume uses the one in the folder's tracking.json.
+        resume_step: the last optimizer step of the checkpoint resumed from; later ones are made again and cut
+            from the local file. None with a ``resume_run_id`` keeps all lines; None without begins a new run.
+
+    Raises:
+        OSError: the run folder cannot be written at the start.
+    """
+    if current_rank() != 0:
+        return NoTracking()
+    run_folder = Path(run_folder)
+    resuming = resume_run_id is not None or resume_step is not None
+    keep = None if not resuming else (resume_step if resume_step is not None else sys.maxsize)
+    local = LocalLog.open(run_folder, keep)
+    opener = None
+    if settings.tracking.enabled:
+        tags = run_tags(settings, run_folder) | ({"resumed_at_step": str(resume_step)} if resume_step else {})
+        opener = _store_opener(settings, run_folder, resume_run_id, resuming, tags)
+    tracker = RunTracker(run_folder, local, opener)
+    tracker.start(behind=resuming)
+    return tracker
 
 
 def _store_opener(
-    settings: Any, run_folder: Path, run_id: str | None, resuming: bool, tags: dict[str, str]
-) -> Callable[[], Any]:
+    settings: Stage1Settings, run_folder: Path, run_id: str | None, resuming: bool, tags: dict[str, str]
+) -> Callable[[], Store]:
     """A function for the thread that opens the run, or makes it, and notes it in tracking.json."""
 
-    def open_store() -> Any:
-        from pipeline.tracking.store import Store, find_run, parent_tags, run_address, save_run
+    def open_store() -> Store:
+        from pipeline.tracking.store import Store, find_run, parent_tags, run_address, save_run  # imports MLflow
 
         address = run_address(settings, run_folder)
         known = find_run(run_folder) if resuming else None

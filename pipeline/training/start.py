@@ -79,7 +79,7 @@ def run(settings: Stage1Settings) -> int:
 def run_in_group(settings: Stage1Settings, place: Place) -> int:
     """A stage in the process group that is there. Returns 0, or 128 plus the number of the signal that stopped it."""
     from pipeline.data.tokenizer import load_tokenizer
-    from pipeline.tracking.tracker import Tracker
+    from pipeline.tracking.tracker import start_tracking
     from pipeline.training.checkpoint import find_resume, read_record
     from pipeline.training.state import TrainState
 
@@ -97,7 +97,7 @@ def run_in_group(settings: Stage1Settings, place: Place) -> int:
     # a run that was killed before its first checkpoint goes on, too: from step 0, in the same MLflow run
     goes_on = settings.train.resume != "never" and (run_folder / "metrics.jsonl").is_file()
     resume_step = state.step if checkpoint or goes_on else None
-    tracker = Tracker.start(settings, run_folder, state.tracker_run_id, resume_step)
+    tracker = start_tracking(settings, run_folder, state.tracker_run_id, resume_step)
     try:
         if place.is_first:
             _announce(settings, place, model, checkpoint, total_steps)
@@ -224,7 +224,7 @@ def _model(settings: Stage1Settings, tokenizer: Any, checkpoint: Path | None, wi
 
 def _write_facts(run_folder: Path, settings: Stage1Settings) -> None:
     """``settings.yaml`` and ``versions.json`` beside the checkpoints."""
-    from pipeline.tracking.facts import describe_host, git_revision, package_versions
+    from pipeline.base.provenance import describe_host, git_revision, package_versions
 
     run_folder.mkdir(parents=True, exist_ok=True)
     facts = {"git_revision": git_revision(), "packages": package_versions(), "host": describe_host()}

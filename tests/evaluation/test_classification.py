@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from pipeline.evaluation import EvaluationError, evaluate, pictures
 from pipeline.evaluation.class_names import IMAGE_TEMPLATES
@@ -130,14 +130,12 @@ def test_dense_maps_are_pictures_for_an_english_and_a_chinese_phrase(tmp_path):
 
 
 def test_text_that_no_font_has_is_never_drawn_as_boxes(tmp_path, monkeypatch):
-    pictures.font_for.cache_clear()
-    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [])
-    assert pictures.drawable("a red circle") and not pictures.drawable("红色的圆")
+    monkeypatch.setattr("pipeline.drawing.fonts._installed", lambda: ())
+    monkeypatch.delenv("PICTURE_FONT", raising=False)
     written = []
-    monkeypatch.setattr(pictures.ImageDraw.ImageDraw, "text", lambda self, place, text, **kw: written.append(text))
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, place, text, **kw: written.append(text))
     pictures.heat_picture(solid((9, 9, 9)), np.zeros((2, 2)), "红色的圆", 2)
     pictures.detection_picture(solid((9, 9, 9)), [((1, 1, 9, 9), "红色的圆 0.9")], tmp_path / "d.png")
-    pictures.font_for.cache_clear()
     assert written == ["phrase 2, see the file name", "cosine 0.00 to 0.00", "1"]
     assert "红色的圆 0.9" in (tmp_path / "pictures.json").read_text(encoding="utf-8")
 

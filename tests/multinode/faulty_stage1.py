@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from pipeline.config import Stage1Settings
 from pipeline.data.loader import MicroBatches
 from pipeline.model import FGCLIP2
-from pipeline.tracking.tracker import Tracker
+from pipeline.tracking.tracker import RunTracker
 from pipeline.training.start import main
 
 FAULT_CALL = 3
@@ -34,7 +34,7 @@ def fail_at_third_call(owner: Any, name: str, rank: int, message: str) -> None:
 
 FAULTS = {
     "forward": (FGCLIP2, "forward", 1, "前向 forward broke"),
-    "tracker": (Tracker, "log", 0, "记录 tracker broke"),
+    "tracker": (RunTracker, "log", 0, "记录 tracker broke"),
     "loader": (MicroBatches, "__getitem__", 1, "读取 loader broke"),
 }
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 
 import pytest
 from PIL import Image
 
 from pipeline.config import Stage1Settings, Stage2Settings, dump_settings, load_settings
-from pipeline.tracking import Tracker, log_scores
+from pipeline.drawing.curves import draw_curves
 from pipeline.tracking.compare import format_table, main
-from pipeline.tracking.figures import draw_curves, draw_losses, draw_regions
-from pipeline.tracking.fonts import drawable, find_font
+from pipeline.tracking.figures import draw_losses
+from pipeline.tracking.scores import log_scores
+from pipeline.tracking.tracker import start_tracking
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def runs(tmp_path_factory, empty_database):
     made = []
     for name, kind, rate in (("stage1", Stage1Settings, "1e-3"), ("第二阶段", Stage2Settings, "5e-4")):
         settings = load_settings(kind, None, [f"optimizer.peak_learning_rate={rate}", "tracking.uri=null"])
-        tracker = Tracker.start(settings, root / name)
+        tracker = start_tracking(settings, root / name)
         (root / name / "settings.yaml").write_text(dump_settings(settings), encoding="utf-8")
         for step in range(1, 6):
             tracker.log(step, {"loss": 5 / step, "global_short": 1 / step})
@@ -82,36 +82,3 @@ def test_curves_hold_every_point_of_every_run(runs):
     assert figure.axes[0].get_title() == "loss"
     with pytest.raises(ValueError, match="none of"):
         draw_curves({"a": {}})
-
-
-def test_a_picture_shows_each_box_in_its_place_and_its_phrases():
-    image = Image.new("RGB", (100, 50), "black")
-    picture = draw_regions(
-        image, [(0.1, 0.2, 0.5, 0.8), (0.6, 0.1, 0.9, 0.9)], [[("a red cup", 0.9), ("a blue cup", 0.1)], "dog"],
-        ["a red cup", None],
-    )  # fmt: skip
-    scale = 4
-    assert picture.getpixel((int(0.5 * 100 * scale), int(0.5 * 50 * scale))) == (214, 39, 40)  # right edge of box 1
-    assert picture.getpixel((int(0.9 * 100 * scale), int(0.5 * 50 * scale))) == (31, 119, 180)
-    assert picture.getpixel((int(0.3 * 100 * scale), int(0.5 * 50 * scale))) == (0, 0, 0)
-    plain = draw_regions(image, [(0.1, 0.2, 0.5, 0.8)], ["a red cup"])
-    assert plain.tobytes() != draw_regions(image, [(0.1, 0.2, 0.5, 0.8)], ["a blue cup"]).tobytes()
-    with pytest.raises(ValueError, match="give one a box"):
-        draw_regions(image, [(0, 0, 1, 1)], [])
-
-
-def test_chinese_is_written_where_a_font_has_it_and_warned_of_elsewhere(tmp_path, monkeypatch):
-    text = "红色的杯子"
-    if find_font(text) is not None:
-        assert drawable(text)[0] == text
-    monkeypatch.setattr("pipeline.tracking.fonts._installed", lambda: ())
-    monkeypatch.delenv("PICTURE_FONT", raising=False)
-    with pytest.warns(UserWarning, match="fonts-noto-cjk"):
-        assert drawable(text + " ok")[0] == "□□□□□ ok"
-    broken = tmp_path / "broken.ttf"
-    broken.write_bytes(b"no font")
-    monkeypatch.setenv("PICTURE_FONT", str(broken))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert drawable("plain")[0] == "plain"
-    shutil.rmtree(tmp_path)

@@ -16,17 +16,20 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
+from pipeline.base.run_folder import METRICS
 from pipeline.config import Stage1Settings, Stage2Settings, dump_settings, load_settings
-from pipeline.tracking import NullTracker, Tracker, log_scores
 from pipeline.tracking import tracker as tracker_module
-from pipeline.tracking.local_log import FILE_NAME, read_curves
+from pipeline.tracking.interface import NoTracking, Tracker
+from pipeline.tracking.local_log import read_curves
+from pipeline.tracking.scores import log_scores
 from pipeline.tracking.store import find_run
 from pipeline.tracking.sync import main as sync_main
+from pipeline.tracking.tracker import start_tracking
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    for name in ("RANK", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+    for name in ("RANK", "WORLD_SIZE", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(tracker_module, "START_TIMEOUT_SECONDS", 300.0)  # a busy machine must not decide a test
     monkeypatch.setattr(tracker_module, "RETRY_SECONDS", 0.1)
@@ -56,7 +59,7 @@ def curve(run: Path, name: str) -> list[tuple[int, float]]:
 def test_a_run_holds_settings_versions_metrics_figures_and_lies_beside_the_run_folder(tmp_path):
     run = tmp_path / "runs" / "stage1"
     settings = settings_of(Stage1Settings, "data.short_caption_prefix={zh: 一张照片}", "tracking.run_name=erster")
-    tracker = Tracker.start(settings, run)
+    tracker = start_tracking(settings, run)
     tracker.log(10, {"loss/total": 2.5, "loss/图像": 1.0, "odd:name": 3.0, "loss/nan": math.nan})
     tracker.log_figure("curves", _figure())
     tracker.set_tags({"note": "第一"})
@@ -75,7 +78,7 @@ def test_a_run_holds_settings_versions_metrics_figures_and_lies_beside_the_run_f
 
 def test_a_long_setting_is_cut_and_more_than_a_hundred_metrics_and_params_are_written(run):
     settings = settings_of(Stage1Settings, "data.shards=[" + ", ".join(f"长路径{n}" for n in range(2000)) + "]")
-    tracker = Tracker.start(settings, run)
+    tracker = start_tracking(settings, run)
     tracker.log(1, {f"value/{n}": n for n in range(2500)})
     tracker.end()
     stored = client_of(run).get_run(tracker.run_id)
@@ -85,26 +88,27 @@ def test_a_long_setting_is_cut_and_more_than_a_hundred_metrics_and_params_are_wr
 
 def test_only_rank_0_tracks(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    tracker = Tracker.start(settings_of(), tmp_path / "run")
-    assert type(tracker) is NullTracker
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    tracker = start_tracking(settings_of(), tmp_path / "run")
+    assert type(tracker) is NoTracking
     tracker.log(1, {"a": 1.0})
     tracker.end()
     assert not (tmp_path / "run").exists()
 
 
 def test_tracking_switched_off_keeps_the_local_file_only(tmp_path):
-    tracker = Tracker.start(settings_of(Stage1Settings, "tracking.enabled=false"), tmp_path / "run")
+    tracker = start_tracking(settings_of(Stage1Settings, "tracking.enabled=false"), tmp_path / "run")
     tracker.log(1, {"a": 1.0})
     tracker.end()
     assert read_curves(tmp_path / "run") == {"a": ([1], [1.0])} and not (tmp_path / "mlflow.db").exists()
 
 
 def test_after_a_resume_the_same_run_holds_each_step_once(run):
-    first = Tracker.start(settings_of(), run)
+    first = start_tracking(settings_of(), run)
     for step in range(1, 8):
         first.log(step, {"loss": float(step)})
     first.flush()
-    second = Tracker.start(settings_of(Stage1Settings, "train.max_steps=9"), run, first.run_id, resume_step=4)
+    second = start_tracking(settings_of(Stage1Settings, "train.max_steps=9"), run, first.run_id, resume_step=4)
     assert second.run_id == first.run_id
     for step in range(5, 10):
         second.log(step, {"loss": float(step)})
@@ -119,17 +123,18 @@ def test_after_a_resume_the_same_run_holds_each_step_once(run):
 
 def test_a_kill_between_the_local_line_and_the_store_leaves_no_gap(run):
     program = (
-        "import os, sys; from pipeline.config import Stage1Settings; from pipeline.tracking import Tracker\n"
-        "t = Tracker.start(Stage1Settings(), sys.argv[1])\n"
+        "import os, sys; from pipeline.config import Stage1Settings\n"
+        "from pipeline.tracking.tracker import start_tracking\n"
+        "t = start_tracking(Stage1Settings(), sys.argv[1])\n"
         "for s in (1, 2): t.log(s, {'loss': s})\n"
         "t.flush()\n"
         "for s in (3, 4, 5): t.log(s, {'loss': s})\n"
         "os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", program, str(run)], check=False)
-    with open(run / FILE_NAME, "a", encoding="utf-8") as file:
+    with open(run / METRICS, "a", encoding="utf-8") as file:
         file.write('{"step": 6, "time": 1.0, "val')  # torn by the kill
-    resumed = Tracker.start(settings_of(), run, resume_step=4)
+    resumed = start_tracking(settings_of(), run, resume_step=4)
     resumed.log(5, {"loss": 5.0})
     resumed.end()
     assert curve(run, "loss") == [(step, float(step)) for step in range(1, 6)]
@@ -139,7 +144,7 @@ def test_a_kill_between_the_local_line_and_the_store_leaves_no_gap(run):
 def test_a_new_run_in_an_old_folder_sets_the_old_metrics_aside(run):
     ids = []
     for value in (1.0, 2.0):
-        tracker = Tracker.start(settings_of(), run)
+        tracker = start_tracking(settings_of(), run)
         tracker.log(1, {"loss": value})
         tracker.end()
         ids.append(tracker.run_id)
@@ -148,18 +153,18 @@ def test_a_new_run_in_an_old_folder_sets_the_old_metrics_aside(run):
 
 
 def test_stage_2_points_to_the_run_it_continues(tmp_path, run):
-    parent = Tracker.start(settings_of(), tmp_path / "stage1")
+    parent = start_tracking(settings_of(), tmp_path / "stage1")
     parent.end()
     (tmp_path / "stage1" / "final").mkdir()
     for override in (f"tracking.parent_run={tmp_path / 'stage1'}", f"model.start_from={tmp_path / 'stage1' / 'final'}"):
-        child = Tracker.start(settings_of(Stage2Settings, override), tmp_path / "stage2")
+        child = start_tracking(settings_of(Stage2Settings, override), tmp_path / "stage2")
         child.end()
         tags = client_of(tmp_path / "stage2").get_run(child.run_id).data.tags
         assert tags["mlflow.parentRunId"] == parent.run_id and tags["stage"] == "stage2"
 
 
 def test_a_locked_store_delays_metrics_and_loses_none(run, tmp_path):
-    tracker = Tracker.start(settings_of(), run)
+    tracker = start_tracking(settings_of(), run)
     tracker.flush()
     lock = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
@@ -172,11 +177,11 @@ def test_a_locked_store_delays_metrics_and_loses_none(run, tmp_path):
 
 
 def test_a_store_locked_from_the_start_is_counted_and_synced_later(run, tmp_path, capsys):
-    first = Tracker.start(settings_of(), tmp_path / "other")
+    first = start_tracking(settings_of(), tmp_path / "other")
     first.end()
     lock = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
-    tracker = Tracker.start(settings_of(), run)
+    tracker = start_tracking(settings_of(), run)
     assert tracker.run_id is None
     train(tracker, range(1, 11))
     tracker.end(timeout_seconds=0.5)
@@ -190,7 +195,7 @@ def test_a_store_locked_from_the_start_is_counted_and_synced_later(run, tmp_path
 
 
 def test_a_full_store_delays_metrics_and_loses_none(run):
-    tracker = Tracker.start(settings_of(), run)
+    tracker = start_tracking(settings_of(), run)
     tracker.flush()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # the database is larger, so no page can be added
@@ -208,7 +213,7 @@ def test_a_store_that_is_gone_is_counted_and_one_that_comes_back_is_brought_up_t
     (tmp_path / "store").mkdir()
     shutil.copy(empty_database, tmp_path / "store" / "mlflow.db")
     uri = f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}"
-    tracker = Tracker.start(settings_of(Stage1Settings, f"tracking.uri={uri}"), tmp_path / "run")
+    tracker = start_tracking(settings_of(Stage1Settings, f"tracking.uri={uri}"), tmp_path / "run")
     tracker.flush()
     (tmp_path / "store").rename(tmp_path / "unmounted")
     train(tracker, range(1, 6))
@@ -225,7 +230,7 @@ def test_a_store_that_is_gone_is_counted_and_one_that_comes_back_is_brought_up_t
 def test_training_goes_on_when_the_run_folder_itself_is_removed(tmp_path, empty_database):
     (tmp_path / "runs").mkdir()
     shutil.copy(empty_database, tmp_path / "runs" / "mlflow.db")
-    tracker = Tracker.start(settings_of(), tmp_path / "runs" / "run")
+    tracker = start_tracking(settings_of(), tmp_path / "runs" / "run")
     tracker.flush()
     shutil.rmtree(tmp_path / "runs")
     train(tracker, range(1, 6))
@@ -236,7 +241,7 @@ def test_training_goes_on_when_the_run_folder_itself_is_removed(tmp_path, empty_
 def test_an_overflowing_memory_is_refilled_from_the_local_file(run, tmp_path, monkeypatch):
     monkeypatch.setattr(tracker_module, "MAX_WAITING_VALUES", 20)
     monkeypatch.setattr(tracker_module, "ENTRIES_PER_CHUNK", 7)
-    tracker = Tracker.start(settings_of(), run)
+    tracker = start_tracking(settings_of(), run)
     train(tracker, range(1, 5))
     tracker.flush()
     lock = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)
@@ -249,7 +254,7 @@ def test_an_overflowing_memory_is_refilled_from_the_local_file(run, tmp_path, mo
 
 
 def test_a_value_that_mlflow_refuses_is_counted_and_holds_up_nothing(run, tmp_path):
-    tracker = Tracker.start(settings_of(), run)
+    tracker = start_tracking(settings_of(), run)
     tracker.log_artifact(tmp_path / "never made.png")
     tracker.log(1, {"loss": 1.0})
     tracker.end()
@@ -259,7 +264,7 @@ def test_a_value_that_mlflow_refuses_is_counted_and_holds_up_nothing(run, tmp_pa
 def test_system_metrics_are_kept_when_mlflow_is_asked_for_them(run, monkeypatch):
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
-    tracker = Tracker.start(settings_of(), run)
+    tracker = start_tracking(settings_of(), run)
     name = "system/cpu_utilization_percentage"
     deadline = time.monotonic() + 20
     while name not in client_of(run).get_run(tracker.run_id).data.metrics and time.monotonic() < deadline:
@@ -269,7 +274,7 @@ def test_system_metrics_are_kept_when_mlflow_is_asked_for_them(run, monkeypatch)
 
 
 def test_scores_join_the_run_that_made_the_checkpoint(run, tmp_path, capsys):
-    tracker = Tracker.start(settings_of(), run)
+    tracker = start_tracking(settings_of(), run)
     tracker.log(12, {"loss": 1.0})
     tracker.end()
     (run / "final").mkdir()
@@ -283,7 +288,7 @@ def test_scores_join_the_run_that_made_the_checkpoint(run, tmp_path, capsys):
     assert not log_scores(tmp_path, {"a": 1.0}) and "no tracked run" in capsys.readouterr().err
 
 
-def train(tracker: NullTracker, steps) -> float:
+def train(tracker: Tracker, steps) -> float:
     """Log like a loop; the seconds that took."""
     started = time.monotonic()
     for step in steps:

@@ -37,13 +37,14 @@ def case(material: Material, run: Path, *overrides: str, stage: int = 2, **event
 
 def run_cases(cases: Sequence[Case]) -> list[int | str]:
     """On every rank: each case's exit status, or the first line of its error."""
-    from pipeline.tracking.tracker import NullTracker, Tracker
+    from pipeline.tracking.interface import NoTracking
+    from pipeline.tracking.tracker import RunTracker
     from pipeline.training.engine import find_place
     from pipeline.training.start import run_in_group
 
     torch.set_num_threads(1)
     place, outcomes = find_place(), []
-    kind = Tracker if place.is_first else NullTracker
+    kind = RunTracker if place.is_first else NoTracking
     plain = kind.log
     for one in cases:
         settings = load_settings(Stage1Settings if one.stage == 1 else Stage2Settings, None, one.overrides)

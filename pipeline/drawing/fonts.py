@@ -10,6 +10,7 @@ from pathlib import Path
 
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
+from PIL import ImageFont
 
 FONT_VARIABLE = "PICTURE_FONT"
 # Parts of file names of fonts with Chinese, in the order they are tried before all others.
@@ -21,6 +22,11 @@ def find_font(text: str) -> str | None:
     """Path of a font with every character of ``text``: the environment's PICTURE_FONT first; None if there is none."""
     needed = frozenset(ord(character) for character in text if not character.isspace())
     return next((path for path in _candidates() if needed <= _characters(path)), None)
+
+
+def can_draw(text: str) -> bool:
+    """Whether a font of this machine has every character of ``text``."""
+    return find_font(text) is not None
 
 
 def drawable(text: str) -> tuple[str, str]:
@@ -42,6 +48,11 @@ def replace_unknown(text: str, path: str) -> str:
     """``text`` with □ for each character that the font does not have."""
     known = _characters(path)
     return "".join(c if c.isspace() or ord(c) in known else REPLACEMENT for c in text)
+
+
+def load_font(path: str, height: int) -> ImageFont.FreeTypeFont:
+    """The font of a file for Pillow, ``height`` in pixels."""
+    return ImageFont.truetype(path, height)
 
 
 def _candidates() -> Iterator[str]:
