@@ -8,10 +8,12 @@ of its stand-ins and none. The signs are whatever they are.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluation import evaluate
 from pipeline.evaluation.clip import CLIPEvaluation
 from pipeline.evaluation.formats.shards import read_shards
-from pipeline.evaluation.models import load_model
+from pipeline.evaluation.models import EvaluationModel, FGCLIP2Evaluation, load_model
 from pipeline.evaluation.scclip import PARTS, STAND_INS
 
 SIDE, PATCH, TEXT_LENGTH = 128, 16, 32
@@ -55,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=6, help="of its vision tower (default 6)")
     arguments = parser.parse_args(argv)
     ours = load_model(arguments.model)
+    if not isinstance(ours, FGCLIP2Evaluation):
+        raise ValueError(f"--model {arguments.model} is no model of this project; give a run's folder or an export")
     clip = trained_clip(arguments, ours.tokenizer)
     rows = []
     for name, model in (("ours", ours), ("CLIP-shaped", clip)):
@@ -64,12 +68,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def compared(name: str, model, test: Path, max_images: int, classes: str, rule: str) -> list[Row]:
+def compared(name: str, model: EvaluationModel, test: Path, max_images: int, classes: str, rule: str) -> list[Row]:
     """mIoU of all parts, and of all but one, against the plain features'."""
 
     what = f"{name}, {classes}s, background {rule}"
 
-    def miou(**options: object) -> float:
+    def miou(**options: Any) -> float:
         found = evaluate(
             model, "segmentation", test, format=f"scenes-{classes}", background=rule, max_images=max_images, **options
         )
@@ -92,7 +96,7 @@ def compared(name: str, model, test: Path, max_images: int, classes: str, rule: 
     return rows
 
 
-def trained_clip(arguments, tokenizer: Tokenizer) -> CLIPEvaluation:
+def trained_clip(arguments: argparse.Namespace, tokenizer: Tokenizer) -> CLIPEvaluation:
     """A small CLIP after ``--steps`` batches of 64 scenes."""
     torch.manual_seed(0)
     shape = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
@@ -123,7 +127,7 @@ def trained_clip(arguments, tokenizer: Tokenizer) -> CLIPEvaluation:
     return found
 
 
-def training_set(arguments, model: CLIPEvaluation, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+def training_set(arguments: argparse.Namespace, model: CLIPEvaluation, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
     """Images [N, 3, H, W] uint8 and ids of their short captions [N, T]."""
     samples = read_shards(arguments.scenes / "train").samples[: arguments.train_images]
     pixels = torch.stack(
@@ -132,9 +136,8 @@ def training_set(arguments, model: CLIPEvaluation, tokenizer: Tokenizer) -> tupl
             for s in samples
         ]
     )
-    return pixels.round().clamp(0, 255).to(torch.uint8), tokenizer(
-        [s.sample.short_caption for s in samples], TEXT_LENGTH
-    )
+    captions = [s.sample.short_caption or "" for s in samples]
+    return pixels.round().clamp(0, 255).to(torch.uint8), tokenizer(captions, TEXT_LENGTH)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ the mean number of patches of an image that carry detail of it (the smaller of i
 
 from __future__ import annotations
 
+import argparse
 import io
 import random
 import sys
@@ -79,7 +80,9 @@ def make_samples(count: int) -> list[tuple[bytes, Sample]]:
     return samples
 
 
-def measure(shards: Path, tokenizer: Tokenizer, one_level: bool, arguments) -> tuple[float, float, float]:
+def measure(
+    shards: Path, tokenizer: Tokenizer, one_level: bool, arguments: argparse.Namespace
+) -> tuple[float, float, float]:
     """Images a second, patches with detail an image, and patches an image."""
     model = FGCLIP2(preset_config(arguments.preset, tokenizer.vocab_size))
     text = model.config.text_config

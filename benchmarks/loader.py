@@ -7,6 +7,7 @@ simulated data set of 1.6 billion samples in 160,000 shards; ``plan_*`` plan an 
 
 from __future__ import annotations
 
+import argparse
 import io
 import itertools
 import json
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _rows(images: list[bytes], folder: Path, arguments) -> Iterator[Row]:
+def _rows(images: list[bytes], folder: Path, arguments: argparse.Namespace) -> Iterator[Row]:
     def wanted(name: str) -> bool:
         return arguments.only is None or any(name.startswith(only) for only in arguments.only)
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ from torch import Tensor
 from benchmarks.reporting import Row, benchmark_parser, report
 from benchmarks.sigmoid_formulations import FORMULATIONS
 from pipeline.objectives.global_sigmoid import global_sigmoid_loss
+
+Measured = dict[int, dict[str, tuple[float, ...]]]  # global batch -> way -> seconds, processor seconds, MiB
 
 MEBIBYTE = 2**20
 WHAT = ("time", "processor time of all", "peak memory")
@@ -78,11 +81,13 @@ def _global_rows(processes: int, arguments: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def _measure_global(rank: int, processes: int, folder: str, arguments: argparse.Namespace, results: object) -> None:
+def _measure_global(
+    rank: int, processes: int, folder: str, arguments: argparse.Namespace, results: SimpleQueue[Measured]
+) -> None:
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     torch.set_num_threads(threads)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
-    measured = {}
+    measured: Measured = {}
     for batch in arguments.global_batches:
         ways: dict[str, Callable[..., Tensor]] = dict(FORMULATIONS)
         for chunk in arguments.chunks:

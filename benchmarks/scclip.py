@@ -9,6 +9,8 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -44,10 +46,12 @@ def main(argv: list[str] | None = None) -> int:
     dtype = getattr(torch, arguments.dtype)
     model = CLIPVisionModelWithProjection(config).eval().to(device=arguments.device, dtype=dtype)
     pixels = torch.randn(arguments.batch_size, 3, SIDE, SIDE, device=arguments.device, dtype=dtype)
-    forwards = {"plain": lambda: plain(model, pixels), "all parts": lambda: calibrated(model, pixels, Calibration())}
+    forwards: dict[str, Callable[[], object]] = {
+        "plain": partial(plain, model, pixels),
+        "all parts": partial(calibrated, model, pixels, Calibration()),
+    }
     for part in PARTS:
-        settings = Calibration(off=frozenset({part}))
-        forwards[f"without {part}"] = lambda settings=settings: calibrated(model, pixels, settings)
+        forwards[f"without {part}"] = partial(calibrated, model, pixels, Calibration(off=frozenset({part})))
     seconds = in_turns(forwards, arguments.repeats, arguments.device)
     base = seconds.pop("plain")
     rows = [Row("plain forward", 1000 * base / arguments.batch_size, "ms/image")]

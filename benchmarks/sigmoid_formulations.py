@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 
 def block_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, matched: bool) -> Tensor:
@@ -24,13 +25,13 @@ def block_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, matched
 
 class _AllGather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, text: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, text: Tensor) -> Tensor:
         everyone = text.new_empty(dist.get_world_size(), *text.shape)
         dist.all_gather(list(everyone.unbind()), text)
         return everyone
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
         return gradient[dist.get_rank()]
@@ -40,11 +41,11 @@ class _Shift(torch.autograd.Function):
     """A block goes to the next rank, its gradient comes back from it."""
 
     @staticmethod
-    def forward(ctx, block: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, block: Tensor) -> Tensor:
         return _exchange(block, +1)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         return _exchange(gradient, -1)
 
 
@@ -61,13 +62,13 @@ def _exchange(block: Tensor, step: int) -> Tensor:
 
 class _AllReduce(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, block: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, block: Tensor) -> Tensor:
         total = block.clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         total = gradient.clone()
         dist.all_reduce(total)
         return total

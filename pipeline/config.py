@@ -57,7 +57,7 @@ class DataSettings(Group):
     max_regions_per_image: int = Field(4, ge=1)
     max_negatives: int = Field(10, ge=1)
     long_phrase_probability: float = Field(0.5, ge=0, le=1)  # a region's text is its long phrase this often
-    short_caption_prefix: dict[Literal["en", "zh"], str] = Field(default_factory=lambda: {"en": "a photo of "})
+    short_caption_prefix: dict[Literal["en", "zh"], str] = {"en": "a photo of "}
     max_image_megapixels: float = Field(100.0, gt=0)  # larger ones are refused before they are decoded
     max_fault_share: float = Field(0.01, ge=0, le=1)  # the run stops when more of the samples seen were replaced
     min_samples_before_fault_stop: int = Field(1000, ge=1)

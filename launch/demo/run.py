@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline.base.files import write_json
+
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = ("hard", "medium", "easy", "trivial", "boxes_top1", "t2i_r1", "i2t_r1")
 
@@ -169,7 +171,7 @@ def step(
 
 def print_table(scores: dict[str, dict], seconds: dict[str, float]) -> None:
     """What the second stage bought, in percent."""
-    rows = [("", "stage 1", "stage 2", "stage 2 en", "stage 2 zh", "unseen")]
+    rows: list[tuple[str, ...]] = [("", "stage 1", "stage 2", "stage 2 en", "stage 2 zh", "unseen")]
     for name in SHOWN:
         two = scores["stage2"]
         cells = [
@@ -191,12 +193,6 @@ def print_table(scores: dict[str, dict], seconds: dict[str, float]) -> None:
         + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())
         + f"; {sum(seconds.values()):.0f} in all"
     )
-
-
-def write_json(path: Path, value: object) -> None:
-    aside = path.with_suffix(".writing")
-    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(aside, path)
 
 
 if __name__ == "__main__":

@@ -92,8 +92,8 @@ class LocalLog:
                 set_aside(path)
         elif path.exists():
             with write_aside(path) as partial, open(partial, "w", encoding="utf-8") as kept:
-                for entry in read_entries(run_folder):
-                    entry = log.fresh(entry)
+                for logged in read_entries(run_folder):
+                    entry = log.fresh(logged)
                     if entry is not None and entry.step <= keep_up_to_step:
                         log._remember(entry)
                         kept.write(entry.to_line())

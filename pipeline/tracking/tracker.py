@@ -187,24 +187,29 @@ class RunTracker(Tracker):
 
     def _deliver(self) -> None:
         """One attempt to bring the store up to date. Raises STORE_ERRORS; what was not written stays in line."""
-        if self._store is None:
-            self._store = self._open_store()
-            self.run_id = self._store.run_id
+        store = self._connected()
         if self._behind:
-            self._catch_up()
+            self._catch_up(store)
         with self._condition:
             entries, actions = list(self._entries), list(self._actions)
         if entries:
-            self._attempt(sum(len(entry.values) for entry in entries), self._store.write, entries)
+            self._attempt(sum(len(entry.values) for entry in entries), store.write, entries)
             with self._condition:
                 for entry in entries:
                     if self._entries and self._entries[0] is entry:  # the queue is cleared when it overflows
                         self._entries.popleft()
                         self._waiting_values -= len(entry.values)
         for name, arguments in actions:
-            self._attempt(1, getattr(self._store, name), *arguments)
+            self._attempt(1, getattr(store, name), *arguments)
             with self._condition:
                 self._actions.popleft()
+
+    def _connected(self) -> Store:
+        if self._store is None:
+            assert self._open_store is not None, "the thread runs only where there is a store"
+            self._store = self._open_store()
+            self.run_id = self._store.run_id
+        return self._store
 
     def _attempt(self, num_values: int, call: Callable[..., None], *arguments: Any) -> None:
         """Call the store; what it refuses for good is counted as lost, so that it does not hold up the rest."""
@@ -214,7 +219,7 @@ class RunTracker(Tracker):
             self.lost += num_values
             _say(f"MLflow refuses {num_values} values: {_one_line(error)}")
 
-    def _catch_up(self) -> None:
+    def _catch_up(self, store: Store) -> None:
         """Write what the local file holds and the run lacks; metrics logged meanwhile are in that file as well."""
         error = self.local.flush()
         if error is not None:
@@ -222,7 +227,7 @@ class RunTracker(Tracker):
         num_written = 0
         entries = read_entries(self.run_folder)
         while len(chunk := list(itertools.islice(entries, ENTRIES_PER_CHUNK))) == ENTRIES_PER_CHUNK:
-            self._attempt(sum(len(entry.values) for entry in chunk), self._store.write, chunk)
+            self._attempt(sum(len(entry.values) for entry in chunk), store.write, chunk)
             num_written += len(chunk)
         with self._condition:  # what is logged from here on joins the queue
             self._entries.extend(itertools.islice(read_entries(self.run_folder), num_written, None))
