@@ -10,8 +10,8 @@ import argparse
 import sys
 from collections import Counter
 
+from pipeline.base.constants import PATCH_BUDGETS
 from pipeline.data.index import index_folder
-from pipeline.data.resolution import DEFAULT_LEVELS
 
 EPILOG = """examples:
   python -m data_tools index shards/train
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--levels",
         type=int,
         nargs="+",
-        default=list(DEFAULT_LEVELS),
+        default=list(PATCH_BUDGETS),
         help="patch counts that samples are counted by; as data.levels in training (default: %(default)s)",
     )
     parser.add_argument("--max-megapixels", type=float, default=100.0, help="larger images are left out (default: 100)")

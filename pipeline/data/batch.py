@@ -6,6 +6,7 @@ Shape letters: B images, P patches, T tokens, R regions, U distinct region texts
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,11 +41,13 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch with every tensor on ``device``."""
-        return replace(self, **{k: v.to(device, non_blocking=non_blocking) for k, v in self.tensors().items()})
+        moved: dict[str, Any] = {k: v.to(device, non_blocking=non_blocking) for k, v in self.tensors().items()}
+        return replace(self, **moved)
 
     def pin_memory(self) -> Batch:
         """Called by torch's loader on machines with a GPU."""
-        return replace(self, **{k: v.pin_memory() for k, v in self.tensors().items()})
+        pinned: dict[str, Any] = {k: v.pin_memory() for k, v in self.tensors().items()}
+        return replace(self, **pinned)
 
     def tensors(self) -> dict[str, Tensor]:
         return {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}

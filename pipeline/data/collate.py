@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +21,10 @@ from pipeline.config import DataSettings
 from pipeline.data.batch import Batch
 from pipeline.data.images import decode_array, write_patches
 from pipeline.data.resolution import PATCH_SIZE, grid_of
-from pipeline.data.schema import Region, Sample
+from pipeline.data.schema import Sample
 from pipeline.data.tokenizer import Tokenizer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,14 @@ def choose_regions(sample: Sample, key: str, seed: int, epoch: int, settings: Da
     draws = random.Random(int.from_bytes(digest, "big"))
     chosen = []
     for region in _some(sample.regions, settings.max_regions_per_image, draws):
-        long = draws.random() < settings.long_phrase_probability and region.long_phrase is not None
+        long = draws.random() < settings.long_phrase_probability
         negatives = _some(region.negatives, settings.max_negatives, draws)
-        text = region.long_phrase if long else region.phrase
+        text = region.long_phrase if long and region.long_phrase is not None else region.phrase
         chosen.append(ChosenRegion(region.box, text, region.phrase, tuple(negatives)))
     return chosen
 
 
-def _some(items: Sequence, count: int, draws: random.Random) -> Sequence[Region | str]:
+def _some(items: Sequence[T], count: int, draws: random.Random) -> Sequence[T]:
     if len(items) <= count:
         return items
     # random() alone is promised to give the same numbers in every Python release; sample() and shuffle() are not.
@@ -100,7 +103,8 @@ class Collator:
         self, pixels: PixelBuffer, keys: list[str], samples: list[Sample], epoch: int, replaced: dict[str, int]
     ) -> Batch:
         language = samples[0].language
-        prefix = self.settings.short_caption_prefix.get(language, "")
+        prefixes: Mapping[Any, str] = self.settings.short_caption_prefix
+        prefix = prefixes.get(language, "")
         short = [prefix + sample.short_caption if sample.short_caption else "" for sample in samples]
         long = [sample.long_caption or "" for sample in samples]
         regions = self._regions(keys, samples, epoch)

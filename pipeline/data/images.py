@@ -13,6 +13,8 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -33,8 +35,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "MPO")
 SCALED_DECODE_MARGIN = 2
 EXIF_MARK, EXIF_SEARCH_BYTES = b"Exif\x00\x00", 65536
 # What Pillow's decoders raise on damaged input, by experiment with damaged files and from its sources.
-DECODE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError)
-DECODE_ERRORS += (struct.error, zlib.error, MemoryError)
+DECODE_ERRORS: tuple[type[Exception], ...] = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError)
+DECODE_ERRORS += (TypeError, OverflowError, struct.error, zlib.error, MemoryError)
 
 
 class ImageFault(ValueError):
@@ -151,12 +153,12 @@ def _scale_factor(width: int, height: int, target: tuple[int, int] | None) -> in
     return next((factor for factor in (8, 4, 2) if factor <= ratio), 1)
 
 
-class _quiet(warnings.catch_warnings):
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Pillow warns about what is raised here as a fault, or does not matter (damaged EXIF fields)."""
-
-    def __enter__(self):
-        super().__enter__()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        yield
 
 
 def _open(data: bytes, max_megapixels: float) -> Image.Image:
@@ -169,7 +171,10 @@ def _open(data: bytes, max_megapixels: float) -> Image.Image:
     _check_pixels(image.width, image.height, max_megapixels)
     # A multi-picture JPEG is one photograph with extras; an animation has no picture that its caption is true of.
     if image.format != "MPO" and getattr(image, "is_animated", False):
-        raise ImageFault("animated_image", f"animation of {image.n_frames} frames; store the frame that is meant")
+        raise ImageFault(
+            "animated_image",
+            f"animation of {getattr(image, 'n_frames', 'several')} frames; store the frame that is meant",
+        )
     return image
 
 

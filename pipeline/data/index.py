@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.base.constants import LANGUAGES, PATCH_BUDGETS
+from pipeline.base.files import write_aside, write_bytes
 from pipeline.data.images import ImageFault, image_size
 from pipeline.data.manifest import (
     FORMAT,
@@ -32,9 +32,9 @@ from pipeline.data.manifest import (
     manifest_from_json,
     read_index,
 )
-from pipeline.data.resolution import DEFAULT_LEVELS, level_numbers
-from pipeline.data.schema import IMAGE_EXTENSIONS, LANGUAGES, SampleError, parse_sample
-from pipeline.data.tar import Member, group_members
+from pipeline.data.records import Fault, TarSample, walk_tar
+from pipeline.data.resolution import level_numbers
+from pipeline.data.schema import IMAGE_EXTENSIONS, SampleError, parse_sample
 
 __all__ = [
     "Fault",
@@ -49,19 +49,6 @@ __all__ = [
 FAULTS_NAME = "index-faults.jsonl"  # one line a sample that was left out: kind, shard, key, message
 
 
-@dataclass(frozen=True)
-class Fault:
-    """A sample or shard that cannot be used: what kind, where, and the sentence for people."""
-
-    kind: str
-    shard: str
-    key: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.shard}: {self.key}: {self.kind}: {self.message}"
-
-
 def index_path(shard: Path) -> Path:
     return shard.with_name(index_name(shard.name))
 
@@ -70,7 +57,7 @@ def index_folder(
     folder: str | Path,
     workers: int = 1,
     *,
-    levels: Sequence[int] = DEFAULT_LEVELS,
+    levels: Sequence[int] = PATCH_BUDGETS,
     force: bool = False,
     on_shard: Callable[[str, int, int], None] | None = None,
     max_megapixels: float = 100.0,
@@ -105,18 +92,18 @@ def index_folder(
     faults = [Fault(**fault) for summary in summaries for fault in summary["faults"]]
     if faults:
         lines = "".join(json.dumps(vars(fault), ensure_ascii=False) + "\n" for fault in faults)
-        _write_aside(folder / FAULTS_NAME, lines.encode())
+        write_bytes(folder / FAULTS_NAME, lines.encode())
     else:
         (folder / FAULTS_NAME).unlink(missing_ok=True)
     if not any(summary["samples"] for summary in summaries):
         raise IndexProblem(_nothing_usable(folder, faults))
     document = _manifest_document(summaries, list(levels))
-    _write_aside(folder / MANIFEST_NAME, json.dumps(document, separators=(",", ":")).encode())
+    write_bytes(folder / MANIFEST_NAME, json.dumps(document, separators=(",", ":")).encode())
     return manifest_from_json(str(folder), document), faults
 
 
 def index_shard(
-    shard: str | Path, levels: Sequence[int] = DEFAULT_LEVELS, max_megapixels: float = 100.0
+    shard: str | Path, levels: Sequence[int] = PATCH_BUDGETS, max_megapixels: float = 100.0
 ) -> tuple[dict, list[Fault]]:
     """Read one tar, write its index, and return its line of the manifest with the faults found."""
     import pyarrow as pa
@@ -142,10 +129,9 @@ def index_shard(
     table = pa.table(columns, schema=schema).replace_schema_metadata(
         {"format": str(FORMAT), "summary": json.dumps(summary, ensure_ascii=False)}
     )
-    aside = index_path(shard).with_suffix(f".{os.getpid()}.tmp")
-    pq.write_table(table, aside, compression="zstd")
-    summary["index_sha256"] = hashlib.sha256(aside.read_bytes()).hexdigest()
-    os.replace(aside, index_path(shard))
+    with write_aside(index_path(shard)) as path:
+        pq.write_table(table, path, compression="zstd")
+        summary["index_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     return summary, faults
 
 
@@ -190,29 +176,26 @@ def _read_rows(shard: Path, max_megapixels: float) -> tuple[list[dict], list[Fau
     def report(kind: str, key: str, message: str) -> None:
         faults.append(Fault(kind, shard.name, key, message))
 
-    with shard.open("rb") as file:
-        for key, members in group_members(file, report):
-            try:
-                if key in seen:
-                    raise SampleError("duplicate_key", "an earlier sample of the shard has this key; rename one")
-                rows.append(_read_row(file, key, members, max_megapixels))
-                seen.add(key)
-            except SampleError as error:
-                report(error.kind, key, str(error).removeprefix("?: sample ?: ").removeprefix(f"?: sample {key}: "))
-            except ImageFault as error:
-                report(error.kind, key, str(error))
+    for found in walk_tar(shard, faults.append):
+        key = found.key
+        try:
+            if key in seen:
+                raise SampleError("duplicate_key", "an earlier sample of the shard has this key; rename one")
+            rows.append(_read_row(found, max_megapixels))
+            seen.add(key)
+        except SampleError as error:
+            report(error.kind, key, str(error).removeprefix("?: sample ?: ").removeprefix(f"?: sample {key}: "))
+        except ImageFault as error:
+            report(error.kind, key, str(error))
     return rows, faults
 
 
-def _read_row(file, key: str, members: dict[str, Member], max_megapixels: float) -> dict:
-    extension = next((name for name in IMAGE_EXTENSIONS if name in members), None)
+def _read_row(found: TarSample, max_megapixels: float) -> dict:
+    key, members, extension = found.key, found.members, found.image_extension
     if extension is None or "json" not in members:
         absent = "json" if extension else "/".join(IMAGE_EXTENSIONS)
         raise SampleError("missing_member", f"it has no .{absent} member, only {sorted(members)!r:.80}")
-    content = {}
-    for name in (extension, "json"):
-        file.seek(members[name].offset)
-        content[name] = file.read(members[name].size)
+    content = {name: found.read(name) for name in (extension, "json")}
     sample = parse_sample(content["json"], key=key)
     size = image_size(content[extension], max_megapixels)
     if size != (sample.width, sample.height):
@@ -239,7 +222,9 @@ def _read_row(file, key: str, members: dict[str, Member], max_megapixels: float)
 
 
 def _count(columns: dict[str, list], levels: Sequence[int]) -> dict[str, int]:
-    numbers = level_numbers(np.array(columns["width"]), np.array(columns["height"]), levels) if columns["key"] else []
+    if not columns["key"]:
+        return {}
+    numbers = level_numbers(np.array(columns["width"]), np.array(columns["height"]), levels).tolist()
     pairs = Counter(zip(columns["language"], numbers, strict=True))
     return {f"{language}/{levels[number]}": count for (language, number), count in sorted(pairs.items())}
 
@@ -270,9 +255,3 @@ def _nothing_usable(folder: Path, faults: list[Fault]) -> str:
         )
     listed = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
     return f"{folder} has no usable sample ({listed or 'its shards are empty'}); first: {faults[0] if faults else '-'}"
-
-
-def _write_aside(path: Path, data: bytes) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_bytes(data)
-    os.replace(aside, path)

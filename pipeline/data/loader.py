@@ -15,11 +15,12 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from pipeline.base.constants import LANGUAGES
 from pipeline.config import DataSettings
 from pipeline.data.batch import Batch
 from pipeline.data.cache import make_store
@@ -30,7 +31,6 @@ from pipeline.data.memory import BufferPool
 from pipeline.data.plan import Plan, PlannedBatch, rank_slice
 from pipeline.data.prefetch import Prefetcher
 from pipeline.data.reader import RawSample, ReadFault, ShardReader
-from pipeline.data.schema import LANGUAGES
 from pipeline.data.tokenizer import Tokenizer
 
 HELD_BATCHES = 3  # slots a worker beside those read ahead: one being filled, and what the training step still holds
@@ -158,7 +158,7 @@ class Loader:
     def __init__(self, batches: MicroBatches, start_step: int) -> None:
         self._batches, self._settings, self.plan = batches, batches.settings, batches.plan
         self._next_index = start_step * batches.accumulation_steps
-        self._iterator: Iterator[Batch] | None = None
+        self._iterator: Iterator[Shipped] | None = None
         self._prefetcher = Prefetcher(batches.plan, batches.manifests, batches.settings)
         self._faults: Counter[str] = Counter()
         self._samples = 0
@@ -169,7 +169,7 @@ class Loader:
     def __enter__(self) -> Loader:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __next__(self) -> Batch:
@@ -279,7 +279,7 @@ def _without_pixels(batch: Batch) -> Batch:
     return replace(batch, pixel_values=torch.empty(0))
 
 
-def _as_it_is(shipped: Shipped) -> Shipped:
+def _as_it_is(shipped: Any) -> Any:
     return shipped
 
 
@@ -287,8 +287,8 @@ def _prepare_worker(_: int) -> None:
     """Let the training process decide: it ends its workers itself, after the checkpoint that a signal asks for.
 
     Ctrl-C reaches the whole process group, and DeepSpeed's launcher sends SIGTERM to every process below it. A worker
-    that died of either would fail the step in hand. It ends a while after SIGTERM all the same, lest it outlive a
-    parent that only wants to be rid of it.
+    that died of either would fail the step in hand. It ends a while after SIGTERM all the same, so that it
+    does not outlive a parent that is killed.
     """
 
     def end_later(number: int, frame: object) -> None:

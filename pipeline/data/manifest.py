@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.base.constants import LANGUAGES
 from pipeline.data.resolution import level_numbers
-from pipeline.data.schema import LANGUAGES
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1

@@ -6,10 +6,13 @@ of numpy, whose streams may change between releases. A resumed run must meet the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
+from pipeline.base.constants import LANGUAGES
 from pipeline.data.manifest import IndexProblem
-from pipeline.data.schema import LANGUAGES
 
 # SplitMix64's increment and multipliers (Steele, Lea, Flood, 2014).
 GAMMA, MIX_A, MIX_B = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -46,7 +49,7 @@ def _mix(state: int) -> int:
 
 
 def taken_shares(
-    counts: np.ndarray, source_weights: list[float] | None, language_weights: dict[str, float] | None
+    counts: np.ndarray, source_weights: list[float] | None, language_weights: Mapping[Any, float] | None
 ) -> np.ndarray:
     """The share of its samples that an epoch takes, [sources, languages] in 0…1.
 

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.base.constants import LANGUAGES
 from pipeline.config import DataSettings
 from pipeline.data.manifest import IndexProblem, Manifest
 from pipeline.data.mixing import hash_of, hashes, shuffled, taken_shares
-from pipeline.data.schema import LANGUAGES
 
 # What a seed is hashed with, so that no two uses share a shuffle.
 ORDER, STREAM, BATCHES, SUBSET, ROUNDING, REPLACEMENT = range(1, 7)
@@ -173,9 +173,8 @@ class Plan:
             language, level = divmod(group, len(totals) // len(LANGUAGES))
             mixed = len(totals) == len(LANGUAGES)
             name = LANGUAGES[group if mixed else language]
-            rows.append(
-                (name, None if mixed else self.levels[level], int(total), *map(int, divmod(total, self.batch_size)))
-            )
+            full, rest = divmod(int(total), self.batch_size)
+            rows.append((name, None if mixed else self.levels[level], int(total), full, rest))
         return rows
 
     def shards_ahead(self, epoch: int, number: int, count: int) -> np.ndarray:

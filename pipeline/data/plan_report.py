@@ -14,12 +14,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.base.constants import LANGUAGES
 from pipeline.config import DataSettings
 from pipeline.data.manifest import Manifest, load_manifest, read_index
 from pipeline.data.mixing import shuffled
 from pipeline.data.plan import Plan
 from pipeline.data.resolution import PATCH_SIZE, grid_of, level_numbers
-from pipeline.data.schema import LANGUAGES
 
 SAMPLED_SHARDS, SAMPLED_ROWS, SAMPLED_BATCHES = 8, 500, 20
 

@@ -10,17 +10,23 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from pipeline.data.cache import LocalFolder, ShardStore, ShardUnavailable
-from pipeline.data.index import Fault
-from pipeline.data.manifest import IndexProblem, Manifest, ShardIndex, index_name, parse_index, read_index
-from pipeline.data.schema import IMAGE_EXTENSIONS, Sample, SampleError, parse_sample
-from pipeline.data.tar import group_members
+from pipeline.data.manifest import (
+    IndexProblem,
+    Manifest,
+    ShardIndex,
+    index_name,
+    load_manifest,
+    parse_index,
+    read_index,
+)
+from pipeline.data.records import Fault, walk_folder, walk_records
+from pipeline.data.schema import Sample, SampleError, parse_sample
 
 OPEN_SHARDS = 64  # files and row indexes that a reader keeps open; about a window's worth
 LARGEST_MEMBER_BYTES = 1 << 30  # a longer one is damage of the index; nothing that long is read into memory
@@ -143,8 +149,6 @@ def read_sample(shard: str | Path, key: str) -> tuple[bytes, Sample]:
         ReadFault: the sample is damaged.
         IndexProblem: no such key, or a damaged index.
     """
-    from pipeline.data.manifest import load_manifest
-
     shard = Path(shard)
     index = read_index(shard.parent, shard.name)
     if key not in index.keys:
@@ -170,33 +174,17 @@ def iterate_shards(
         IndexProblem: no such folder or no shard in it.
         ReadFault: a damaged sample or shard, where ``on_fault`` is None.
     """
-    path = Path(folder)
-    if not path.exists():
-        raise IndexProblem(f"{path} does not exist; give a .tar file or a folder that holds some")
-    shards = sorted(path.glob("*.tar")) if path.is_dir() else [path]
-    if not shards:
-        raise IndexProblem(f"{path} holds no .tar file; build shards into it")
+    try:
+        shards = walk_folder(folder)
+    except FileNotFoundError as error:
+        raise IndexProblem(str(error)) from error
 
-    def report(shard: str, kind: str, key: str, message: str) -> None:
+    def report(fault: Fault) -> None:
         if on_fault is None:
-            raise ReadFault(kind, message, shard=shard, key=key)
-        on_fault(Fault(kind, shard, key, message))
+            raise ReadFault(fault.kind, fault.message, shard=fault.shard, key=fault.key)
+        on_fault(fault)
 
     for shard in shards:
-        fault = partial(report, shard.name)
-        with shard.open("rb") as file:
-            for key, members in group_members(file, fault):
-                content = {}
-                for extension, member in members.items():
-                    file.seek(member.offset)
-                    content[extension] = file.read(member.size)
-                extension = next((name for name in IMAGE_EXTENSIONS if name in content), None)
-                if extension is None or "json" not in content:
-                    fault("missing_member", key, f"it has only {sorted(content)!r:.80}")
-                    continue
-                try:
-                    sample = parse_sample(content.pop("json"), key=key, shard=shard.name)
-                except SampleError as error:
-                    fault(error.kind, key, str(error))
-                    continue
-                yield key, content.pop(extension), sample, content
+        for found, sample in walk_records(shard, report):
+            extra = {name: found.read(name) for name in found.members if name not in (found.image_extension, "json")}
+            yield found.key, found.read(found.image_extension or ""), sample, extra

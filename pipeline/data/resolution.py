@@ -11,14 +11,15 @@ from functools import lru_cache
 
 import numpy as np
 
+from pipeline.base.constants import PATCH_BUDGETS
+
 PATCH_SIZE = 16  # pixels, as SigLIP 2's NaFlex towers
-DEFAULT_LEVELS = (128, 256, 576, 784, 1024)  # patches, as FG-CLIP 2
 # The ends and the precision of SigLIP 2's search. They belong to the function that the towers were trained with:
 # another precision picks another grid for some sizes.
 SMALLEST_SCALE, LARGEST_SCALE, SCALE_PRECISION = 1e-6, 100.0, 1e-5
 
 
-def level_of(width: int, height: int, levels: Sequence[int] = DEFAULT_LEVELS) -> int:
+def level_of(width: int, height: int, levels: Sequence[int] = PATCH_BUDGETS) -> int:
     """The smallest level that holds all whole patches of the image; the highest one where none does."""
     count = (width // PATCH_SIZE) * (height // PATCH_SIZE)
     return next((level for level in levels if count <= level), levels[-1])

@@ -12,8 +12,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.base.constants import LANGUAGES
+
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-LANGUAGES = ("en", "zh")
 MAX_TEXT_LENGTH = 20_000  # characters; assumption: two hundred times a long caption is damage, not language
 
 
@@ -147,9 +148,10 @@ def parse_sample(
         score = region.get("score")
         if score is not None and not (_is_number(score) and math.isfinite(score)):
             raise fail("bad_field", f"{where}score is {score!r:.80}; it must be a finite number")
+        x1, y1, x2, y2 = map(float, region["box"])
         parsed.append(
             Region(
-                box=tuple(float(v) for v in region["box"]),
+                box=(x1, y1, x2, y2),
                 phrase=phrase,
                 long_phrase=text(region, "long_phrase", where),
                 category=text(region, "category", where),

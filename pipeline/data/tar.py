@@ -1,5 +1,7 @@
 """Members of a plain tar with the offset of their bytes, and nothing else: no extraction, no links, no guessing.
 
+Who wants samples and records takes ``records.walk_tar`` or ``records.walk_records``.
+
 ``tarfile`` ends silently at a damaged header in mid-file, which looks like a shorter shard. Here every way in which a
 tar can be damaged is an error with its own name, and what stands before the damage is still read.
 """
@@ -34,8 +36,11 @@ class Member:
     problem: str | None = None
 
 
-def scan_tar(file: BinaryIO) -> Iterator[Member]:
+def scan_tar(file: BinaryIO, *, end_mark_required: bool = False) -> Iterator[Member]:
     """Members in file order. ``file`` must be seekable; the caller may read from it between members.
+
+    Args:
+        end_mark_required: a tar that ends without a block of zeros is cut; some writers leave the mark out.
 
     Raises:
         TarFault: where the tar is empty, cut, or has a header that is not one; after the whole members before it.
@@ -47,6 +52,8 @@ def scan_tar(file: BinaryIO) -> Iterator[Member]:
     while zero_blocks < 2:
         header = _read(file, position, BLOCK, length, "header")
         if header is None:  # some writers leave out the two zero blocks, which loses no member
+            if end_mark_required and not zero_blocks:
+                raise TarFault("truncated_shard", f"the file ends at {length} before its end mark")
             return
         position += BLOCK
         if header.count(0) == BLOCK:
@@ -146,7 +153,9 @@ def _member(raw_name: bytes, offset: int, size: int, kind: bytes) -> Member:
     return Member(name.removeprefix("./"), offset, size, problem)
 
 
-def group_members(file: BinaryIO, on_fault: Callable[[str, str, str], None]) -> Iterator[tuple[str, dict[str, Member]]]:
+def group_members(
+    file: BinaryIO, on_fault: Callable[[str, str, str], None], *, end_mark_required: bool = False
+) -> Iterator[tuple[str, dict[str, Member]]]:
     """``(key, members by extension)`` of each run of members with one key, as WebDataset groups them.
 
     ``on_fault(kind, key, message)`` hears of members that must not be used and of damage that ends the tar; what
@@ -156,7 +165,7 @@ def group_members(file: BinaryIO, on_fault: Callable[[str, str, str], None]) -> 
     members: dict[str, Member] = {}
     damage: TarFault | None = None
     try:
-        for member in scan_tar(file):
+        for member in scan_tar(file, end_mark_required=end_mark_required):
             key, extension = split_name(member.name)
             if member.problem:
                 on_fault("unsafe_member", member.name, member.problem)

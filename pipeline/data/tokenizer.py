@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pipeline.base.files import write_bytes
 
 SENTENCEPIECE_FILE = "tokenizer.model"
 PAD_ID = 0  # the towers were trained with it; it is not a setting
@@ -44,7 +47,7 @@ class Tokenizer:
             then makes the ids, four times as fast; ``load_tokenizer`` has seen that they are the same.
     """
 
-    def __init__(self, pretrained, sentencepiece_model: bytes | None = None) -> None:
+    def __init__(self, pretrained: Any, sentencepiece_model: bytes | None = None) -> None:
         self._pretrained, self._model = pretrained, sentencepiece_model
         self._pieces = _processor(sentencepiece_model) if sentencepiece_model is not None else None
         self._backend = pretrained.backend_tokenizer
@@ -53,7 +56,9 @@ class Tokenizer:
         self._backend.no_truncation()
         self.end_id: int = pretrained.eos_token_id
 
-    def __reduce__(self):  # the backend's switches are not part of its pickle
+    def __reduce__(
+        self,
+    ) -> tuple[type[Tokenizer], tuple[Any, bytes | None]]:  # the backend's switches are not part of its pickle
         return Tokenizer, (self._pretrained, self._model)
 
     @property
@@ -83,7 +88,7 @@ class Tokenizer:
         """Write a folder that ``load_tokenizer`` and transformers' AutoTokenizer read back."""
         self._pretrained.save_pretrained(str(folder))
         if self._model is not None:
-            (Path(folder) / SENTENCEPIECE_FILE).write_bytes(self._model)
+            write_bytes(Path(folder) / SENTENCEPIECE_FILE, self._model)
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -129,13 +134,13 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return fast if fast.token_lists(PROBES, PROBE_LENGTH) == tokenizer.token_lists(PROBES, PROBE_LENGTH) else tokenizer
 
 
-def _processor(model: bytes):
+def _processor(model: bytes) -> Any:
     import sentencepiece
 
     return sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
-def _check(pretrained, folder: Path, model: bytes | None) -> None:
+def _check(pretrained: Any, folder: Path, model: bytes | None) -> None:
     if pretrained.pad_token_id != PAD_ID:
         raise TokenizerError(
             f"the padding id of {folder} is {pretrained.pad_token_id}; the text tower needs {PAD_ID}, "
@@ -146,7 +151,7 @@ def _check(pretrained, folder: Path, model: bytes | None) -> None:
     size = len(pretrained)
     if model is not None:
         expected = _processor(model).get_piece_size()
-        if size < expected:  # transformers falls back to five special tokens without a word
+        if size < expected:  # transformers falls back to five special tokens without an error
             raise TokenizerError(
                 f"{folder} loads {size} tokens, but its {SENTENCEPIECE_FILE} has {expected}; "
                 "delete its other tokenizer files or save the tokenizer again"

@@ -18,6 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pipeline.base.ranks import RankError, read_rank_info
 from pipeline.preflight.collective import Bandwidth
 from pipeline.preflight.hostfile import SSH, SSH_FAILED, Host, HostfileError, read_hostfile, remote_command, run_remote
 from pipeline.preflight.report import HostReport, make_report
@@ -39,11 +40,12 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if arguments.hostfile is not None:
             return _from_hostfile(arguments)
-        if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
+        info = read_rank_info()
+        if info.world_size > 1:
             from pipeline.preflight.launched import run_launched
 
-            return run_launched(arguments, _limits(arguments))
-    except HostfileError as error:
+            return run_launched(info, arguments, _limits(arguments))
+    except (HostfileError, RankError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -114,7 +116,8 @@ def _all_reduce(
     hosts: list[Host], rows: list[HostRow], arguments: argparse.Namespace
 ) -> tuple[Bandwidth | None, str | None]:
     """Run this module on all slots of all hosts by torchrun over ssh; the result of rank 0, or a fault."""
-    master = rows[0].report.address or hosts[0].name
+    report = rows[0].report
+    master = (report.address if report else None) or hosts[0].name
     common = ["-m", "torch.distributed.run", "--nnodes", str(len(hosts)), "--master-addr", master]
     common += ["--master-port", str(arguments.port)]
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -20,20 +18,6 @@ class Bandwidth:
     seconds: float
     gigabytes_per_second: float
     right: bool
-
-
-def join(timeout_seconds: float) -> torch.device:
-    """Join the process group of the launcher's variables; the device to use."""
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        timeout=timedelta(seconds=timeout_seconds),
-        device_id=device if on_gpu else None,
-    )
-    return device
 
 
 def measure(device: torch.device, megabytes: float, repeats: int = 3) -> Bandwidth:

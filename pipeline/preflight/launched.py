@@ -12,38 +12,36 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipeline.preflight.collective import join, measure
+from pipeline.base.distributed import join_process_group
+from pipeline.base.ranks import RankInfo
+from pipeline.preflight.collective import measure
 from pipeline.preflight.report import HostReport, make_report
 from pipeline.preflight.verdict import MARK, HostRow, Limits, conclude, judge
 
 
-def run_launched(arguments: argparse.Namespace, limits: Limits) -> int:
+def run_launched(info: RankInfo, arguments: argparse.Namespace, limits: Limits) -> int:
     """On every rank; rank 0 prints. The same exit status on all of them."""
-    for name, slurm in (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"), ("LOCAL_RANK", "SLURM_LOCALID")):
-        if name not in os.environ and slurm in os.environ:
-            os.environ[name] = os.environ[slurm]
-    device = join(arguments.timeout_seconds)
+    device = join_process_group(info, arguments.timeout_seconds)
     try:
-        return check_ranks(arguments, limits, device)
+        return check_ranks(info, arguments, limits, device)
     finally:
         dist.destroy_process_group()
 
 
-def check_ranks(arguments: argparse.Namespace, limits: Limits, device: torch.device) -> int:
+def check_ranks(info: RankInfo, arguments: argparse.Namespace, limits: Limits, device: torch.device) -> int:
     """The checks, in a process group that was joined; collective."""
     bandwidth = measure(device, arguments.megabytes)
     if arguments.all_reduce_only:
-        if dist.get_rank() == 0:
+        if info.is_main:
             print(MARK + json.dumps(dataclasses.asdict(bandwidth)), flush=True)
         return 0
-    first_on_host = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    report = make_report(arguments.run_folder, arguments.shards) if first_on_host else None
+    report = make_report(arguments.run_folder, arguments.shards) if info.is_local_main else None
     dist.barrier()
     now = time.time()  # all ranks pass the barrier at nearly one moment
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, (os.uname().nodename, now, dataclasses.asdict(report) if report else None))
     status = [0]
-    if dist.get_rank() == 0:
+    if info.is_main:
         rows = _rows(gathered)
         faults = judge(rows, limits)
         if not bandwidth.right:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.base.files import write_json
 from pipeline.preflight.collective import Bandwidth
 from pipeline.preflight.report import HostReport
 
@@ -39,72 +38,85 @@ class HostRow:
     faults: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A host that answered: its row, and the report in it."""
+
+    row: HostRow
+    report: HostReport
+
+
 def judge(rows: Sequence[HostRow], limits: Limits) -> list[str]:
     """Fill each row's cells and faults; all faults, each beginning with the line it belongs to."""
-    reference = next((row for row in rows if row.report is not None), None)
+    reference: Answer | None = None
     for row in rows:
         if row.report is None:
             row.cells = {"ssh": "FAIL"} | dict.fromkeys(COLUMNS[1:], "?")
             row.faults.append(row.ssh_error or "no report")
             continue
+        answer = Answer(row, row.report)
+        reference = reference or answer
         row.cells["ssh"] = "ok"
         for column, check in CHECKS.items():
-            text, fault = check(row, reference, limits)
+            text, fault = check(answer, reference, limits)
             row.cells[column] = f"FAIL {text}" if fault else text
             if fault:
                 row.faults.append(fault)
     return [f"{row.label}: {fault}" for row in rows for fault in row.faults]
 
 
-def _packages(row: HostRow, reference: HostRow, limits: Limits) -> tuple[str, str | None]:
-    ours, theirs = reference.report.versions, row.report.versions
+def _packages(host: Answer, reference: Answer, limits: Limits) -> tuple[str, str | None]:
+    ours, theirs = reference.report.versions, host.report.versions
     wrong = [
         f"{name} {theirs.get(name)}, not {version}" for name, version in ours.items() if theirs.get(name) != version
     ]
     if not wrong:
         return f"torch {theirs.get('torch')}", None
     return wrong[0], (
-        f"{'; '.join(wrong)} as on {reference.name}; install the same versions into {row.report.python} there"
+        f"{'; '.join(wrong)} as on {reference.row.name}; install the same versions into {host.report.python} there"
     )
 
 
-def _revision(row: HostRow, reference: HostRow, limits: Limits) -> tuple[str, str | None]:
-    ours, theirs = reference.report.revision, row.report.revision
+def _revision(host: Answer, reference: Answer, limits: Limits) -> tuple[str, str | None]:
+    ours, theirs = reference.report.revision, host.report.revision
     text = _short(theirs)
     if theirs == ours:
         return text, None
-    return text, f"code revision {text}, {_short(ours)} on {reference.name}; check out the same commit there"
+    return text, f"code revision {text}, {_short(ours)} on {reference.row.name}; check out the same commit there"
 
 
-def _accelerators(row: HostRow, reference: HostRow, limits: Limits) -> tuple[str, str | None]:
-    devices, expected = row.report.accelerators, reference.report.accelerators
+def _accelerators(host: Answer, reference: Answer, limits: Limits) -> tuple[str, str | None]:
+    devices, expected = host.report.accelerators, reference.report.accelerators
     text = f"{len(devices)} x {devices[0]}" if devices else "cpu"
     if bool(devices) != bool(expected):
-        return text, f"{len(devices)} accelerators, {len(expected)} on {reference.name}; use hosts of one kind"
-    if devices and len(devices) < row.slots:
+        return text, f"{len(devices)} accelerators, {len(expected)} on {reference.row.name}; use hosts of one kind"
+    if devices and len(devices) < host.row.slots:
         return (
             text,
-            f"slots={row.slots}, but {len(devices)} accelerators; write slots={len(devices)} or find the missing",
+            f"slots={host.row.slots}, but {len(devices)} accelerators; write slots={len(devices)} or find the missing",
         )
     if devices and set(devices) != set(expected):
-        return text, f"{devices[0]}, {expected[0]} on {reference.name}; the slowest sets the pace, leave one kind out"
+        return (
+            text,
+            f"{devices[0]}, {expected[0]} on {reference.row.name}; the slowest sets the pace, leave one kind out",
+        )
     return text, None
 
 
-def _clock(row: HostRow, reference: HostRow, limits: Limits) -> tuple[str, str | None]:
-    if row.clock_offset_seconds is None:
+def _clock(host: Answer, reference: Answer, limits: Limits) -> tuple[str, str | None]:
+    if host.row.clock_offset_seconds is None:
         return "?", None
-    text = f"{row.clock_offset_seconds:+.1f} s"
-    if abs(row.clock_offset_seconds) <= limits.clock_seconds + row.clock_uncertainty_seconds:
+    text = f"{host.row.clock_offset_seconds:+.1f} s"
+    if abs(host.row.clock_offset_seconds) <= limits.clock_seconds + host.row.clock_uncertainty_seconds:
         return text, None
     return (
         text,
-        f"clock differs by {row.clock_offset_seconds:+.1f} s; switch on time synchronisation (chrony, ntp) there",
+        f"clock differs by {host.row.clock_offset_seconds:+.1f} s; switch on time synchronisation (chrony, ntp) there",
     )
 
 
-def _disk(row: HostRow, reference: HostRow, limits: Limits) -> tuple[str, str | None]:
-    free = row.report.free_gigabytes
+def _disk(host: Answer, reference: Answer, limits: Limits) -> tuple[str, str | None]:
+    free = host.report.free_gigabytes
     text = f"{free:.0f} GB"
     if free >= limits.free_gigabytes:
         return text, None
@@ -114,19 +126,19 @@ def _disk(row: HostRow, reference: HostRow, limits: Limits) -> tuple[str, str | 
     )
 
 
-def _shards(row: HostRow, reference: HostRow, limits: Limits) -> tuple[str, str | None]:
-    report = row.report
+def _shards(host: Answer, reference: Answer, limits: Limits) -> tuple[str, str | None]:
+    report = host.report
     if not (report.shards or report.shard_errors):
         return "-", None
     if report.shard_errors:
         return "unreadable", "; ".join(report.shard_errors.values())
     for folder, digest in report.shards.items():
         if reference.report.shards.get(folder, digest) != digest:
-            return "other data", f"{folder} holds other shards than on {reference.name}; copy the same to both"
+            return "other data", f"{folder} holds other shards than on {reference.row.name}; copy the same to both"
     return f"{report.num_samples} samples", None
 
 
-CHECKS: dict[str, Callable[[HostRow, HostRow, Limits], tuple[str, str | None]]] = {
+CHECKS: dict[str, Callable[[Answer, Answer, Limits], tuple[str, str | None]]] = {
     "packages": _packages,
     "revision": _revision,
     "accelerators": _accelerators,
@@ -163,9 +175,7 @@ def conclude(rows: list[HostRow], faults: list[str], bandwidth: Bandwidth | None
             "faults": faults,
             "all_reduce": dataclasses.asdict(bandwidth) if bandwidth else None,
         }
-        aside = json_file.with_name(f".{json_file.name}.part")
-        aside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(aside, json_file)
+        write_json(json_file, record)
     return 1 if faults else 0
 
 

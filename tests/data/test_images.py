@@ -14,9 +14,10 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import (
     get_image_size_for_max_num_patches,
 )
 
+from pipeline.base.constants import PATCH_BUDGETS
 from pipeline.data import images
 from pipeline.data.images import ImageFault, decode_array, decode_image, image_size, patchify, write_patches
-from pipeline.data.resolution import DEFAULT_LEVELS, PATCH_SIZE, grid_of, level_of
+from pipeline.data.resolution import PATCH_SIZE, grid_of, level_of
 from tests.data.shards import image_bytes
 from tests.shared_data import shared
 
@@ -41,7 +42,7 @@ def test_grids_are_those_of_the_reference_processor():
     draws = random.Random(0)
     for _ in range(300):
         width, height = draws.randint(1, 3000), draws.randint(1, 3000)
-        patches = draws.choice([*DEFAULT_LEVELS, 196])
+        patches = draws.choice([*PATCH_BUDGETS, 196])
         expected = get_image_size_for_max_num_patches(height, width, PATCH_SIZE, patches)
         rows, columns = grid_of(width, height, patches)
         assert (rows * PATCH_SIZE, columns * PATCH_SIZE) == expected

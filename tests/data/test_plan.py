@@ -8,10 +8,10 @@ import time
 import numpy as np
 import pytest
 
+from pipeline.base.constants import LANGUAGES
 from pipeline.config import DataSettings
 from pipeline.data.manifest import IndexProblem, Manifest
 from pipeline.data.plan import Plan, rank_slice
-from pipeline.data.schema import LANGUAGES
 
 LEVELS = (128, 256, 576)
 

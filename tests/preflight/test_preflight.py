@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from data_tools.shards import ShardWriter
+from pipeline.base.ranks import read_rank_info
 from pipeline.data.schema import Sample
 from pipeline.preflight.__main__ import main
 from pipeline.preflight.hostfile import Host, HostfileError, launcher_environment, read_hostfile, remote_command
@@ -156,7 +157,7 @@ def launched(folder: str, min_free_gigabytes: float = 0.0) -> int:
     arguments = argparse.Namespace(
         all_reduce_only=False, run_folder=folder, shards=[], megabytes=0.4, json=Path(folder) / "out.json"
     )
-    return check_ranks(arguments, Limits(free_gigabytes=min_free_gigabytes), torch.device("cpu"))
+    return check_ranks(read_rank_info(), arguments, Limits(free_gigabytes=min_free_gigabytes), torch.device("cpu"))
 
 
 def _png() -> bytes:
