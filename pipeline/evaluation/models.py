@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor
 
+from pipeline.config import read_saved_values
 from pipeline.evaluation.results import EvaluationError
 from pipeline.evaluation.scclip import Calibration, calibrated_patches
 
@@ -213,7 +213,7 @@ def run_settings(checkpoint: str | Path) -> dict[str, Any]:
     """The settings.yaml of the run that made ``checkpoint`` (the run's folder, or a folder in it); {} without one."""
     for folder in (Path(checkpoint), *list(Path(checkpoint).resolve().parents)[:2]):
         if (folder / "settings.yaml").is_file():
-            return yaml.safe_load((folder / "settings.yaml").read_text(encoding="utf-8")) or {}
+            return read_saved_values(folder / "settings.yaml")
     return {}
 
 

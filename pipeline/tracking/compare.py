@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.base.files import write_json
 from pipeline.base.run_folder import RunFolder
-from pipeline.config import SettingsError, Stage1Settings, Stage2Settings, load_settings
+from pipeline.config import SettingsError, read_saved_settings, read_saved_values
 from pipeline.drawing.curves import Curves, default_metrics, draw_curves
 from pipeline.drawing.save import save_picture
 from pipeline.tracking.local_log import read_curves
@@ -157,11 +155,10 @@ def _from_mlflow(run_id: str, uri: str | None) -> RunView:
 
 def read_settings(path: Path) -> dict[str, str]:
     """Settings of a run by their full names, as they are named in MLflow; those of another version as they stand."""
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     try:
-        return settings_as_text(load_settings(Stage2Settings if "region_loss" in values else Stage1Settings, path))
+        return settings_as_text(read_saved_settings(path))
     except SettingsError:
-        return _flat(values)
+        return _flat(read_saved_values(path))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:

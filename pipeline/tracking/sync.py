@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from pipeline.base.run_folder import RunFolder
-from pipeline.config import SettingsError, Stage2Settings, load_settings
+from pipeline.config import SettingsError, read_saved_settings
 from pipeline.tracking.local_log import read_entries
 from pipeline.tracking.parameters import settings_as_text
 from pipeline.tracking.store import STORE_ERRORS, Store, find_run, save_run
@@ -32,7 +32,7 @@ def sync_run(folder: str | Path) -> int:
         raise ValueError(f"{folder} holds no tracking.json; give the folder of a run made with tracking.enabled=true")
     run_folder, run_id, address = found
     settings_file = RunFolder.at(run_folder).settings
-    params = settings_as_text(load_settings(Stage2Settings, settings_file)) if settings_file.is_file() else {}
+    params = settings_as_text(read_saved_settings(settings_file)) if settings_file.is_file() else {}
     tags = {"run_folder": str(run_folder)} if run_id is None else {}
     store = Store.connect(address, run_id, params if run_id is None else {}, tags, status=None)
     save_run(run_folder, address, store.run_id)

@@ -25,9 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.training.engine import Place
+from pipeline.base.ranks import RankInfo
+from pipeline.training.full_state import MOMENTS, full_tensors, prepare_moments, set_moment
 from pipeline.training.state import TrainState
-from pipeline.training.whole_tensors import MOMENTS, prepare_moments, set_moment, whole_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def save_checkpoint(
     engine: Any,
     state: TrainState,
     objective: dict[str, Any],
-    place: Place,
+    rank_info: RankInfo,
     folder: Path | None = None,
 ) -> Path:
     """Write a checkpoint; every rank must call it. Returns its folder.
@@ -111,7 +111,7 @@ def save_checkpoint(
     folder = folder or checkpoint_folder(run_folder, state.step)
     aside = folder.with_name(folder.name + ".writing")
     error = ""
-    if place.is_first:
+    if rank_info.is_main:
         try:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
@@ -120,27 +120,27 @@ def save_checkpoint(
     dist.barrier()
     mine = {  # the gathering is collective, so it comes before anything that can fail on one rank alone
         name: tensor
-        for number, (name, tensor) in enumerate(whole_tensors(engine))
-        if number % place.world_size == place.rank
+        for number, (name, tensor) in enumerate(full_tensors(engine))
+        if number % rank_info.world_size == rank_info.rank
     }
     files = {}
     try:
-        name = f"tensors-{place.rank:05d}-of-{place.world_size:05d}.safetensors"
+        name = f"tensors-{rank_info.rank:05d}-of-{rank_info.world_size:05d}.safetensors"
         files[name] = _write_tensors(aside / name, mine)
-        if place.is_first:
+        if rank_info.is_main:
             files[OBJECTIVE] = _write_tensors(aside / OBJECTIVE, _flat(objective))
             engine.module.config.save_pretrained(aside)
     except (OSError, SafetensorError) as problem:
-        error = error or f"rank {place.rank}: {problem}"
-    outcomes: list[Any] = [None] * place.world_size
+        error = error or f"rank {rank_info.rank}: {problem}"
+    outcomes: list[Any] = [None] * rank_info.world_size
     dist.all_gather_object(outcomes, (error, files))
     problems = [problem for problem, _ in outcomes if problem]
-    if place.is_first and not problems:
+    if rank_info.is_main and not problems:
         record = {
             "format": FORMAT_VERSION,
             "step": state.step,
             "state": state.to_json(),
-            "world_size": place.world_size,
+            "world_size": rank_info.world_size,
             "files": {name: facts for _, written in outcomes for name, facts in written.items()},
         }
         try:
@@ -152,7 +152,7 @@ def save_checkpoint(
     verdict = [problems]
     dist.broadcast_object_list(verdict, src=0)
     if verdict[0]:
-        if place.is_first:
+        if rank_info.is_main:
             shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(
             f"checkpoint {folder} was not written ({'; '.join(verdict[0])}); the one before it is untouched; "

@@ -1,82 +1,30 @@
-"""From settings to a DeepSpeed engine: process group, ZeRO configuration, precision."""
+"""From settings to a DeepSpeed engine: cores, ZeRO configuration, precision."""
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
+from pipeline.base.ranks import RankInfo
 from pipeline.config import SettingsError, Stage1Settings, TrainSettings
 from pipeline.training.optimizer import make_optimizer, parameter_groups
-
-# Where the launchers in use put a process's place: DeepSpeed and torchrun, Slurm, Open MPI.
-RANK_VARIABLES = {
-    "RANK": ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"),
-    "WORLD_SIZE": ("WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"),
-    "LOCAL_RANK": ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK"),
-}
+from pipeline.training.run import Engine
 
 
-@dataclass(frozen=True)
-class Place:
-    """This process among all."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-    device: torch.device
-
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
-
-
-def find_place() -> Place:
-    """Read the standard rank variables; a process started by hand is the only one."""
-
-    def read(name: str, default: int) -> int:
-        return next((int(os.environ[v]) for v in RANK_VARIABLES[name] if v in os.environ), default)
-
-    world_size, local_rank = read("WORLD_SIZE", 1), read("LOCAL_RANK", 0)
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", world_size)))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    return Place(read("RANK", 0), world_size, local_rank, local_world_size, device)
-
-
-def join_process_group(place: Place, timeout_seconds: float) -> None:
-    """Start NCCL on GPUs, gloo on CPUs. A single process too forms a group, so that one code path serves all."""
-    for name, value in (("RANK", place.rank), ("WORLD_SIZE", place.world_size), ("LOCAL_RANK", place.local_rank)):
-        os.environ[name] = str(value)  # DeepSpeed reads these
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29500" if place.world_size > 1 else "0")
-    on_gpu = place.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(place.device)
-    store = dist.HashStore() if place.world_size == 1 else None  # one process needs no port
-    dist.init_process_group(
-        "nccl" if on_gpu else "gloo",
-        timeout=timedelta(seconds=timeout_seconds),
-        device_id=place.device if on_gpu else None,
-        **({"store": store, "rank": 0, "world_size": 1} if store is not None else {}),
-    )
-
-
-def prepare_cores(place: Place, settings: TrainSettings) -> None:
+def prepare_cores(rank_info: RankInfo, device: torch.device, settings: TrainSettings) -> None:
     """Divide the machine's cores among its ranks; on CPUs, let them add up in one order.
 
     With two threads or more, torch adds the gradients of an indexed tensor's repeated rows by atomic additions, in
     whatever order the threads come, and a resumed run would differ from an uninterrupted one in its last bits.
     """
-    torch.set_num_threads(settings.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // place.local_world_size))
-    if place.device.type == "cpu":
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(settings.threads_per_rank or max(1, cores // rank_info.local_world_size))
+    if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a search for errors that costs time
 
@@ -123,9 +71,9 @@ def deepspeed_config(settings: TrainSettings, clip_norm: float, world_size: int)
     return {**config, **owned}
 
 
-def build_engine(model: nn.Module, settings: Stage1Settings, place: Place) -> Any:
+def build_engine(model: nn.Module, settings: Stage1Settings, rank_info: RankInfo, device: torch.device) -> Engine:
     """The DeepSpeed engine of a model whose weights are final (loaded, frozen where the stage wants it)."""
-    os.environ.setdefault("DS_ACCELERATOR", place.device.type)
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
     import deepspeed  # imported here: it probes compilers and accelerators, which --help need not wait for
 
     # An extension for inference on CPUs that DeepSpeed 0.19 compiles at the first start and training never calls. A
@@ -136,9 +84,9 @@ def build_engine(model: nn.Module, settings: Stage1Settings, place: Place) -> An
             parameter.data = parameter.data.reshape(1)
     groups = parameter_groups(model.named_parameters(), settings.optimizer)
     engine, *_ = deepspeed.initialize(
-        model=model.to(place.device),
+        model=model.to(device),
         optimizer=make_optimizer(groups, settings.optimizer),
-        config=deepspeed_config(settings.train, settings.optimizer.gradient_clip_norm, place.world_size),
+        config=deepspeed_config(settings.train, settings.optimizer.gradient_clip_norm, rank_info.world_size),
         dist_init_required=False,
     )
     return engine

@@ -31,11 +31,11 @@ def evaluation_callback(settings: Stage1Settings, model: Any, tokenizer: Any) ->
     def evaluate(run: Any) -> None:
         if run.state.step % chosen.every_steps:
             return
-        from pipeline.training.whole_tensors import whole_state_dict
+        from pipeline.training.full_state import full_state_dict
 
         run.heartbeat.beat(run.state.step, "evaluation", allowed_seconds=LIMIT_SECONDS)
-        weights = whole_state_dict(run.engine.module)  # collective: ZeRO 3 gathers
-        if run.place.is_first:
+        weights = full_state_dict(run.engine.module)  # collective: ZeRO 3 gathers
+        if run.rank_info.is_main:
             run.tracker.log(run.state.step, _scores(settings, model.config, weights, tokenizer, run))
         dist.barrier()
 
@@ -50,10 +50,10 @@ def _scores(settings: Stage1Settings, config: Any, weights: dict, tokenizer: Any
 
     copy = FGCLIP2(config)
     copy.load_state_dict(weights)
-    if not run.with_regions:
+    if not run.settings.trains_regions:
         copy.copy_heads_for_stage2()
     evaluated = FGCLIP2Evaluation(
-        copy.to(run.place.device).eval(),
+        copy.to(run.device).eval(),
         tokenizer,
         levels=settings.data.levels,
         prefixes=settings.data.short_caption_prefix,

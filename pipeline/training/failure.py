@@ -16,8 +16,9 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from pipeline.base.ranks import RankInfo
+from pipeline.base.run_folder import RunFolder
 from pipeline.data.batch import Batch
-from pipeline.training.engine import Place
 
 
 class NonFiniteStep(RuntimeError):
@@ -25,33 +26,31 @@ class NonFiniteStep(RuntimeError):
 
 
 def bundle_folder(run_folder: str | Path, step: int) -> Path:
-    return Path(run_folder) / "failures" / f"step-{step:08d}"
+    return RunFolder.at(run_folder).failures / f"step-{step:08d}"
 
 
 def write_rank_bundle(
-    folder: Path, place: Place, batch: Batch, losses: dict[str, float], facts: dict[str, Any]
+    folder: Path, rank_info: RankInfo, batch: Batch, losses: dict[str, float], facts: dict[str, Any]
 ) -> None:
     """One rank's batch and loss parts; the checkpoint beside them holds the weights from before the update."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {n: t.detach().cpu().contiguous() for n, t in batch.tensors().items()},
-        folder / f"batch-{place.rank:05d}.safetensors",
+        folder / f"batch-{rank_info.rank:05d}.safetensors",
     )
     record = {"keys": batch.keys, "language": batch.language, "losses": losses, **facts}
     text = json.dumps(record, indent=1, ensure_ascii=False)
-    (folder / f"rank-{place.rank:05d}.json").write_text(text, encoding="utf-8")
+    (folder / f"rank-{rank_info.rank:05d}.json").write_text(text, encoding="utf-8")
 
 
 def replay(folder: Path) -> int:
     """Run the step of a bundle again on one process; prints each loss part and what is not finite. 0: all finite."""
-    from pipeline.config import Stage1Settings, Stage2Settings, load_settings
+    from pipeline.config import read_saved_settings
     from pipeline.model import FGCLIP2, FGCLIP2Config
     from pipeline.training.checkpoint import read_objective, read_weights
     from pipeline.training.losses import StageLosses
 
-    settings_file = folder.parents[1] / "settings.yaml"
-    two_stages = "region_loss" in settings_file.read_text(encoding="utf-8")
-    settings = load_settings(Stage2Settings if two_stages else Stage1Settings, settings_file)
+    settings = read_saved_settings(RunFolder.containing(folder).settings)
     checkpoint = folder / "checkpoint"
     model = FGCLIP2(FGCLIP2Config.from_pretrained(checkpoint))
     model.load_state_dict(read_weights(checkpoint))
@@ -65,7 +64,7 @@ def replay(folder: Path) -> int:
         losses = StageLosses(settings)
         losses.state.load_state_dict(read_objective(checkpoint, losses.state.state_dict()))
         model.zero_grad()
-        output = losses(model(batch, regions=two_stages), batch)
+        output = losses(model(batch, regions=settings.trains_regions), batch)
         output.total.backward()
         values = {"total": float(output.total.detach()), **{n: float(v) for n, v in output.parts.items()}}
         wrong = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]

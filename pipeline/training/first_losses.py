@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.config import RegionLossSettings, Stage1Settings
+from pipeline.config import RegionLossSettings, Stage1Settings, Stage2Settings
 
 # Where the recipe starts the scalars, exponentiated.
 START_SCALES = {"global_scale": 10.0, "global_bias": -10.0, "finegrained": 100.0, "hardneg": 100.0}
@@ -54,9 +54,9 @@ def expected_first_losses(
             mean, spread = cosines.of(name)
             logits = scales["global_scale"] * (mean + spread * _normal(1, 100_000)[0]) + scales["global_bias"]
             expected[name] = float(F.softplus(-logits).mean() + (pairs - 1) * F.softplus(logits).mean())
-    region: RegionLossSettings | None = getattr(settings, "region_loss", None)
-    if region is None:
+    if not isinstance(settings, Stage2Settings):
         return expected
+    region = settings.region_loss
     if regions := int(counters.get("fgv/regions", 0)):
         expected["fgv"] = _softmax_loss(scales["finegrained"] * cosines.of("fgv")[1], regions)
     if texts := int(counters.get("tic/texts", 0)):
@@ -89,7 +89,7 @@ def check_first_losses(
     """
     actual = {name: health.get(f"scale/{name}", start) for name, start in START_SCALES.items()}
     scales = START_SCALES if from_random_weights else actual
-    warnings = _wrong_scales(actual, from_random_weights, hasattr(settings, "region_loss"))
+    warnings = _wrong_scales(actual, from_random_weights, settings.trains_regions)
     for name, wanted in expected_first_losses(settings, counters, width, health, scales).items():
         if name not in parts:
             continue

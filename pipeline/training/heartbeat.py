@@ -4,7 +4,7 @@ Each rank has two threads. One exchanges records (step, phase, how long since th
 own that rank 0 keeps; rank 0 reads all records and publishes a verdict, the others read the verdict and rank 0's
 record, so traffic grows with the number of ranks, not with its square. The other thread decides; it never waits for
 the network, so a store that hangs with rank 0 is noticed as rank 0's silence. Ages are counted on the reader's own
-clock: hosts need not agree on the time. A guardian process (guardian.py) ends a rank that cannot end itself.
+clock: hosts need not agree on the time. A watchdog process (watchdog.py) ends a rank that cannot end itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pipeline.training.guardian import Guardian
+from pipeline.training.watchdog import Watchdog
 
 EXIT_STATUS = 76  # of a rank that ends because of another; sysexits.h calls it EX_PROTOCOL
 INTERVAL_SECONDS = 1.0
@@ -34,8 +34,8 @@ STORE_ERRORS = (RuntimeError, OSError, ValueError)  # torch's DistError is a Run
 
 
 @dataclass
-class Record:
-    """What a rank says of itself. ``still_seconds``: since its last :meth:`Heartbeat.beat`."""
+class RankReport:
+    """What a rank reports of itself. ``still_seconds``: since its last :meth:`Heartbeat.beat`."""
 
     rank: int
     step: int = 0
@@ -48,7 +48,7 @@ class Record:
     host: str = field(default_factory=socket.gethostname)
     count: int = 0
 
-    def place(self) -> str:
+    def location(self) -> str:
         return f"step {self.step}, phase {self.phase} (host {self.host})"
 
 
@@ -56,7 +56,7 @@ class Record:
 class Seen:
     """The last record of a peer, and when (monotonic seconds) it came."""
 
-    record: Record
+    record: RankReport
     at: float
 
 
@@ -87,7 +87,7 @@ class Heartbeat:
         self._settle_seconds = 2.5 * self._interval  # long enough to hear twice from every rank that lives
         self._failure_at: float | None = None
         self._store, self._on_failure = store, on_failure
-        self._mine = Record(rank, allowed_seconds=self.timeout_seconds)
+        self._mine = RankReport(rank, allowed_seconds=self.timeout_seconds)
         self._changed = time.monotonic()
         self._seen: dict[int, Seen] = {}
         self._last_exchange = time.monotonic()
@@ -96,7 +96,7 @@ class Heartbeat:
         self._stop = threading.Event()
         self._hurry = threading.Event()  # publish now
         self._threads: list[threading.Thread] = []
-        self._guardian: Guardian | None = None
+        self._watchdog: Watchdog | None = None
 
     def beat(self, step: int, phase: str, allowed_seconds: float | None = None) -> None:
         """Say where this rank is; costs a microsecond.
@@ -109,8 +109,8 @@ class Heartbeat:
             self._mine.step, self._mine.phase = int(step), phase
             self._mine.allowed_seconds = max(self.timeout_seconds, allowed_seconds or 0.0)
             self._changed = time.monotonic()
-        if self._guardian is not None:
-            self._guardian.place(f"step {step}, phase {phase}")
+        if self._watchdog is not None:
+            self._watchdog.report(f"step {step}, phase {phase}")
 
     def __enter__(self) -> Heartbeat:
         if self._store is None:
@@ -119,9 +119,9 @@ class Heartbeat:
             self._store.set(VERDICT, "")
             for rank in range(self.world_size):  # so that no get waits for a rank that never said anything
                 self._store.set(
-                    _key(rank), json.dumps(asdict(Record(rank, allowed_seconds=self.timeout_seconds, host="?")))
+                    _key(rank), json.dumps(asdict(RankReport(rank, allowed_seconds=self.timeout_seconds, host="?")))
                 )
-        self._guardian = Guardian(self.rank, self.timeout_seconds * 1.25 + 2)
+        self._watchdog = Watchdog(self.rank, self.timeout_seconds * 1.25 + 2)
         self._changed = self._last_exchange = time.monotonic()
         for target in (self._exchange_loop, self._watch_loop):
             thread = threading.Thread(target=target, name=f"heartbeat{target.__name__}", daemon=True)
@@ -149,11 +149,11 @@ class Heartbeat:
             thread.join(timeout=self.timeout_seconds)
         with contextlib.suppress(*STORE_ERRORS):  # rank 0 may have gone with the store
             self._publish()
-        self._guardian.stop()
+        self._watchdog.stop()
 
     def _announce_failure(self) -> None:
         """Tell the others and wait for the verdict; on rank 0 the store must still be there when they read it."""
-        self._guardian.explain()
+        self._watchdog.explain()
         self._hurry.set()
         deadline = time.monotonic() + FAREWELL_SECONDS
         while not self._verdict and time.monotonic() < deadline:
@@ -189,7 +189,7 @@ class Heartbeat:
         """Rank 0 reads every record, the others rank 0's and the verdict."""
         ranks = range(self.world_size) if self.rank == 0 else [0]
         for rank, data in zip(ranks, self._store.multi_get([_key(rank) for rank in ranks]), strict=True):
-            record = Record(**json.loads(data))
+            record = RankReport(**json.loads(data))
             seen = self._seen.get(rank)
             if seen is None or seen.record.count != record.count:
                 self._seen[rank] = Seen(record, time.monotonic())
@@ -198,7 +198,7 @@ class Heartbeat:
 
     def _watch_loop(self) -> None:
         while not self._stop.wait(self._interval):
-            self._guardian.sign()
+            self._watchdog.alive()
             if self.rank == 0:
                 self._verdict = self._verdict or self._judge()
             elif not self._verdict:
@@ -218,13 +218,13 @@ class Heartbeat:
                 return ""
         limit = self._settle_seconds if failed else self.timeout_seconds
         verdicts = [
-            f"rank {peer.record.rank} silent for {now - peer.at:.0f} s, last heard of at {peer.record.place()}"
+            f"rank {peer.record.rank} silent for {now - peer.at:.0f} s, last heard of at {peer.record.location()}"
             for peer in running
             if now - peer.at > limit
         ]
         # the first to fail is the cause, the others' collectives broke with it
         for peer in sorted(failed, key=lambda peer: -self._still(peer, now))[:1]:
-            verdicts.append(f"rank {peer.record.rank} failed at {peer.record.place()}: {peer.record.text}")
+            verdicts.append(f"rank {peer.record.rank} failed at {peer.record.location()}: {peer.record.text}")
         # all ranks wait for the one that hangs; it is the furthest behind
         behind = min(
             running, key=lambda peer: (peer.record.step, peer.record.beats, -self._still(peer, now)), default=None
@@ -233,7 +233,7 @@ class Heartbeat:
             still = self._still(behind, now)
             if still > behind.record.allowed_seconds + self._interval:
                 how = "silent" if now - behind.at > self._settle_seconds else "stuck"
-                verdicts.append(f"rank {behind.record.rank} {how} for {still:.0f} s at {behind.record.place()}")
+                verdicts.append(f"rank {behind.record.rank} {how} for {still:.0f} s at {behind.record.location()}")
         return "; ".join(verdicts)
 
     @staticmethod
@@ -249,14 +249,16 @@ class Heartbeat:
         limit = self._settle_seconds if self._mine.state == "failed" else self.timeout_seconds
         if now - since <= limit or (seen is not None and seen.record.state == "done"):
             return ""
-        place = seen.record.place() if seen else "the start"
-        return f"rank 0, which keeps the heartbeats, silent for {now - since:.0f} s, last heard of at {place}"
+        location = seen.record.location() if seen else "the start"
+        return f"rank 0, which keeps the heartbeats, silent for {now - since:.0f} s, last heard of at {location}"
 
     def _end(self, verdict: str) -> None:
         """Print, flush, end this process."""
         own_failure = self._mine.state == "failed"
         with contextlib.suppress(OSError):
-            print(f"heartbeat: {verdict}; rank {self.rank} ends at {self._mine.place()}", file=sys.stderr, flush=True)
+            print(
+                f"heartbeat: {verdict}; rank {self.rank} ends at {self._mine.location()}", file=sys.stderr, flush=True
+            )
         if self.rank == 0:  # the store must outlive the verdict's reading
             self._stop.wait(3 * self._interval)
         if own_failure:
@@ -265,7 +267,7 @@ class Heartbeat:
             last_words = threading.Thread(target=self._on_failure, args=(verdict,), daemon=True)
             last_words.start()
             last_words.join(ON_FAILURE_SECONDS)
-        self._guardian.explain()
+        self._watchdog.explain()
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
         os._exit(EXIT_STATUS)

@@ -1,63 +1,29 @@
 """The one loop of both stages: data, forward, losses, backward, update; checkpoints and logs around it.
 
 Every collective below runs on every rank at every step. The order of a step: read micro-batches; forward and losses
-in float32; one all-reduce of three flags (a loss that is not finite, a wish to stop, a wish to save); backward; update.
+in float32; one all-reduce of three flags (a loss that is not finite, a stop request, a due checkpoint); backward;
+update.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.config import Stage1Settings
 from pipeline.data.batch import Batch
+from pipeline.model import Embeddings
 from pipeline.training.checkpoint import CheckpointError, prune_checkpoints, save_checkpoint
-from pipeline.training.engine import Place
 from pipeline.training.failure import NonFiniteStep, bundle_folder, write_rank_bundle
 from pipeline.training.first_losses import check_first_losses
 from pipeline.training.health import embedding_health, gradient_norms, norm_problems
+from pipeline.training.losses import LossOutput
 from pipeline.training.metrics import Progress, reduce_metrics
 from pipeline.training.optimizer import learning_rate, set_learning_rates
+from pipeline.training.run import Run, StepResult
 from pipeline.training.signals import StopRequest
-from pipeline.training.state import TrainState
-
-
-@dataclass
-class Run:
-    """Everything a step needs; assembled by ``pipeline.training.start``."""
-
-    settings: Stage1Settings
-    place: Place
-    engine: Any  # deepspeed.DeepSpeedEngine
-    losses: Any  # pipeline.training.losses.StageLosses
-    loader: Any  # pipeline.data.loader: micro-batches of this rank, in order, without end
-    state: TrainState
-    total_steps: int
-    with_regions: bool
-    tracker: Any
-    heartbeat: Any
-    # Called on every rank with the run after a step's update; they do side effects only, never mathematics.
-    callbacks: list[Callable[[Run], None]] = field(default_factory=list)
-    last_metrics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class StepResult:
-    """What a step's micro-batches left for the log: unweighted loss parts, counters and health of this rank."""
-
-    total: float = 0.0
-    parts: dict[str, float] = field(default_factory=dict)
-    counters: dict[str, float] = field(default_factory=dict)
-    health: dict[str, float] = field(default_factory=dict)
-    wait_seconds: float = 0.0
-    stop: bool = False
-    save: bool = False
 
 
 def train(run: Run) -> int:
@@ -68,7 +34,7 @@ def train(run: Run) -> int:
         CheckpointError: on every rank, if the last checkpoint could not be written.
     """
     settings, state = run.settings.train, run.state
-    progress = Progress(run.total_steps, state.step, run.place.is_first)
+    progress = Progress(run.total_steps, state.step, run.rank_info.is_main)
     started, before = time.monotonic(), state.seconds
     last_saved = time.monotonic()
     with StopRequest() as stop:
@@ -100,18 +66,18 @@ def _step(run: Run, wants_stop: bool, wants_save: bool) -> StepResult:
     settings, state, result = run.settings.train, run.state, StepResult()
     rates = set_learning_rates(run.engine.optimizer, learning_rate(state.step, run.total_steps, run.settings.optimizer))
     # Seeds are a function of step and rank, so no generator's state has to survive a resume.
-    torch.manual_seed((settings.seed * 1_000_003 + state.step) * 4096 + run.place.rank)
+    torch.manual_seed((settings.seed * 1_000_003 + state.step) * 4096 + run.rank_info.rank)
     needs_health = _is_due(state.step + 1, settings.health_every_steps) or state.step == 0
     for part in range(settings.accumulation_steps):
         run.heartbeat.beat(state.step, "data")
         waited = time.monotonic()
-        batch = next(run.loader).to(run.place.device)
+        batch = next(run.loader).to(run.device)
         result.wait_seconds += time.monotonic() - waited
         run.heartbeat.beat(state.step, "forward")
-        embeddings = run.engine(batch, regions=run.with_regions)
+        embeddings = run.engine(batch, regions=run.settings.trains_regions)
         output = run.losses(embeddings, batch, with_health=needs_health)
         total = output.total + _every_scale(embeddings)
-        flags = _any_rank([not bool(output.total.detach().isfinite()), wants_stop, wants_save], run.place)
+        flags = _any_rank([not bool(output.total.detach().isfinite()), wants_stop, wants_save], run.device)
         if flags[0]:
             _fail(run, batch, output, "a loss is not finite")
         result.stop, result.save = flags[1], flags[2]
@@ -138,7 +104,7 @@ def _step(run: Run, wants_stop: bool, wants_save: bool) -> StepResult:
     return result
 
 
-def _every_scale(embeddings: Any) -> Tensor:
+def _every_scale(embeddings: Embeddings) -> Tensor:
     """A zero that gives every scalar a gradient on every rank.
 
     ZeRO 1 and 2 reduce only the parameters that had one, so a rank without regions would reduce fewer than the others.
@@ -147,7 +113,7 @@ def _every_scale(embeddings: Any) -> Tensor:
     return 0.0 * (scales.global_scale + scales.global_bias + scales.finegrained + scales.hardneg)
 
 
-def _count_skips(run: Run, batch: Batch, output: Any) -> None:
+def _count_skips(run: Run, batch: Batch, output: LossOutput) -> None:
     """Without a loss scale DeepSpeed leaves a step out for one reason only: the gradient's norm is not finite."""
     if run.engine.was_step_applied():
         run.state.skipped_in_a_row = 0
@@ -160,7 +126,7 @@ def _count_skips(run: Run, batch: Batch, output: Any) -> None:
         _fail(run, batch, output, f"the gradient is not finite, {run.state.skipped_in_a_row} step(s) in a row")
 
 
-def _fail(run: Run, batch: Batch, output: Any, reason: str) -> None:
+def _fail(run: Run, batch: Batch, output: LossOutput, reason: str) -> None:
     """Leave a bundle on every rank, then raise on every rank."""
     folder = bundle_folder(run.settings.train.run_folder, run.state.step)
     losses = {"total": float(output.total.detach()), **{n: float(v) for n, v in output.parts.items()}}
@@ -170,11 +136,11 @@ def _fail(run: Run, batch: Batch, output: Any, reason: str) -> None:
         "last_metrics": run.last_metrics,
         "health": {n: float(v) for n, v in output.health.items()},
     }
-    write_rank_bundle(folder, run.place, batch, losses, facts)
+    write_rank_bundle(folder, run.rank_info, batch, losses, facts)
     objective = run.losses.state.state_dict()
-    save_checkpoint(folder, run.engine, run.state, objective, run.place, folder=folder / "checkpoint")
+    save_checkpoint(folder, run.engine, run.state, objective, run.rank_info, folder=folder / "checkpoint")
     raise NonFiniteStep(
-        f"step {run.state.step}, rank {run.place.rank}: {reason}; nothing was updated. "
+        f"step {run.state.step}, rank {run.rank_info.rank}: {reason}; nothing was updated. "
         f"Replay: python -m pipeline.training.failure {folder}"
     )
 
@@ -183,7 +149,7 @@ def _log(run: Run, result: StepResult, step_seconds: float, progress: Progress) 
     """Reduce over the ranks and write; the values are those of this step alone, so a resumed curve is the same."""
     run.heartbeat.beat(run.state.step, "log")
     for problem in norm_problems(result.health):
-        print(f"warning: rank {run.place.rank}, step {run.state.step}: {problem}", flush=True)
+        print(f"warning: rank {run.rank_info.rank}, step {run.state.step}: {problem}", flush=True)
     gradient_norm = float(run.engine.get_global_grad_norm() or 0.0)
     means = {
         "loss": result.total,
@@ -210,12 +176,12 @@ def _log(run: Run, result: StepResult, step_seconds: float, progress: Progress) 
 
 
 def _warn_of_a_wrong_start(run: Run, metrics: dict[str, float]) -> None:
-    """Compare the first losses with what random weights would give; rank 0's words, for the numbers are everybody's."""
+    """Compare the first losses with those of random weights; rank 0 prints, since all ranks have the same numbers."""
     counters = {name.removeprefix("count/"): value for name, value in metrics.items() if name.startswith("count/")}
     width = run.engine.module.config.vision_config.hidden_size
     random_start = run.settings.model.start_from is None
     for warning in check_first_losses(run.settings, metrics, counters, metrics, width, random_start):
-        if run.place.is_first:
+        if run.rank_info.is_main:
             print(f"warning: first step: {warning}", flush=True)
 
 
@@ -224,21 +190,21 @@ def _save(run: Run, must_succeed: bool) -> None:
     settings = run.settings.train
     run.state.tracker_run_id = run.tracker.run_id
     try:
-        save_checkpoint(settings.run_folder, run.engine, run.state, run.losses.state.state_dict(), run.place)
+        save_checkpoint(settings.run_folder, run.engine, run.state, run.losses.state.state_dict(), run.rank_info)
     except CheckpointError as error:
         if must_succeed:
             raise
-        if run.place.is_first:  # training goes on: the checkpoint before this one is whole
+        if run.rank_info.is_main:  # training goes on: the checkpoint before this one is whole
             print(f"warning: {error}", flush=True)
         return
-    if run.place.is_first:
+    if run.rank_info.is_main:
         prune_checkpoints(settings.run_folder, settings.keep_last_checkpoints, settings.keep_every_steps)
     dist.barrier()
 
 
-def _any_rank(flags: list[bool], place: Place) -> list[bool]:
+def _any_rank(flags: list[bool], device: torch.device) -> list[bool]:
     """Each flag, true if it is true on any rank; collective."""
-    values: Tensor = torch.tensor([float(flag) for flag in flags], device=place.device)
+    values: Tensor = torch.tensor([float(flag) for flag in flags], device=device)
     dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return [bool(value) for value in values.tolist()]
 

@@ -84,9 +84,9 @@ class StageLosses:
     with however few rows. A term without members is 0 with gradient 0, and its counters are 0.
     """
 
-    def __init__(self, settings: Stage1Settings | Stage2Settings, group: Group = None) -> None:
+    def __init__(self, settings: Stage1Settings, group: Group = None) -> None:
         self.global_loss: GlobalLossSettings = settings.global_loss
-        self.region_loss: RegionLossSettings | None = getattr(settings, "region_loss", None)
+        self.region_loss = settings.region_loss if isinstance(settings, Stage2Settings) else None
         self.group = group
         region = self.region_loss or RegionLossSettings()
         self.state = ObjectiveState(

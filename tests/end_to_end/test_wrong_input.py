@@ -10,7 +10,7 @@ import pytest
 from pipeline.config import Stage1Settings
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.model import FGCLIP2, preset_config
-from pipeline.training.start import main
+from pipeline.training.cli import main
 from tests.end_to_end.runs import ROOT, Material, python
 
 

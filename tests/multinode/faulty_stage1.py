@@ -13,7 +13,7 @@ from pipeline.config import Stage1Settings
 from pipeline.data.loader import MicroBatches
 from pipeline.model import FGCLIP2
 from pipeline.tracking.tracker import RunTracker
-from pipeline.training.start import main
+from pipeline.training.cli import main
 
 FAULT_CALL = 3
 

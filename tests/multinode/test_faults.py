@@ -36,7 +36,7 @@ def start(data: Path, run: Path, fault: str, port: int) -> subprocess.Popen:
 
 
 def family(process: subprocess.Popen) -> list[psutil.Process]:
-    """Every process that the launch started, workers and guardians included."""
+    """Every process that the launch started, workers and watchdogs included."""
     return psutil.Process(process.pid).children(recursive=True)
 
 

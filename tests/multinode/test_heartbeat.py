@@ -138,7 +138,7 @@ def test_a_killed_rank_ends_the_others(outcome, name):
     culprit = CASES[name][1]
     assert_named(outcome(name), culprit, "silent", [1 - culprit])
     assert outcome(name).statuses[culprit] == -signal.SIGKILL
-    assert "ended without a word at step 5, phase loader" in outcome(name).texts[culprit]
+    assert "ended without an error message at step 5, phase loader" in outcome(name).texts[culprit]
 
 
 def test_a_stopped_rank_is_named_and_killed(outcome):
@@ -169,7 +169,7 @@ def test_the_rank_that_hangs_is_named_not_those_that_wait_for_it(outcome):
     assert outcome("hanging").statuses[2] == EXIT_STATUS
 
 
-def test_a_rank_that_hangs_with_pythons_lock_is_killed_by_its_guardian(outcome):
+def test_a_rank_that_hangs_with_pythons_lock_is_killed_by_its_watchdog(outcome):
     assert_named(outcome("lock"), 1, "silent", [0])
     assert outcome("lock").statuses == [EXIT_STATUS, -signal.SIGKILL]
 

@@ -37,21 +37,21 @@ def case(material: Material, run: Path, *overrides: str, stage: int = 2, **event
 
 def run_cases(cases: Sequence[Case]) -> list[int | str]:
     """On every rank: each case's exit status, or the first line of its error."""
+    from pipeline.base.ranks import read_rank_info
     from pipeline.tracking.interface import NoTracking
     from pipeline.tracking.tracker import RunTracker
-    from pipeline.training.engine import find_place
-    from pipeline.training.start import run_in_group
+    from pipeline.training.assemble import run_in_group
 
     torch.set_num_threads(1)
-    place, outcomes = find_place(), []
-    kind = RunTracker if place.is_first else NoTracking
+    rank_info, outcomes = read_rank_info(), []
+    kind = RunTracker if rank_info.is_main else NoTracking
     plain = kind.log
     for one in cases:
         settings = load_settings(Stage1Settings if one.stage == 1 else Stage2Settings, None, one.overrides)
-        if place.rank == place.world_size - 1:
+        if rank_info.rank == rank_info.world_size - 1:
             kind.log = _with_events(plain, one)
         try:
-            outcomes.append(run_in_group(settings, place))
+            outcomes.append(run_in_group(settings, rank_info, torch.device("cpu")))
         except (ValueError, RuntimeError, OSError) as error:
             outcomes.append(f"{type(error).__name__}: {error}")
         kind.log = plain

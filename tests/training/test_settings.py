@@ -15,7 +15,10 @@ from pipeline.config import (
     dump_settings,
     flatten,
     load_settings,
+    read_saved_settings,
+    read_saved_values,
 )
+from pipeline.config import files as settings_files
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,9 +68,38 @@ def test_no_setting_is_read_by_nothing():
         path.read_text(encoding="utf-8")
         for folder in ("pipeline", "stages")
         for path in (ROOT / folder).rglob("*.py")
-        if path.name != "config.py"
+        if path.parent.name != "config"
     )
     names = {name.rpartition(".")[2] for name in flatten(Stage2Settings())}
     # group_factors are read by the group's name
     unread = {name for name in names - {"text", "vision", "new_heads", "scales"} if not re.search(rf"\.{name}\b", code)}
     assert unread == set()
+
+
+@pytest.fixture
+def renamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if train.seed had been data.start_seed, and train.max_steps train.last_step."""
+    monkeypatch.setattr(
+        settings_files, "RENAMED", {"data.start_seed": "train.seed", "train.last_step": "train.max_steps"}
+    )
+
+
+@pytest.mark.parametrize("source", ["override", "file"])
+def test_a_setting_whose_name_has_changed_answers_with_the_new_name(renamed, tmp_path: Path, source: str):
+    file = tmp_path / "设置.yaml"
+    file.write_text("data: {start_seed: 3}\n" if source == "file" else "", encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"data\.start_seed is called train\.seed now"):
+        load_settings(Stage1Settings, file, ["data.start_seed=3"] if source == "override" else None)
+
+
+@pytest.mark.parametrize("kind", [Stage1Settings, Stage2Settings])
+def test_settings_that_a_run_saved_are_read_under_their_new_names(renamed, tmp_path: Path, kind: type[Stage1Settings]):
+    file = tmp_path / "settings.yaml"
+    values = kind().model_dump(mode="json")
+    del values["train"]["seed"], values["train"]["max_steps"]
+    values["data"]["start_seed"], values["train"]["last_step"] = 3, 70
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    settings = read_saved_settings(file)
+    assert type(settings) is kind and settings.trains_regions == (kind is Stage2Settings)
+    assert (settings.train.seed, settings.train.max_steps) == (3, 70)
+    assert read_saved_values(file)["train"]["max_steps"] == 70

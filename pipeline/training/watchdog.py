@@ -1,9 +1,9 @@
-"""A small process beside each rank: ends a rank that cannot end itself, and says where a rank was that vanished.
+"""A small process beside each rank: kills a rank that cannot end itself, and reports where a rank was killed.
 
-The rank writes a byte now and then; when none comes for longer than the limit (the rank was stopped, or hangs with
-Python's lock), the guardian kills it with SIGKILL, which a launcher sees, unlike a stopped child. It needs no network,
-so it works on a host whose only rank was stopped. The rank's place is in memory that both share, so that the message
-is exact to the last :meth:`Guardian.place`.
+The rank writes a byte about once a second. When none comes for longer than the limit (the rank was stopped, or hangs
+with Python's lock), the watchdog kills it with SIGKILL, which a launcher sees, unlike a stopped child. It needs no
+network, so it works on a host whose only rank was stopped. The rank's step and phase are in memory that both share,
+so the message names the last :meth:`Watchdog.report`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import subprocess
 import sys
 import tempfile
 
-PLACE_BYTES = 256
+REPORT_BYTES = 256
 # Runs without site-packages, so it starts in milliseconds and holds about 10 MB.
 PROGRAM = f"""
 import mmap, os, select, signal, sys
 parent, limit, rank, shared = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-place = mmap.mmap(shared, {PLACE_BYTES}, mmap.MAP_SHARED, mmap.PROT_READ)
+report = mmap.mmap(shared, {REPORT_BYTES}, mmap.MAP_SHARED, mmap.PROT_READ)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers send it to all below them; the rank may yet save
 
 def say(text):
-    where = place[:].rstrip(b"\\0").decode("utf-8", "replace")
+    where = report[:].rstrip(b"\\0").decode("utf-8", "replace")
     try:
         sys.stderr.write(f"heartbeat: rank {{rank}} (process {{parent}}) {{text}} at {{where}}\\n")
         sys.stderr.flush()
@@ -40,28 +40,28 @@ while True:
         break
     if data == b"" or os.getppid() != parent:
         if not explained:
-            say("ended without a word")
+            say("ended without an error message")
         break
     if data:
         silent, explained = 0.0, explained or b"f" in data
         continue
     silent += step
     if silent > limit:
-        say(f"gave no sign for {{silent:.0f}} s and was killed")
+        say(f"did not respond for {{silent:.0f}} s and was killed")
         os.kill(parent, signal.SIGKILL)
         break
 """
 
 
-class Guardian:
-    """Starts the watching process; :meth:`sign` says that this rank lives, :meth:`place` where it is."""
+class Watchdog:
+    """Starts the watching process; :meth:`alive` says that this rank works, :meth:`report` at what."""
 
     def __init__(self, rank: int, limit_seconds: float) -> None:
         with tempfile.TemporaryFile() as file:
-            file.truncate(PLACE_BYTES)
-            self._place = mmap.mmap(file.fileno(), PLACE_BYTES)
+            file.truncate(REPORT_BYTES)
+            self._report = mmap.mmap(file.fileno(), REPORT_BYTES)
             arguments = [str(os.getpid()), str(limit_seconds), str(rank), str(file.fileno())]
-            # a session of its own: a Ctrl-Z or a signal to the rank's group must not stop the guardian as well
+            # a session of its own: a Ctrl-Z or a signal to the rank's group must not stop the watchdog as well
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", PROGRAM, *arguments],
                 stdin=subprocess.PIPE,
@@ -71,21 +71,21 @@ class Guardian:
             )
         os.set_blocking(self._process.stdin.fileno(), False)
 
-    def place(self, text: str) -> None:
-        """Where this rank is; costs a microsecond."""
-        data = text.encode("utf-8")[:PLACE_BYTES]
-        self._place[:] = data.ljust(PLACE_BYTES, b"\0")
+    def report(self, text: str) -> None:
+        """Note the step and phase of this rank; costs a microsecond."""
+        data = text.encode("utf-8")[:REPORT_BYTES]
+        self._report[:] = data.ljust(REPORT_BYTES, b"\0")
 
-    def sign(self) -> None:
-        """This rank lives. Returns at once, also when the guardian is gone."""
+    def alive(self) -> None:
+        """This rank is alive. Returns at once, also when the watchdog is gone."""
         self._write(b".")
 
     def explain(self) -> None:
-        """This rank ends by an error that it has told of itself."""
+        """This rank ends by an error that it has printed."""
         self._write(b"f")
 
     def stop(self) -> None:
-        """End the guardian and wait for it."""
+        """End the watchdog and wait for it."""
         self._write(b"q")
         try:
             self._process.wait(timeout=2)

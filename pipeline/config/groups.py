@@ -1,22 +1,13 @@
-"""Settings of a run: frozen, typed, read from YAML and dotted overrides, checked when they are made.
+"""The settings of a run, group by group: frozen, typed, checked when they are made.
 
-``load_settings(Stage1Settings, "stages/stage1.yaml", ["model.preset=base", "optimizer.peak_learning_rate=1e-5"])``
 Durations are counted in optimizer steps unless the name says otherwise. Each group is read by the package of its name.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-
-class SettingsError(ValueError):
-    """A setting is unknown, mistyped or out of its range; one line that names value, rule and remedy."""
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Group(BaseModel):
@@ -185,111 +176,17 @@ class Stage1Settings(Group):
     tracking: TrackingSettings = TrackingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
+    @property
+    def trains_regions(self) -> bool:
+        """Whether the stage reads boxes and trains what only the region losses reach."""
+        return False
+
 
 class Stage2Settings(Stage1Settings):
     """Stage 1's settings and the region losses."""
 
     region_loss: RegionLossSettings = RegionLossSettings()
 
-
-S = TypeVar("S", bound=Group)
-
-
-def load_settings(
-    kind: type[S], yaml_files: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] | None = None
-) -> S:
-    """Settings from YAML files, later ones over earlier ones, then ``group.name=value`` overrides (values are YAML).
-
-    Raises:
-        SettingsError: an unknown name (with the nearest right one), a wrong type, a value out of range.
-    """
-    values: dict[str, Any] = {}
-    files = [yaml_files] if isinstance(yaml_files, str | Path) else yaml_files or []
-    for file in files:
-        _merge(values, _read_yaml(Path(file)))
-    for override in overrides or []:
-        name, equals, raw = override.partition("=")
-        if not equals:
-            raise SettingsError(f"override {override!r} has no '='; write group.name=value")
-        target = values
-        *parents, last = name.strip().lstrip("-").split(".")
-        for parent in parents:
-            target = target.setdefault(parent, {})
-            if not isinstance(target, dict):
-                raise SettingsError(f"override {override!r}: {parent} is a value, not a group of settings")
-        target[last] = _yaml_value(raw)
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise SettingsError(_explain(kind, error)) from error
-
-
-def dump_settings(settings: Group) -> str:
-    """The settings as YAML, every value resolved."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def flatten(settings: Group) -> dict[str, Any]:
-    """``{"group.name": value}``, lists and mappings of a leaf kept whole."""
-
-    def walk(group: Group, prefix: str) -> dict[str, Any]:
-        flat: dict[str, Any] = {}
-        for name in type(group).model_fields:
-            value = getattr(group, name)
-            flat.update(walk(value, f"{prefix}{name}.") if isinstance(value, Group) else {f"{prefix}{name}": value})
-        return flat
-
-    return walk(settings, "")
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise SettingsError(f"settings file {path} does not exist; give an existing YAML file")
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise SettingsError(f"settings file {path} is not YAML: {' '.join(str(error).split())}") from error
-    if loaded is not None and not isinstance(loaded, dict):
-        raise SettingsError(f"settings file {path} holds a {type(loaded).__name__}; it must hold groups of settings")
-    return loaded or {}
-
-
-def _merge(values: dict[str, Any], over: dict[str, Any]) -> None:
-    for name, value in over.items():
-        if isinstance(value, dict) and isinstance(values.get(name), dict):
-            _merge(values[name], value)
-        else:
-            values[name] = value
-
-
-def _yaml_value(raw: str) -> Any:
-    value = yaml.safe_load(raw)
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4, without a dot, as a string
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _explain(kind: type[Group], error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        path = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            names = _all_names(kind)
-            near = difflib.get_close_matches(path, names, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else "see --print-config for all of them"
-            lines.append(f"unknown setting {path}; {hint}")
-        else:
-            lines.append(f"setting {path} is {problem['input']!r:.80}; {problem['msg']}")
-    return "; ".join(lines)
-
-
-def _all_names(kind: type[Group], prefix: str = "") -> list[str]:
-    names = []
-    for name, info in kind.model_fields.items():
-        names.append(prefix + name)
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Group):
-            names += _all_names(info.annotation, f"{prefix}{name}.")
-    return names
+    @property
+    def trains_regions(self) -> bool:
+        return True

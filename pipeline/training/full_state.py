@@ -30,25 +30,25 @@ def prepare_moments(engine: Any, step: int = 0) -> None:
         zero._lazy_init_hp_params_optimizer_state()
 
 
-def whole_tensors(engine: Any) -> Iterator[tuple[str, Tensor]]:
+def full_tensors(engine: Any) -> Iterator[tuple[str, Tensor]]:
     """Every parameter and its moments, whole, on the CPU; collective."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     for name, parameter in engine.module.named_parameters():
-        yield f"weight/{name}", whole_parameter(parameter)
+        yield f"weight/{name}", full_parameter(parameter)
         if parameter.requires_grad:
             for moment in MOMENTS:
                 yield (
                     f"{moment}/{name}",
                     safe_get_full_optimizer_state(parameter, moment)
-                    .reshape(_whole_shape(parameter))
+                    .reshape(_full_shape(parameter))
                     .detach()
                     .cpu()
                     .contiguous(),
                 )
 
 
-def whole_parameter(parameter: nn.Parameter) -> Tensor:
+def full_parameter(parameter: nn.Parameter) -> Tensor:
     """A copy on the CPU of a parameter that ZeRO 3 may have partitioned; collective."""
     if hasattr(parameter, "ds_id"):
         import deepspeed
@@ -60,9 +60,9 @@ def whole_parameter(parameter: nn.Parameter) -> Tensor:
         return parameter.detach().float().cpu().clone().contiguous()
 
 
-def whole_state_dict(module: nn.Module) -> dict[str, Tensor]:
+def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
     """The float32 state dict of a model under any ZeRO stage; collective."""
-    return {name: whole_parameter(parameter) for name, parameter in module.named_parameters()}
+    return {name: full_parameter(parameter) for name, parameter in module.named_parameters()}
 
 
 def set_moment(parameter: nn.Parameter, value: Tensor, moment: str) -> None:
@@ -79,5 +79,5 @@ def set_moment(parameter: nn.Parameter, value: Tensor, moment: str) -> None:
     safe_set_local_optimizer_state(parameter, flat[rank * size : (rank + 1) * size], moment)
 
 
-def _whole_shape(parameter: nn.Parameter) -> torch.Size:
+def _full_shape(parameter: nn.Parameter) -> torch.Size:
     return parameter.ds_shape if hasattr(parameter, "ds_shape") else parameter.shape

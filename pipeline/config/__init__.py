@@ -1,0 +1,52 @@
+"""Settings of a run: frozen, typed, read from YAML and dotted overrides, checked when they are made.
+
+``load_settings(Stage1Settings, "stages/stage1.yaml", ["model.preset=base", "optimizer.peak_learning_rate=1e-5"])``
+"""
+
+from pipeline.config.files import (
+    RENAMED,
+    SettingsError,
+    dump_settings,
+    flatten,
+    load_settings,
+    read_saved_settings,
+    read_saved_values,
+)
+from pipeline.config.groups import (
+    DataSettings,
+    EvaluationSettings,
+    GlobalLossSettings,
+    Group,
+    LearningRates,
+    ModelSettings,
+    OptimizerSettings,
+    RegionLossSettings,
+    Stage1Settings,
+    Stage2Settings,
+    TokenizerSettings,
+    TrackingSettings,
+    TrainSettings,
+)
+
+__all__ = [
+    "RENAMED",
+    "DataSettings",
+    "EvaluationSettings",
+    "GlobalLossSettings",
+    "Group",
+    "LearningRates",
+    "ModelSettings",
+    "OptimizerSettings",
+    "RegionLossSettings",
+    "SettingsError",
+    "Stage1Settings",
+    "Stage2Settings",
+    "TokenizerSettings",
+    "TrackingSettings",
+    "TrainSettings",
+    "dump_settings",
+    "flatten",
+    "load_settings",
+    "read_saved_settings",
+    "read_saved_values",
+]

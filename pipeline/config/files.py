@@ -1,0 +1,171 @@
+"""Settings from YAML files and dotted overrides, and back.
+
+A setting whose name has changed is an error that gives the new name, except in the settings.yaml that a run saved:
+there the old name is read as the new one, so that old runs can be compared, evaluated and exported.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.config.groups import Group, Stage1Settings, Stage2Settings
+
+# Old name -> new name, "group.name" both; the value keeps its meaning.
+RENAMED: dict[str, str] = {}
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, mistyped or out of its range; one line that names value, rule and remedy."""
+
+
+S = TypeVar("S", bound=Group)
+
+
+def load_settings(
+    kind: type[S], yaml_files: str | Path | Sequence[str | Path] | None, overrides: Sequence[str] | None = None
+) -> S:
+    """Settings from YAML files, later ones over earlier ones, then ``group.name=value`` overrides (values are YAML).
+
+    Raises:
+        SettingsError: an unknown name (with the nearest right one), a wrong type, a value out of range.
+    """
+    values: dict[str, Any] = {}
+    files = [yaml_files] if isinstance(yaml_files, str | Path) else yaml_files or []
+    for file in files:
+        _merge(values, _read_yaml(Path(file)))
+    for override in overrides or []:
+        name, equals, raw = override.partition("=")
+        if not equals:
+            raise SettingsError(f"override {override!r} has no '='; write group.name=value")
+        target = values
+        *parents, last = name.strip().lstrip("-").split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise SettingsError(f"override {override!r}: {parent} is a value, not a group of settings")
+        target[last] = _yaml_value(raw)
+    _refuse_renamed(values)
+    return _validated(kind, values)
+
+
+def read_saved_values(path: str | Path) -> dict[str, Any]:
+    """The settings.yaml of a run as nested mappings; a name that has changed since then is read as the new one.
+
+    Raises:
+        SettingsError: no such file, or it is not a mapping in YAML.
+    """
+    values = _read_yaml(Path(path))
+    for old, new in RENAMED.items():
+        group, _, name = old.rpartition(".")
+        holder = _group_of(values, group)
+        if holder is not None and name in holder:
+            value = holder.pop(name)
+            new_group, _, new_name = new.rpartition(".")
+            values.setdefault(new_group, {}).setdefault(new_name, value)
+    return values
+
+
+def read_saved_settings(path: str | Path) -> Stage1Settings:
+    """The settings.yaml that a run saved, of the stage that it was.
+
+    Raises:
+        SettingsError: as :func:`load_settings`.
+    """
+    values = read_saved_values(path)
+    return _validated(Stage2Settings if "region_loss" in values else Stage1Settings, values)
+
+
+def dump_settings(settings: Group) -> str:
+    """The settings as YAML, every value resolved."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def flatten(settings: Group) -> dict[str, Any]:
+    """``{"group.name": value}``, lists and mappings of a leaf kept whole."""
+
+    def walk(group: Group, prefix: str) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for name in type(group).model_fields:
+            value = getattr(group, name)
+            flat.update(walk(value, f"{prefix}{name}.") if isinstance(value, Group) else {f"{prefix}{name}": value})
+        return flat
+
+    return walk(settings, "")
+
+
+def _validated(kind: type[S], values: dict[str, Any]) -> S:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise SettingsError(_explain(kind, error)) from error
+
+
+def _refuse_renamed(values: dict[str, Any]) -> None:
+    for old, new in RENAMED.items():
+        group, _, name = old.rpartition(".")
+        if name in (_group_of(values, group) or {}):
+            raise SettingsError(f"setting {old} is called {new} now; write {new} instead")
+
+
+def _group_of(values: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    group = values.get(name)
+    return group if isinstance(group, dict) else None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise SettingsError(f"settings file {path} does not exist; give an existing YAML file")
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise SettingsError(f"settings file {path} is not YAML: {' '.join(str(error).split())}") from error
+    if loaded is not None and not isinstance(loaded, dict):
+        raise SettingsError(f"settings file {path} holds a {type(loaded).__name__}; it must hold groups of settings")
+    return loaded or {}
+
+
+def _merge(values: dict[str, Any], over: dict[str, Any]) -> None:
+    for name, value in over.items():
+        if isinstance(value, dict) and isinstance(values.get(name), dict):
+            _merge(values[name], value)
+        else:
+            values[name] = value
+
+
+def _yaml_value(raw: str) -> Any:
+    value = yaml.safe_load(raw)
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4, without a dot, as a string
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(kind: type[Group], error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        path = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            names = _all_names(kind)
+            near = difflib.get_close_matches(path, names, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else "see --print-config for all of them"
+            lines.append(f"unknown setting {path}; {hint}")
+        else:
+            lines.append(f"setting {path} is {problem['input']!r:.80}; {problem['msg']}")
+    return "; ".join(lines)
+
+
+def _all_names(kind: type[Group], prefix: str = "") -> list[str]:
+    names = []
+    for name, info in kind.model_fields.items():
+        names.append(prefix + name)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Group):
+            names += _all_names(info.annotation, f"{prefix}{name}.")
+    return names

@@ -1,0 +1,245 @@
+"""Assembles a run from its settings and drives it to its end; the only place that knows all the parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from pipeline.base.files import write_json, write_text
+from pipeline.base.provenance import describe_host, git_revision, package_versions
+from pipeline.base.ranks import RankInfo
+from pipeline.base.run_folder import RunFolder
+from pipeline.config import Stage1Settings, dump_settings
+from pipeline.data.loader import Loader, make_loader
+from pipeline.data.tokenizer import Tokenizer, load_tokenizer
+from pipeline.export import export_model
+from pipeline.model import FGCLIP2, FGCLIP2Config, preset_config
+from pipeline.model.start import start_from
+from pipeline.tracking.figures import draw_losses
+from pipeline.tracking.interface import Tracker
+from pipeline.tracking.tracker import start_tracking
+from pipeline.training.checkpoint import (
+    CheckpointError,
+    find_resume,
+    read_objective,
+    read_record,
+    read_weights,
+    restore_moments,
+)
+from pipeline.training.engine import build_engine, micro_batch_size
+from pipeline.training.evaluation import evaluation_callback
+from pipeline.training.full_state import full_state_dict, prepare_moments
+from pipeline.training.health import group_table
+from pipeline.training.heartbeat import Heartbeat
+from pipeline.training.loop import train
+from pipeline.training.losses import StageLosses
+from pipeline.training.optimizer import freeze_region_parameters, parameter_groups
+from pipeline.training.run import Engine, Run
+from pipeline.training.state import TrainState
+
+EXPORT_LIMIT_SECONDS = 3600.0  # assumption: a few gigabytes to a slow file system, and reading them back
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with."""
+
+    settings: Stage1Settings
+    rank_info: RankInfo
+    device: torch.device
+    tokenizer: Tokenizer
+    model: FGCLIP2
+    checkpoint: Path | None  # resumed from
+    state: TrainState
+    loader: Loader
+    total_steps: int
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder.at(self.settings.train.run_folder)
+
+
+def run_in_group(settings: Stage1Settings, rank_info: RankInfo, device: torch.device) -> int:
+    """A stage in the process group that is there. Returns 0, or 128 plus the number of the signal that stopped it.
+
+    Raises:
+        SettingsError, ValueError, OSError, CheckpointError: the run cannot begin or go on; the message says why.
+        NonFiniteStep, DataFaultLimit: training cannot go on.
+    """
+    start = _prepare(settings, rank_info, device)
+    try:
+        tracker = _start_tracker(start)
+        try:
+            status = _drive(start, tracker)
+        except BaseException:
+            tracker.end("FAILED")
+            raise
+    finally:
+        start.loader.close()
+    tracker.end("FINISHED" if status == 0 else "KILLED")
+    return status
+
+
+def _prepare(settings: Stage1Settings, rank_info: RankInfo, device: torch.device) -> Start:
+    tokenizer = load_tokenizer(settings.tokenizer.path)
+    checkpoint = _choose_checkpoint(settings, rank_info)
+    model = _make_model(settings, tokenizer, checkpoint)
+    state = TrainState.from_json(read_record(checkpoint)["state"]) if checkpoint else TrainState()
+    loader = _make_loader(settings, rank_info, tokenizer, model, state.step)
+    total_steps = settings.train.max_steps or max(1, round((settings.train.epochs or 0) * loader.steps_per_epoch()))
+    return Start(settings, rank_info, device, tokenizer, model, checkpoint, state, loader, total_steps)
+
+
+def _choose_checkpoint(settings: Stage1Settings, rank_info: RankInfo) -> Path | None:
+    """The checkpoint to go on from. Rank 0 chooses: ranks could see a shared folder at different times.
+
+    Raises:
+        CheckpointError: on every rank, if ``train.resume`` cannot be followed.
+    """
+    found: tuple[Path | None, str] = (None, "")
+    if rank_info.is_main:
+        try:
+            found = (find_resume(settings.train.run_folder, settings.train.resume), "")
+        except CheckpointError as error:
+            found = (None, str(error))
+    choice = [found]
+    dist.broadcast_object_list(choice, src=0)
+    checkpoint, problem = choice[0]
+    if problem:
+        raise CheckpointError(problem)
+    return checkpoint
+
+
+def _make_model(settings: Stage1Settings, tokenizer: Tokenizer, checkpoint: Path | None) -> FGCLIP2:
+    """The model with its starting weights; the same on every rank, because the seed is."""
+    torch.manual_seed(settings.train.seed)
+    if checkpoint:
+        model = FGCLIP2(FGCLIP2Config.from_pretrained(checkpoint))
+        model.load_state_dict(read_weights(checkpoint))
+    elif settings.model.start_from:
+        model = start_from(settings.model.start_from, vocab_size=tokenizer.vocab_size)
+    else:
+        model = FGCLIP2.from_scratch(preset_config(settings.model.preset, tokenizer.vocab_size))
+    if settings.model.gradient_checkpointing:
+        model.checkpoint_activations()
+    if not settings.trains_regions:
+        freeze_region_parameters(model)
+    return model.train()
+
+
+def _make_loader(
+    settings: Stage1Settings, rank_info: RankInfo, tokenizer: Tokenizer, model: FGCLIP2, start_step: int
+) -> Loader:
+    text = model.config.text_config
+    return make_loader(
+        settings.data,
+        tokenizer,
+        (text.max_position_embeddings, text.longtext_len),
+        seed=settings.train.seed,
+        global_batch_size=settings.train.global_batch_size,
+        micro_batch_size=micro_batch_size(settings.train, rank_info.world_size),
+        rank=rank_info.rank,
+        world_size=rank_info.world_size,
+        start_step=start_step,
+        accumulation_steps=settings.train.accumulation_steps,
+        with_regions=settings.trains_regions,
+    )
+
+
+def _start_tracker(start: Start) -> Tracker:
+    if start.rank_info.is_main:
+        _write_provenance(start.folder, start.settings)
+    # A run that was killed before its first checkpoint is resumed too: from step 0, in the same MLflow run.
+    resumes = start.settings.train.resume != "never" and start.folder.metrics.is_file()
+    resume_step = start.state.step if start.checkpoint or resumes else None
+    return start_tracking(start.settings, start.folder.path, start.state.tracker_run_id, resume_step)
+
+
+def _write_provenance(folder: RunFolder, settings: Stage1Settings) -> None:
+    """The settings as they are used, and the versions of code, packages and host."""
+    write_text(folder.settings, dump_settings(settings))
+    versions = {"git_revision": git_revision(), "packages": package_versions(), "host": describe_host()}
+    write_json(folder.versions, versions)
+
+
+def _drive(start: Start, tracker: Tracker) -> int:
+    """The loop under heartbeats, and the export of a finished run."""
+    settings, rank_info = start.settings, start.rank_info
+    if rank_info.is_main:
+        _announce(start)
+    engine, losses = _make_engine_and_losses(start)
+    callback = evaluation_callback(settings, start.model, start.tokenizer)
+    heartbeat = Heartbeat(
+        rank_info.rank,
+        rank_info.world_size,
+        settings.train.timeout_seconds,
+        on_failure=lambda verdict: tracker.end("FAILED"),
+    )
+    with heartbeat:
+        run = Run(
+            settings=settings,
+            rank_info=rank_info,
+            device=start.device,
+            engine=engine,
+            losses=losses,
+            loader=start.loader,
+            state=start.state,
+            total_steps=start.total_steps,
+            tracker=tracker,
+            heartbeat=heartbeat,
+            callbacks=[callback] if callback else [],
+        )
+        status = train(run)
+        if status == 0:
+            heartbeat.beat(run.state.step, "export", allowed_seconds=EXPORT_LIMIT_SECONDS)
+            _export(run, start)
+            if rank_info.is_main:
+                tracker.log_figure("losses", draw_losses(start.folder.path))
+    return status
+
+
+def _announce(start: Start) -> None:
+    """What is about to run, and the table of what trains; before DeepSpeed takes the parameters apart."""
+    settings, checkpoint = start.settings, start.checkpoint
+    begin = f"goes on from {checkpoint}" if checkpoint else f"starts from {settings.model.start_from or 'scratch'}"
+    print(
+        f"{settings.train.run_folder} {begin}: {start.total_steps} steps of {settings.train.global_batch_size} images "
+        f"on {start.rank_info.world_size} process(es), {start.device.type}, {settings.train.precision}",
+        flush=True,
+    )
+    groups = parameter_groups(start.model.named_parameters(), settings.optimizer)
+    print(group_table(groups, start.model), flush=True)
+
+
+def _make_engine_and_losses(start: Start) -> tuple[Engine, StageLosses]:
+    """Both with the checkpoint's state, or with a new run's."""
+    engine = build_engine(start.model, start.settings, start.rank_info, start.device)
+    losses = StageLosses(start.settings, group=None)
+    if start.checkpoint:
+        restore_moments(engine, start.checkpoint)
+        losses.state.load_state_dict(read_objective(start.checkpoint, losses.state.state_dict()), start.device)
+    else:
+        prepare_moments(engine)
+    return engine, losses
+
+
+def _export(run: Run, start: Start) -> None:
+    """The trained model as a Hugging Face folder; collective, because ZeRO 3 gathers the weights."""
+    weights = full_state_dict(run.engine.module)
+    if run.rank_info.is_main:
+        model = FGCLIP2(start.model.config)
+        model.load_state_dict(weights)
+        if not run.settings.trains_regions:  # stage 1 trained the heads that the region heads start from
+            model.copy_heads_for_stage2()
+        card = {
+            "run_folder": str(start.folder.path),
+            "mlflow_run": run.tracker.run_id,
+            "step": run.state.step,
+            "settings": dump_settings(run.settings),
+            "metrics": run.last_metrics,
+        }
+        export_model(model.eval(), start.tokenizer, start.folder.final, card)
+    dist.barrier()

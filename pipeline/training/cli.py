@@ -1,0 +1,75 @@
+"""The command line of the stage scripts: settings in, an exit status out.
+
+What needs torch is imported after the arguments are read, so that --help and a misspelt setting answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.base.ranks import read_rank_info
+from pipeline.config import SettingsError, Stage1Settings, dump_settings, load_settings
+
+EXAMPLES = """examples:
+  bash launch/stage1.sh train.run_folder=runs/a 'data.shards=[shards/train]' tokenizer.path=tokenizer
+  python stages/stage2.py --config mine.yaml model.start_from=runs/a optimizer.peak_learning_rate=1e-5
+  deepspeed --hostfile hostfile --no_python launch/stage1.sh --config mine.yaml"""
+
+
+def main(
+    kind: type[Stage1Settings], yaml_file: Path, description: str | None, argv: Sequence[str] | None = None
+) -> int:
+    """The command line of a stage script. Returns the exit status: 0 only for a finished run."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EXAMPLES
+    )
+    parser.add_argument("overrides", nargs="*", metavar="group.name=value", help="settings; values are YAML")
+    parser.add_argument("--config", type=Path, action="append", default=[], help="YAML over the stage's; repeatable")
+    parser.add_argument("--print-config", action="store_true", help="print every setting as it would be used and stop")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers pass it; RANK variables rule
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        settings = load_settings(kind, [yaml_file, *arguments.config], arguments.overrides)
+    except SettingsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if arguments.print_config:
+        print(dump_settings(settings), end="")
+        return 0
+    return run(settings)
+
+
+def run(settings: Stage1Settings) -> int:
+    """Run a stage in this process, one of the world's; the exit status."""
+    import torch.distributed as dist
+
+    from pipeline.base.distributed import device_of, join_process_group
+    from pipeline.data.loader import DataFaultLimit
+    from pipeline.training.assemble import run_in_group
+    from pipeline.training.checkpoint import CheckpointError
+    from pipeline.training.engine import prepare_cores
+    from pipeline.training.failure import NonFiniteStep
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        rank_info = read_rank_info()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    prepare_cores(rank_info, device_of(rank_info), settings.train)
+    device = join_process_group(rank_info, settings.train.timeout_seconds)
+    try:
+        status = run_in_group(settings, rank_info, device)
+    except (SettingsError, ValueError, OSError, CheckpointError, NonFiniteStep, DataFaultLimit) as error:
+        # Known failures are one line; every rank that meets one prints it, since any may be the only one.
+        print(f"error: rank {rank_info.rank}: {error}", file=sys.stderr, flush=True)
+        if device.type == "cpu":  # NCCL would wait here for ranks that may have ended
+            dist.destroy_process_group()
+        return 3 if isinstance(error, NonFiniteStep) else 2
+    dist.barrier()  # the launcher ends the other ranks as soon as one process has ended with a status
+    dist.destroy_process_group()
+    return status

@@ -1,0 +1,70 @@
+"""What a run consists of, as the loop and its callbacks see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.base.ranks import RankInfo
+from pipeline.config import Stage1Settings
+from pipeline.data.batch import Batch
+from pipeline.data.loader import Loader
+from pipeline.model import Embeddings
+from pipeline.tracking.interface import Tracker
+from pipeline.training.heartbeat import Heartbeat
+from pipeline.training.losses import StageLosses
+from pipeline.training.state import TrainState
+
+
+class Engine(Protocol):
+    """What training uses of ``deepspeed.DeepSpeedEngine``, which has no types of its own."""
+
+    module: nn.Module
+    optimizer: Any  # one of DeepSpeed's ZeRO optimizers, which share no class
+    device: torch.device
+
+    def __call__(self, batch: Batch, regions: bool) -> Embeddings: ...
+
+    def backward(self, loss: Tensor) -> Any: ...
+
+    def step(self) -> None: ...
+
+    def was_step_applied(self) -> bool: ...
+
+    def get_global_grad_norm(self) -> float | None: ...
+
+
+@dataclass
+class Run:
+    """Everything a step needs; made by ``pipeline.training.assemble``."""
+
+    settings: Stage1Settings
+    rank_info: RankInfo
+    device: torch.device
+    engine: Engine
+    losses: StageLosses
+    loader: Loader  # micro-batches of this rank, in order, without end
+    state: TrainState
+    total_steps: int
+    tracker: Tracker
+    heartbeat: Heartbeat
+    # Called on every rank with the run after a step's update; they do side effects only, never mathematics.
+    callbacks: list[Callable[[Run], None]] = field(default_factory=list)
+    last_metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class StepResult:
+    """What a step's micro-batches left for the log: unweighted loss parts, counters and health of this rank."""
+
+    total: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
+    counters: dict[str, float] = field(default_factory=dict)
+    health: dict[str, float] = field(default_factory=dict)
+    wait_seconds: float = 0.0
+    stop: bool = False
+    save: bool = False
