@@ -1,14 +1,20 @@
 #!/usr/bin/env bash
 # Installs the project with its test tools into .venv (or, with --no-venv, into the active environment) and runs pytest.
 #   bash launch/test.sh                 the tests
+#   bash launch/test.sh --fast          those that start no second process: about a minute
+#   bash launch/test.sh --gates         first the linter, the formatter and the type checker, then the tests
 #   bash launch/test.sh -m long         the long proofs; any further argument goes to pytest
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-where=""
-if [[ "${1:-}" == "--no-venv" ]]; then where="--no-venv"; shift; fi
+where="" gates=""
+while [[ "${1:-}" == --no-venv || "${1:-}" == --gates ]]; do
+  case "$1" in --no-venv) where="--no-venv" ;; --gates) gates=yes ;; esac
+  shift
+done
 # shellcheck disable=SC1091
 source "$root/launch/install.sh" test "$where"
 cd "$root"
+if [[ -n "$gates" ]]; then bash launch/gates.sh; fi
 echo "test: pytest $*"
 # two workers, a file to each: the tests that start several processes wait more than they compute
 exec python -m pytest -n 2 --dist loadfile "$@"

@@ -50,6 +50,7 @@ def model_card(card: Mapping[str, Any], config: Any) -> str:
     text, vision = config.text_config, config.vision_config
     parts = [
         "---",
+        "license: apache-2.0",
         "library_name: transformers",
         "pipeline_tag: zero-shot-image-classification",
         "language: [en, zh]",
@@ -74,6 +75,11 @@ def model_card(card: Mapping[str, Any], config: Any) -> str:
         "",
         'Long texts: `model.encode_text(texts, kind="long")`; phrases for regions and patches: `kind="region"`. '
         "Every embedding has unit norm, so products are cosines.",
+        "",
+        "## License",
+        "",
+        "The code in this folder is under the Apache License 2.0. The weights also carry the terms of the checkpoint "
+        "that training began from and of the data.",
         "",
         "## Data",
         "",

@@ -5,6 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tests.end_to_end.runs import Material, python
+from tests.fast import no_second_process
+
+__all__ = ["no_second_process"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="leave out the tests that start a second process")
 
 
 @pytest.fixture(scope="session")

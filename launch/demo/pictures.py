@@ -21,7 +21,11 @@ NUM_PHRASES = 4  # the true one and three wrong ones a box
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  python launch/demo/pictures.py runs/demo --out runs/demo/pictures",
+    )
     parser.add_argument("demo", type=Path, help="the demo's output folder")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--scenes", type=int, default=2, help="scenes a language (default 2)")
