@@ -1,24 +1,16 @@
-"""What an epoch will look like: steps, batches by group, padding, and how well it is shuffled.
-
-examples:
-  python -m pipeline.data.plan shards/train --global-batch-size 256
-  python -m pipeline.data.plan shards/en shards/zh --global-batch-size 4096 --source-weights 2 1 --epoch 3
-  python -m pipeline.data.plan shards/train --global-batch-size 256 --batches 5      # and its first batches
-"""
+"""What an epoch will look like, in lines for people: steps, batches by group, padding, and the shuffle."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 
 from pipeline.base.constants import LANGUAGES
 from pipeline.config import DataSettings
-from pipeline.data.manifest import Manifest, load_manifest, read_index
-from pipeline.data.mixing import shuffled
-from pipeline.data.plan import Plan
+from pipeline.data.manifest import Manifest, read_index
+from pipeline.data.plan.mixing import shuffled
+from pipeline.data.plan.plan import Plan
 from pipeline.data.resolution import PATCH_SIZE, grid_of, level_numbers
 
 SAMPLED_SHARDS, SAMPLED_ROWS, SAMPLED_BATCHES = 8, 500, 20
@@ -91,6 +83,7 @@ def spread(plan: Plan, epoch: int) -> str:
 
 
 def first_batches(plan: Plan, manifests: Sequence[Manifest], epoch: int, count: int) -> list[str]:
+    """One line for each of an epoch's first ``count`` batches."""
     lines = []
     for number in range(min(count, plan.steps_per_epoch(epoch))):
         batch = plan.batch(epoch, number)
@@ -98,46 +91,11 @@ def first_batches(plan: Plan, manifests: Sequence[Manifest], epoch: int, count: 
         lines.append(
             f"batch {number}: {batch.language}, {batch.level} patches, {len(batch)} samples of "
             f"{len(np.unique(batch.shards))} shards, the first from {manifests[source].shards[shard]} "
-            f"[{patch_pixels(batch.level)}]"
+            f"[{_pixels(batch.level)}]"
         )
     return lines
 
 
-def patch_pixels(level: int) -> str:
+def _pixels(level: int) -> str:
     side = int(level**0.5) * PATCH_SIZE
     return f"about {side}x{side} pixels"
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.data.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    defaults = DataSettings()
-    parser.add_argument("shards", nargs="+", help="folders or fsspec URLs of indexed shards")
-    parser.add_argument("--global-batch-size", type=int, required=True, help="images a step, over all ranks")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epoch", type=int, default=0)
-    parser.add_argument("--source-weights", type=float, nargs="+", help="one a folder (default: by number of samples)")
-    parser.add_argument("--levels", type=int, nargs="+", default=defaults.levels, help="(default: %(default)s)")
-    parser.add_argument("--window-shards", type=int, default=defaults.window_shards, help="(default: %(default)s)")
-    parser.add_argument("--mixed-levels", action="store_true", help="as data.one_level_per_batch=false")
-    parser.add_argument("--batches", type=int, default=0, help="also show this many batches")
-    arguments = parser.parse_args(argv)
-    try:
-        settings = DataSettings(
-            shards=arguments.shards,
-            source_weights=arguments.source_weights,
-            levels=arguments.levels,
-            window_shards=arguments.window_shards,
-            one_level_per_batch=not arguments.mixed_levels,
-        )
-        manifests = [load_manifest(folder, settings.levels) for folder in settings.shards]
-        plan = Plan(manifests, settings, arguments.seed, arguments.global_batch_size)
-        for line in report(plan, manifests, arguments.epoch):
-            print(line)
-        for line in first_batches(plan, manifests, arguments.epoch, arguments.batches):
-            print(line)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0

@@ -8,13 +8,10 @@ sum over windows finds any batch, and no plan is longer than the list of shards.
 
 A sample is named by (shard, language, ordinal): the ordinal-th of its language in the shard, ordered by level and
 then by place. Only who reads it opens the shard's row index (``ShardReader.row``).
-
-``python -m pipeline.data.plan shards/train --global-batch-size 256`` prints what an epoch will look like.
 """
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +21,7 @@ import numpy as np
 from pipeline.base.constants import LANGUAGES
 from pipeline.config import DataSettings
 from pipeline.data.manifest import IndexProblem, Manifest
-from pipeline.data.mixing import hash_of, hashes, shuffled, taken_shares
+from pipeline.data.plan.mixing import hash_of, hashes, shuffled, taken_shares
 
 # What a seed is hashed with, so that no two uses share a shuffle.
 ORDER, STREAM, BATCHES, SUBSET, ROUNDING, REPLACEMENT = range(1, 7)
@@ -284,9 +281,3 @@ class Plan:
             f"{'' if level is None else f' at {level} patches'} with {total} samples; lower train.global_batch_size, "
             "or set data.keep_last_batch or data.one_level_per_batch=false"
         )
-
-
-if __name__ == "__main__":
-    from pipeline.data.plan_report import main
-
-    sys.exit(main())
