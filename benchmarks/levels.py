@@ -1,6 +1,6 @@
 """What batches of one resolution level save in a stage-1 step, on a set of images of mixed sizes.
 
-The same samples, batch size and model, forward and backward; once with ``data.one_level_per_batch`` and once without.
+The same samples, batch size and model, forward and backward; once with ``data.one_budget_per_batch`` and once without.
 ``levels_speed`` is images a second of whole epochs, loading included, against mixed batches; ``levels_resolution`` is
 the mean number of patches of an image that carry detail of it (the smaller of its own and those it is resized to).
 """
@@ -90,7 +90,7 @@ def measure(
     sizes = native_patches(shards)
     count = detail = patches = 0
     with make_loader(
-        DataSettings(shards=[str(shards)], one_level_per_batch=one_level, num_workers=1),
+        DataSettings(shards=[str(shards)], one_budget_per_batch=one_level, num_workers=1),
         tokenizer,
         (text.max_position_embeddings, text.longtext_len),
         seed=0,

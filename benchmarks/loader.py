@@ -78,7 +78,7 @@ def _rows(images: list[bytes], folder: Path, arguments: argparse.Namespace) -> I
             continue
         settings = DataSettings(
             shards=[str(folder / source)],
-            levels=[level],
+            patch_budgets=[level],
             keep_aspect_ratio=level != 196,  # 196 patches of a square are 224 x 224 pixels
             num_workers=workers,
             window_shards=4,

@@ -22,7 +22,7 @@ from benchmarks.reporting import Row, report
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = (
-    "model.gradient_checkpointing=false", "data.levels=[128]", "data.num_workers=1", "train.precision=fp32",
+    "model.gradient_checkpointing=false", "data.patch_budgets=[128]", "data.num_workers=1", "train.precision=fp32",
     "train.log_every_steps=20", "train.checkpoint_every_steps=null", "optimizer.warmup_steps=20",
     "optimizer.weight_decay=0.01", "train.deepspeed_config=launch/zero2.json", "data.keep_last_batch=false",
 )  # fmt: skip

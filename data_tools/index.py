@@ -26,11 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="folder with *.tar shards")
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument(
-        "--levels",
+        "--patch-budgets",
         type=int,
         nargs="+",
         default=list(PATCH_BUDGETS),
-        help="patch counts that samples are counted by; as data.levels in training (default: %(default)s)",
+        help="patch counts that samples are counted by; as data.patch_budgets in training (default: %(default)s)",
     )
     parser.add_argument("--max-megapixels", type=float, default=100.0, help="larger images are left out (default: 100)")
     parser.add_argument("--force", action="store_true", help="read shards again whose index looks up to date")
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     manifest, faults = index_folder(
         arguments.folder,
         arguments.workers,
-        levels=sorted(set(arguments.levels)),
+        patch_budgets=sorted(set(arguments.patch_budgets)),
         force=arguments.force,
         on_shard=show,
         max_megapixels=arguments.max_megapixels,

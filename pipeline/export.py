@@ -81,7 +81,7 @@ def _write(model: FGCLIP2, tokenizer: Any, folder: Path, card: Mapping[str, Any]
     for name in CODE:
         shutil.copyfile(source / f"{name}.py", folder / f"{name}.py")
     _write_tokenizer(tokenizer, folder)
-    levels = (settings_of(card).get("data") or {}).get("levels")
+    levels = (settings_of(card).get("data") or {}).get("patch_budgets")
     _write_json(folder / "preprocessor_config.json", image_processor_config(model.config, levels))
     (folder / "README.md").write_text(model_card(card, model.config), encoding="utf-8")
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from pipeline.config import with_new_names
+
 # The lines a user copies. tests/model/test_export.py runs exactly these.
 USAGE = """from PIL import Image
 from transformers import AutoModel
@@ -34,7 +36,7 @@ DATA = {
     "shards": "data.shards",
     "share of each source": "data.source_weights",
     "share of each language": "data.language_weights",
-    "levels of resolution (patches)": "data.levels",
+    "patch budgets": "data.patch_budgets",
 }
 
 
@@ -105,7 +107,7 @@ def model_card(card: Mapping[str, Any], config: Any) -> str:
 def settings_of(card: Mapping[str, Any]) -> dict[str, Any]:
     """The run's settings as a mapping, {} where the card has none."""
     settings = card.get("settings") or {}
-    return yaml.safe_load(settings) if isinstance(settings, str) else dict(settings)
+    return with_new_names(yaml.safe_load(settings) if isinstance(settings, str) else settings)
 
 
 def _made_by(card: Mapping[str, Any]) -> dict[str, Any]:

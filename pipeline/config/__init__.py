@@ -11,6 +11,7 @@ from pipeline.config.files import (
     load_settings,
     read_saved_settings,
     read_saved_values,
+    with_new_names,
 )
 from pipeline.config.groups import (
     DataSettings,
@@ -49,4 +50,5 @@ __all__ = [
     "load_settings",
     "read_saved_settings",
     "read_saved_values",
+    "with_new_names",
 ]

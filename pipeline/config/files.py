@@ -17,7 +17,10 @@ from pydantic import ValidationError
 from pipeline.config.groups import Group, Stage1Settings, Stage2Settings
 
 # Old name -> new name, "group.name" both; the value keeps its meaning.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "data.levels": "data.patch_budgets",
+    "data.one_level_per_batch": "data.one_budget_per_batch",
+}
 
 
 class SettingsError(ValueError):
@@ -60,7 +63,12 @@ def read_saved_values(path: str | Path) -> dict[str, Any]:
     Raises:
         SettingsError: no such file, or it is not a mapping in YAML.
     """
-    values = _read_yaml(Path(path))
+    return with_new_names(_read_yaml(Path(path)))
+
+
+def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that an earlier version saved, under the names of this one."""
+    values = {name: dict(group) if isinstance(group, dict) else group for name, group in values.items()}
     for old, new in RENAMED.items():
         group, _, name = old.rpartition(".")
         holder = _group_of(values, group)

@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.base.constants import PATCH_BUDGETS
+
 
 class Group(BaseModel):
     """A frozen group of settings that refuses unknown names."""
@@ -37,9 +39,9 @@ class DataSettings(Group):
     shards: list[str] = Field(default_factory=lambda: ["shards/train"])  # folders or fsspec URLs of indexed shards
     source_weights: list[float] | None = None  # one a folder; None: by number of samples
     language_weights: dict[Literal["en", "zh"], float] | None = None  # None: by number of samples
-    levels: list[int] = Field(default_factory=lambda: [128, 256, 576, 784, 1024])  # patches, ascending
-    one_level_per_batch: bool = True  # False: a batch mixes levels and pays for the highest
-    keep_aspect_ratio: bool = True  # False: every image is stretched to the largest square of its level
+    patch_budgets: list[int] = Field(default_factory=lambda: list(PATCH_BUDGETS))  # patches an image fills, ascending
+    one_budget_per_batch: bool = True  # False: a batch mixes budgets and pays for the highest
+    keep_aspect_ratio: bool = True  # False: every image is stretched to the largest square of its budget
     window_shards: int = Field(16, ge=1)  # samples are shuffled within windows of this many shuffled shards
     keep_last_batch: bool = False  # a last, smaller batch of each group instead of dropping and counting the remainder
     last_batch_multiple: int = Field(8, ge=1)  # its size is one of these; ranks x accumulation_steps must divide it
@@ -56,12 +58,12 @@ class DataSettings(Group):
     cache_gigabytes: float = Field(100.0, gt=0)
     prefetch_shards: int = Field(4, ge=0)
 
-    @field_validator("levels")
+    @field_validator("patch_budgets")
     @classmethod
-    def _ascending(cls, levels: list[int]) -> list[int]:
-        if not levels or sorted(set(levels)) != levels or levels[0] < 1:
+    def _ascending(cls, budgets: list[int]) -> list[int]:
+        if not budgets or sorted(set(budgets)) != budgets or budgets[0] < 1:
             raise ValueError("must be positive and strictly ascending, as [128, 256, 576, 784, 1024]")
-        return levels
+        return budgets
 
 
 class GlobalLossSettings(Group):

@@ -16,7 +16,7 @@ from torch import Tensor
 class Batch:
     """Regions are flat: R boxes, each with the number of its image. Region texts are held once each.
 
-    All images of a global batch share one language and one resolution level, so P is the same on every rank.
+    All images of a global batch share one language and one patch budget, so P is the same on every rank.
     """
 
     keys: list[str]  # B

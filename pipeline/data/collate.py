@@ -68,14 +68,14 @@ class PixelBuffer:
 
     def __init__(self, values: Tensor, settings: DataSettings) -> None:
         """``values`` is [B, P, 768] float32 memory of any content."""
-        size, self.level, _ = values.shape
+        size, self.patch_budget, _ = values.shape
         self.values, self.settings = values, settings
-        self.mask = torch.zeros(size, self.level, dtype=torch.int32)
+        self.mask = torch.zeros(size, self.patch_budget, dtype=torch.int32)
         self.shapes = torch.zeros(size, 2, dtype=torch.int64)
 
     def put(self, slot: int, image: bytes, width: int, height: int) -> None:
         """Decode an image of ``width`` x ``height`` pixels into ``slot``. Raises ``ImageFault``."""
-        rows, columns = grid_of(width, height, self.level, self.settings.keep_aspect_ratio)
+        rows, columns = grid_of(width, height, self.patch_budget, self.settings.keep_aspect_ratio)
         target = (columns * PATCH_SIZE, rows * PATCH_SIZE)
         array = decode_array(image, self.settings.max_image_megapixels, target)
         write_patches(array, (rows, columns), self.values[slot])

@@ -1,7 +1,7 @@
 """The index beside the shards: where every sample's bytes are, and how many samples of each group a shard holds.
 
 ``SHARD.tar`` gets ``SHARD.index.parquet`` (one row a sample) and the folder gets ``manifest.json`` (columns over
-shards: counts by language and level, sizes, checksums). Training plans from the manifest alone and opens the row
+shards: counts by language and patch budget, sizes, checksums). Training plans from the manifest alone and opens the row
 index of a shard only when it reads samples of it. Samples with a fault are left out and counted here by kind.
 """
 
@@ -33,7 +33,7 @@ from pipeline.data.manifest import (
     read_index,
 )
 from pipeline.data.records import Fault, TarSample, walk_tar
-from pipeline.data.resolution import level_numbers
+from pipeline.data.resolution import budget_numbers
 from pipeline.data.schema import IMAGE_EXTENSIONS, SampleError, parse_sample
 
 __all__ = [
@@ -57,7 +57,7 @@ def index_folder(
     folder: str | Path,
     workers: int = 1,
     *,
-    levels: Sequence[int] = PATCH_BUDGETS,
+    patch_budgets: Sequence[int] = PATCH_BUDGETS,
     force: bool = False,
     on_shard: Callable[[str, int, int], None] | None = None,
     max_megapixels: float = 100.0,
@@ -78,7 +78,7 @@ def index_folder(
         packed = next(folder.glob("*.tar.*z*"), None)
         hint = f"unpack {packed.name} first: samples are read by their offsets" if packed else "build shards into it"
         raise IndexProblem(f"shard folder {folder} holds no .tar file; {hint}")
-    work = partial(_index_unless_fresh, levels=tuple(levels), force=force, max_megapixels=max_megapixels)
+    work = partial(_index_unless_fresh, patch_budgets=tuple(patch_budgets), force=force, max_megapixels=max_megapixels)
     summaries: list[dict] = []
     pool = ProcessPoolExecutor(workers) if workers > 1 else None
     try:
@@ -97,13 +97,13 @@ def index_folder(
         (folder / FAULTS_NAME).unlink(missing_ok=True)
     if not any(summary["samples"] for summary in summaries):
         raise IndexProblem(_nothing_usable(folder, faults))
-    document = _manifest_document(summaries, list(levels))
+    document = _manifest_document(summaries, list(patch_budgets))
     write_bytes(folder / MANIFEST_NAME, json.dumps(document, separators=(",", ":")).encode())
     return manifest_from_json(str(folder), document), faults
 
 
 def index_shard(
-    shard: str | Path, levels: Sequence[int] = PATCH_BUDGETS, max_megapixels: float = 100.0
+    shard: str | Path, patch_budgets: Sequence[int] = PATCH_BUDGETS, max_megapixels: float = 100.0
 ) -> tuple[dict, list[Fault]]:
     """Read one tar, write its index, and return its line of the manifest with the faults found."""
     import pyarrow as pa
@@ -121,8 +121,8 @@ def index_shard(
         "samples": len(rows),
         "regions": sum(columns["num_regions"]),
         "negatives": sum(columns["num_negatives"]),
-        "counts": _count(columns, levels),
-        "levels": list(levels),
+        "counts": _count(columns, patch_budgets),
+        "levels": list(patch_budgets),
         "faults": [vars(fault) for fault in faults],
     }
     schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in _SCHEMA.items()])
@@ -152,7 +152,7 @@ _SCHEMA = {
 }
 
 
-def _index_unless_fresh(shard: Path, levels: tuple[int, ...], force: bool, max_megapixels: float) -> dict:
+def _index_unless_fresh(shard: Path, patch_budgets: tuple[int, ...], force: bool, max_megapixels: float) -> dict:
     import pyarrow.parquet as pq
     from pyarrow import ArrowInvalid
 
@@ -163,9 +163,9 @@ def _index_unless_fresh(shard: Path, levels: tuple[int, ...], force: bool, max_m
             summary = json.loads(metadata.get(b"summary", b"{}"))
         except (ArrowInvalid, OSError, ValueError):
             summary = {}  # a damaged index is made again
-        if summary.get("bytes") == shard.stat().st_size and summary.get("levels") == list(levels):
+        if summary.get("bytes") == shard.stat().st_size and summary.get("levels") == list(patch_budgets):
             return summary | {"index_sha256": hashlib.sha256(index.read_bytes()).hexdigest()}
-    return index_shard(shard, levels, max_megapixels)[0]
+    return index_shard(shard, patch_budgets, max_megapixels)[0]
 
 
 def _read_rows(shard: Path, max_megapixels: float) -> tuple[list[dict], list[Fault]]:
@@ -221,21 +221,21 @@ def _read_row(found: TarSample, max_megapixels: float) -> dict:
     }
 
 
-def _count(columns: dict[str, list], levels: Sequence[int]) -> dict[str, int]:
+def _count(columns: dict[str, list], patch_budgets: Sequence[int]) -> dict[str, int]:
     if not columns["key"]:
         return {}
-    numbers = level_numbers(np.array(columns["width"]), np.array(columns["height"]), levels).tolist()
+    numbers = budget_numbers(np.array(columns["width"]), np.array(columns["height"]), patch_budgets).tolist()
     pairs = Counter(zip(columns["language"], numbers, strict=True))
-    return {f"{language}/{levels[number]}": count for (language, number), count in sorted(pairs.items())}
+    return {f"{language}/{patch_budgets[number]}": count for (language, number), count in sorted(pairs.items())}
 
 
-def _manifest_document(summaries: list[dict], levels: list[int]) -> dict:
-    groups = [f"{language}/{level}" for language in LANGUAGES for level in levels]
+def _manifest_document(summaries: list[dict], patch_budgets: list[int]) -> dict:
+    groups = [f"{language}/{patch_budget}" for language in LANGUAGES for patch_budget in patch_budgets]
     present = [group for group in groups if any(group in summary["counts"] for summary in summaries)]
     faults = Counter(fault["kind"] for summary in summaries for fault in summary["faults"])
     return {
         "format": FORMAT,
-        "levels": levels,
+        "levels": patch_budgets,
         "shards": [summary["shard"] for summary in summaries],
         **{
             name: [summary[name] for summary in summaries]

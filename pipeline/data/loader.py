@@ -65,7 +65,7 @@ class MicroBatches(Dataset):
     ) -> None:
         self.plan, self.manifests, self.collator, self.settings = plan, manifests, collator, collator.settings
         self.rank, self.world_size, self.accumulation_steps = rank, world_size, accumulation_steps
-        largest = plan.batch_size // (world_size * accumulation_steps) * max(plan.levels) * PATCH_VALUES
+        largest = plan.batch_size // (world_size * accumulation_steps) * max(plan.patch_budgets) * PATCH_VALUES
         self.pool = BufferPool(self.settings.num_workers, self.settings.prefetch_batches + HELD_BATCHES, largest)
         self._readers: list[ShardReader] = []
         self._process: int | None = None
@@ -76,7 +76,7 @@ class MicroBatches(Dataset):
         planned = self._plan_of(self.plan.locate(step))
         mine = rank_slice(len(planned), self.rank, self.world_size, part, self.accumulation_steps)
         slots = range(mine.start, mine.stop)
-        shape = (len(slots), planned.level, PATCH_VALUES)
+        shape = (len(slots), planned.patch_budget, PATCH_VALUES)
         worker = get_worker_info()
         buffer = self.pool.take(worker.id if worker else 0)
         values = torch.empty(shape) if buffer is None else self.pool.view(buffer, shape)
@@ -134,7 +134,7 @@ class MicroBatches(Dataset):
                 ShardReader(
                     manifest,
                     make_store(manifest.folder, settings.cache_folder, settings.cache_gigabytes),
-                    self.plan.levels,
+                    self.plan.patch_budgets,
                 )
                 for manifest in self.manifests
             ]
@@ -263,7 +263,7 @@ def make_loader(
             f"data.last_batch_multiple is {settings.last_batch_multiple}; a kept last batch must divide among "
             f"{world_size} ranks x {accumulation_steps} accumulation steps, so make it a multiple of {slices}"
         )
-    manifests = [load_manifest(folder, settings.levels) for folder in settings.shards]
+    manifests = [load_manifest(folder, settings.patch_budgets) for folder in settings.shards]
     if with_regions and not any(manifest.regions.any() for manifest in manifests):
         raise IndexProblem(
             f"no sample of {', '.join(settings.shards)} has a region, and stage 2 trains on them; "

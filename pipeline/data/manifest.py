@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.base.constants import LANGUAGES
-from pipeline.data.resolution import level_numbers
+from pipeline.data.resolution import budget_numbers
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = 1
@@ -30,7 +30,7 @@ class Manifest:
     """One folder of shards. Arrays run over its S shards, in the order of their names."""
 
     folder: str  # a path or fsspec URL
-    levels: tuple[int, ...]
+    patch_budgets: tuple[int, ...]
     shards: list[str]  # S file names
     sizes: np.ndarray  # [S] bytes
     sha256: list[str]  # S, of the tars
@@ -38,14 +38,14 @@ class Manifest:
     samples: np.ndarray  # [S]
     regions: np.ndarray  # [S]
     negatives: np.ndarray  # [S]
-    counts: np.ndarray  # [S, languages, levels] int32, samples by LANGUAGES and levels
+    counts: np.ndarray  # [S, languages, patch_budgets] int32, samples by LANGUAGES and patch budgets
     faults: dict[str, int]  # samples left out when the index was made, by kind
 
 
-def load_manifest(folder: str | Path, levels: Sequence[int] | None = None) -> Manifest:
+def load_manifest(folder: str | Path, patch_budgets: Sequence[int] | None = None) -> Manifest:
     """The manifest of a local folder or an fsspec URL.
 
-    ``levels`` other than those it was counted with are counted again from the row indexes, which reads all of them.
+    ``patch_budgets`` other than those it was counted with are counted again from all row indexes.
 
     Raises:
         IndexProblem: no such folder, no manifest (with the command that makes one), or an unreadable one.
@@ -65,8 +65,8 @@ def load_manifest(folder: str | Path, levels: Sequence[int] | None = None) -> Ma
         raise IndexProblem(
             f"{name}/{MANIFEST_NAME} is damaged ({error}); make it again with `python -m data_tools index {name}`"
         ) from error
-    if levels is not None and tuple(levels) != manifest.levels:
-        manifest = _count_again(manifest, tuple(levels))
+    if patch_budgets is not None and tuple(patch_budgets) != manifest.patch_budgets:
+        manifest = _count_again(manifest, tuple(patch_budgets))
     return manifest
 
 
@@ -74,17 +74,17 @@ def manifest_from_json(folder: str, document: dict) -> Manifest:
     """Raises ``KeyError``, ``TypeError`` or ``ValueError`` where the document is not a manifest of this format."""
     if document["format"] != FORMAT:
         raise ValueError(f"format {document['format']!r}, this version reads {FORMAT}")
-    levels, shards = tuple(document["levels"]), document["shards"]
-    counts = np.zeros((len(shards), len(LANGUAGES), len(levels)), dtype=np.int32)
+    patch_budgets, shards = tuple(document["levels"]), document["shards"]
+    counts = np.zeros((len(shards), len(LANGUAGES), len(patch_budgets)), dtype=np.int32)
     for group, numbers in document["counts"].items():
-        language, _, level = group.partition("/")
-        counts[:, LANGUAGES.index(language), levels.index(int(level))] = numbers
+        language, _, patch_budget = group.partition("/")
+        counts[:, LANGUAGES.index(language), patch_budgets.index(int(patch_budget))] = numbers
     arrays = {name: np.array(document[name], dtype=np.int64) for name in ("bytes", "samples", "regions", "negatives")}
     if any(len(array) != len(shards) for array in arrays.values()):
         raise ValueError("its columns have different lengths")
     return Manifest(
         folder=folder,
-        levels=levels,
+        patch_budgets=patch_budgets,
         shards=shards,
         sizes=arrays["bytes"],
         sha256=document["sha256"],
@@ -118,16 +118,16 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def counts(self, levels: Sequence[int]) -> np.ndarray:
-        """[languages, levels] int32."""
-        group = self.language * len(levels) + level_numbers(self.width, self.height, levels)
-        flat = np.bincount(group, minlength=len(LANGUAGES) * len(levels))
-        return flat.reshape(len(LANGUAGES), len(levels)).astype(np.int32)
+    def counts(self, patch_budgets: Sequence[int]) -> np.ndarray:
+        """[languages, patch_budgets] int32."""
+        group = self.language * len(patch_budgets) + budget_numbers(self.width, self.height, patch_budgets)
+        flat = np.bincount(group, minlength=len(LANGUAGES) * len(patch_budgets))
+        return flat.reshape(len(LANGUAGES), len(patch_budgets)).astype(np.int32)
 
-    def grouped_rows(self, levels: Sequence[int]) -> list[np.ndarray]:
-        """For each language, its rows ordered by level, then by place in the tar: what a plan's numbers refer to."""
-        level = level_numbers(self.width, self.height, levels)
-        order = np.argsort(level, kind="stable")
+    def grouped_rows(self, patch_budgets: Sequence[int]) -> list[np.ndarray]:
+        """For each language, its rows by patch budget, then by place in the tar: what a plan's numbers refer to."""
+        patch_budget = budget_numbers(self.width, self.height, patch_budgets)
+        order = np.argsort(patch_budget, kind="stable")
         return [order[self.language[order] == number] for number in range(len(LANGUAGES))]
 
 
@@ -175,6 +175,6 @@ def read_file(folder: str, name: str) -> bytes:
         return file.read()
 
 
-def _count_again(manifest: Manifest, levels: tuple[int, ...]) -> Manifest:
-    counts = [read_index(manifest.folder, shard).counts(levels) for shard in manifest.shards]
-    return Manifest(**(vars(manifest) | {"levels": levels, "counts": np.stack(counts)}))
+def _count_again(manifest: Manifest, patch_budgets: tuple[int, ...]) -> Manifest:
+    counts = [read_index(manifest.folder, shard).counts(patch_budgets) for shard in manifest.shards]
+    return Manifest(**(vars(manifest) | {"patch_budgets": patch_budgets, "counts": np.stack(counts)}))

@@ -56,16 +56,16 @@ class ShardReader:
     Args:
         manifest: the source's manifest.
         store: where its files are.
-        levels: of the plan whose ordinals ``row`` translates.
+        patch_budgets: of the plan whose ordinals ``row`` translates.
     """
 
-    def __init__(self, manifest: Manifest, store: ShardStore, levels: tuple[int, ...]) -> None:
-        self.manifest, self.store, self.levels = manifest, store, levels
+    def __init__(self, manifest: Manifest, store: ShardStore, patch_budgets: tuple[int, ...]) -> None:
+        self.manifest, self.store, self.patch_budgets = manifest, store, patch_budgets
         self._open: OrderedDict[int, tuple[BinaryIO, ShardIndex, list[np.ndarray]]] = OrderedDict()
         self._lost: dict[int, ReadFault] = {}
 
     def row(self, shard: int, language: int, ordinal: int) -> int:
-        """The row of the ``ordinal``-th sample of a language, ordered by level, then by place in the tar."""
+        """The row of the ``ordinal``-th sample of a language, by patch budget, then by place in the tar."""
         _, index, rows = self._shard(shard)
         if ordinal >= len(rows[language]):
             name = self.manifest.shards[shard]
@@ -139,7 +139,7 @@ class ShardReader:
                 f"{index_name(name)} has {len(index)} rows, the manifest says {manifest.samples[number]}"
             )
         tar = self.store.open(name, int(manifest.sizes[number]), manifest.sha256[number])
-        return tar, index, index.grouped_rows(self.levels)
+        return tar, index, index.grouped_rows(self.patch_budgets)
 
 
 def read_sample(shard: str | Path, key: str) -> tuple[bytes, Sample]:
@@ -154,7 +154,7 @@ def read_sample(shard: str | Path, key: str) -> tuple[bytes, Sample]:
     if key not in index.keys:
         raise IndexProblem(f"{shard} has no sample {key!r}; its first keys are {index.keys[:3]}")
     manifest = load_manifest(shard.parent)
-    reader = ShardReader(manifest, LocalFolder(str(shard.parent)), manifest.levels)
+    reader = ShardReader(manifest, LocalFolder(str(shard.parent)), manifest.patch_budgets)
     try:
         raw = reader.read(manifest.shards.index(shard.name), index.keys.index(key))
     finally:

@@ -1,4 +1,4 @@
-"""Which resolution level an image belongs to, and the grid of patches it is resized to fill.
+"""Which patch budget an image belongs to, and the grid of patches it is resized to fill.
 
 Shape letters: P patches. Sizes are in pixels unless the name says patches. A patch is 16×16 pixels.
 """
@@ -19,16 +19,16 @@ PATCH_SIZE = 16  # pixels, as SigLIP 2's NaFlex towers
 SMALLEST_SCALE, LARGEST_SCALE, SCALE_PRECISION = 1e-6, 100.0, 1e-5
 
 
-def level_of(width: int, height: int, levels: Sequence[int] = PATCH_BUDGETS) -> int:
-    """The smallest level that holds all whole patches of the image; the highest one where none does."""
+def level_of(width: int, height: int, patch_budgets: Sequence[int] = PATCH_BUDGETS) -> int:
+    """The smallest budget that holds all whole patches of the image; the highest one where none does."""
     count = (width // PATCH_SIZE) * (height // PATCH_SIZE)
-    return next((level for level in levels if count <= level), levels[-1])
+    return next((budget for budget in patch_budgets if count <= budget), patch_budgets[-1])
 
 
-def level_numbers(widths: np.ndarray, heights: np.ndarray, levels: Sequence[int]) -> np.ndarray:
-    """``level_of`` for arrays of sizes, as positions in ``levels`` (int64)."""
+def budget_numbers(widths: np.ndarray, heights: np.ndarray, patch_budgets: Sequence[int]) -> np.ndarray:
+    """``level_of`` for arrays of sizes, as positions in ``patch_budgets`` (int64)."""
     counts = (widths.astype(np.int64) // PATCH_SIZE) * (heights.astype(np.int64) // PATCH_SIZE)
-    return np.minimum(np.searchsorted(np.asarray(levels), counts, side="left"), len(levels) - 1)
+    return np.minimum(np.searchsorted(np.asarray(patch_budgets), counts, side="left"), len(patch_budgets) - 1)
 
 
 @lru_cache(maxsize=65536)

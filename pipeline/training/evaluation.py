@@ -55,7 +55,7 @@ def _scores(settings: Stage1Settings, config: Any, weights: dict, tokenizer: Any
     evaluated = FGCLIP2Evaluation(
         copy.to(run.device).eval(),
         tokenizer,
-        levels=settings.data.levels,
+        levels=settings.data.patch_budgets,
         prefixes=settings.data.short_caption_prefix,
     )
     results = evaluate_tasks(evaluated, settings.evaluation.tasks, [Path(settings.evaluation.data)])

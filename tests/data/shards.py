@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SIZES = {128: (64, 48), 256: (256, 192), 576: (336, 320)}  # width, height of an image of that level
+SIZES = {128: (64, 48), 256: (256, 192), 576: (336, 320)}  # width, height of an image of that patch budget
 
 
 def image_bytes(number: int, size: tuple[int, int] = (64, 48), format: str = "JPEG") -> bytes:
@@ -62,14 +62,14 @@ def sample_members(key: str, image: bytes, json_record: dict | bytes) -> list[tu
 
 
 def write_shards(folder: Path, groups: list[list[tuple[str, int]]], regions: int = 2, start: int = 0) -> Path:
-    """One shard per list of (language, level); keys number on from ``start``."""
+    """One shard per list of (language, patch budget); keys number on from ``start``."""
     number = start
-    pictures = {level: image_bytes(level, size) for level, size in SIZES.items()}
+    pictures = {patch_budget: image_bytes(patch_budget, size) for patch_budget, size in SIZES.items()}
     for shard, samples in enumerate(groups):
         members = []
-        for language, level in samples:
-            made = record(number, language, SIZES[level], regions)
-            members += sample_members(f"k{number:05d}", pictures[level], made)
+        for language, patch_budget in samples:
+            made = record(number, language, SIZES[patch_budget], regions)
+            members += sample_members(f"k{number:05d}", pictures[patch_budget], made)
             number += 1
         write_tar(folder / f"part-{shard:05d}.tar", members)
     return folder

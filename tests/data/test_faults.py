@@ -22,7 +22,7 @@ from tests.data.shards import image_bytes, record, sample_members, write_tar
 
 SIZE = (32, 32)
 LEVELS = [4, 16]
-SETTINGS = {"levels": LEVELS, "num_workers": 0, "window_shards": 4, "max_fault_share": 1.0}
+SETTINGS = {"patch_budgets": LEVELS, "num_workers": 0, "window_shards": 4, "max_fault_share": 1.0}
 
 
 def encode(image: Image.Image, format: str, **options) -> bytes:
@@ -184,7 +184,7 @@ def sound(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sound")
     for shard in range(16):
         write_tar(folder / f"p{shard:02d}.tar", good_members(2, start=2 * shard))
-    index_folder(folder, levels=LEVELS)
+    index_folder(folder, patch_budgets=LEVELS)
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     return files
 
@@ -234,7 +234,7 @@ def test_damage_before_indexing_is_indexed_and_trained_through(tmp_path, sound, 
             path.unlink()
         for _ in range(4):
             damage(tmp_path / "d", draws)
-        manifest, _ = index_folder(tmp_path / "d", levels=LEVELS)
+        manifest, _ = index_folder(tmp_path / "d", patch_budgets=LEVELS)
         _, keys, _ = epoch_of(tmp_path / "d", tokenizer)
         assert sum(map(len, keys)) == manifest.samples.sum() // 8 * 8
 

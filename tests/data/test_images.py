@@ -74,7 +74,7 @@ def test_pixels_of_real_images_are_the_references(decoder):
             assert torch.equal(reference["pixel_attention_mask"][0], mask)
             differences.append(float((reference["pixel_values"][0] - values)[mask.bool()].abs().mean()) * 127.5)
             assert not values[~mask.bool()].any()
-        # Down to 64 patches JPEGs are decoded at half size; at the levels of training a full decode is the same.
+        # Down to 64 patches JPEGs are decoded at half size; at the patch budgets of training a full decode is the same.
         assert np.mean(differences) < (MOST_DIFFERENCE if patches == 64 else 0.1)
 
 

@@ -16,12 +16,12 @@ from pipeline.data.plan import Plan, rank_slice
 LEVELS = (128, 256, 576)
 
 
-def manifest_of(counts: np.ndarray, levels=LEVELS) -> Manifest:
-    """``counts`` is [shards, languages, levels]."""
+def manifest_of(counts: np.ndarray, patch_budgets=LEVELS) -> Manifest:
+    """``counts`` is [shards, languages, budgets]."""
     samples, shards = counts.sum((1, 2)), len(counts)
     names = [f"part-{i:05d}.tar" for i in range(shards)]
     nothing = [""] * shards
-    return Manifest("x", levels, names, samples, nothing, nothing, samples, samples, samples, counts, {})
+    return Manifest("x", patch_budgets, names, samples, nothing, nothing, samples, samples, samples, counts, {})
 
 
 def random_manifest(draws: random.Random, shards: int) -> Manifest:
@@ -34,9 +34,9 @@ def random_case(seed: int) -> tuple[list[Manifest], DataSettings, int]:
     draws = random.Random(seed)
     manifests = [random_manifest(draws, draws.randint(2, 20)) for _ in range(draws.randint(1, 3))]
     settings = DataSettings(
-        levels=list(LEVELS),
+        patch_budgets=list(LEVELS),
         window_shards=draws.choice([1, 2, 5, 16]),
-        one_level_per_batch=draws.random() < 0.7,
+        one_budget_per_batch=draws.random() < 0.7,
         keep_last_batch=draws.random() < 0.4,
         last_batch_multiple=draws.choice([1, 2, 4]),
         source_weights=[draws.uniform(0.2, 1) for _ in manifests] if draws.random() < 0.4 else None,
@@ -73,22 +73,22 @@ def test_an_epoch_holds_every_sample_once_but_the_counted_remainder(seed):
 @pytest.mark.parametrize("seed", range(10))
 def test_a_batch_holds_one_language_and_one_level(seed):
     manifests, settings, size = random_case(seed)
-    settings = settings.model_copy(update={"one_level_per_batch": True})
+    settings = settings.model_copy(update={"one_budget_per_batch": True})
     plan = Plan(manifests, settings, seed, size)
     counts = np.concatenate([m.counts for m in manifests])
     for number in range(plan.steps_per_epoch()):
         batch = plan.batch(0, number)
         ends = counts[batch.shards, LANGUAGES.index(batch.language)].cumsum(1)
-        levels = (batch.ordinals[:, None] >= ends).sum(1)
-        assert {LEVELS[level] for level in levels} == {batch.level}
+        patch_budgets = (batch.ordinals[:, None] >= ends).sum(1)
+        assert {LEVELS[patch_budget] for patch_budget in patch_budgets} == {batch.patch_budget}
 
 
 def test_mixed_batches_take_the_highest_level_of_their_images():
     counts = np.zeros((4, 2, 3), dtype=np.int32)
     counts[:, 0] = [[3, 0, 0], [3, 0, 0], [3, 0, 1], [3, 2, 0]]
-    plan = Plan([manifest_of(counts)], DataSettings(levels=list(LEVELS), one_level_per_batch=False), 0, 15)
+    plan = Plan([manifest_of(counts)], DataSettings(patch_budgets=list(LEVELS), one_budget_per_batch=False), 0, 15)
     assert plan.steps_per_epoch() == 1
-    assert plan.batch(0, 0).level == 576
+    assert plan.batch(0, 0).patch_budget == 576
 
 
 def test_batches_do_not_depend_on_what_was_asked_before():
@@ -104,16 +104,16 @@ def test_batches_do_not_depend_on_what_was_asked_before():
 
 def test_the_order_is_pinned_so_that_a_new_release_resumes_old_runs():
     counts = np.full((6, 2, 3), 5, dtype=np.int32)
-    plan = Plan([manifest_of(counts)], DataSettings(levels=list(LEVELS), window_shards=2), 11, 8)
+    plan = Plan([manifest_of(counts)], DataSettings(patch_budgets=list(LEVELS), window_shards=2), 11, 8)
     batch = plan.batch(1, 4)
-    assert (batch.language, batch.level) == ("en", 576)
+    assert (batch.language, batch.patch_budget) == ("en", 576)
     found = list(zip(batch.shards.tolist(), batch.ordinals.tolist(), strict=True))
     assert found == [(2, 13), (1, 13), (1, 12), (1, 11), (1, 10), (2, 11), (1, 14), (2, 12)]
 
 
 def test_epochs_and_seeds_differ_in_order():
     counts = np.full((30, 2, 3), 20, dtype=np.int32)
-    settings = DataSettings(levels=list(LEVELS), window_shards=4)
+    settings = DataSettings(patch_budgets=list(LEVELS), window_shards=4)
     plan = Plan([manifest_of(counts)], settings, 0, 16)
     first, second = entries(plan, 0), entries(plan, 1)
     other_seed = entries(Plan([manifest_of(counts)], settings, 1, 16), 0)
@@ -133,7 +133,7 @@ def test_steps_are_located_over_all_epochs():
 def test_weights_set_the_mix_and_no_sample_is_starved_over_epochs():
     counts = np.zeros((20, 2, 3), dtype=np.int32)
     counts[:, 0, 0], counts[:, 1, 1] = 30, 10
-    settings = DataSettings(levels=list(LEVELS), language_weights={"en": 0.5, "zh": 0.5}, window_shards=4)
+    settings = DataSettings(patch_budgets=list(LEVELS), language_weights={"en": 0.5, "zh": 0.5}, window_shards=4)
     plan = Plan([manifest_of(counts)], settings, 0, 1)
     met: dict[tuple, int] = {}
     for epoch in range(6):
@@ -149,7 +149,7 @@ def test_weights_set_the_mix_and_no_sample_is_starved_over_epochs():
 def test_source_weights_and_language_weights_hold_together():
     draws = np.random.default_rng(0)
     manifests = [manifest_of(draws.integers(1, 30, (40, 2, 3)).astype(np.int32)) for _ in range(2)]
-    settings = DataSettings(levels=list(LEVELS), source_weights=[3, 1], language_weights={"en": 0.2, "zh": 0.8})
+    settings = DataSettings(patch_budgets=list(LEVELS), source_weights=[3, 1], language_weights={"en": 0.2, "zh": 0.8})
     plan = Plan(manifests, settings, 0, 1)
     found = entries(plan, 0)
     assert abs(sum(language == "zh" for language, *_ in found) / len(found) - 0.8) < 0.02
@@ -169,19 +169,19 @@ def test_weights_that_cannot_hold_are_refused(weights, words):
     counts = np.zeros((3, 2, 3), dtype=np.int32)
     counts[:, 0] = 5
     with pytest.raises(IndexProblem, match=words):
-        Plan([manifest_of(counts)], DataSettings(levels=list(LEVELS), **weights), 0, 2)
+        Plan([manifest_of(counts)], DataSettings(patch_budgets=list(LEVELS), **weights), 0, 2)
 
 
 def test_too_few_samples_for_one_batch_say_so():
     with pytest.raises(IndexProblem, match="lower train.global_batch_size"):
-        Plan([manifest_of(np.ones((2, 2, 3), dtype=np.int32))], DataSettings(levels=list(LEVELS)), 0, 64)
+        Plan([manifest_of(np.ones((2, 2, 3), dtype=np.int32))], DataSettings(patch_budgets=list(LEVELS)), 0, 64)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_replacements_are_of_the_group_outside_the_batch_and_differ_by_slot(seed):
     draws = random.Random(seed)
     counts = np.array(draws.choices([5, 9, 20], k=8 * 6), dtype=np.int32).reshape(8, 2, 3)
-    plan = Plan([manifest_of(counts)], DataSettings(levels=list(LEVELS), window_shards=4), seed, 4)
+    plan = Plan([manifest_of(counts)], DataSettings(patch_budgets=list(LEVELS), window_shards=4), seed, 4)
     for number in range(plan.steps_per_epoch()):
         batch = plan.batch(0, number)
         own = set(zip(batch.shards.tolist(), batch.ordinals.tolist(), strict=True))
@@ -190,7 +190,7 @@ def test_replacements_are_of_the_group_outside_the_batch_and_differ_by_slot(seed
         assert len(set(taken[:4])) == 4, "two slots took one replacement"
         ends = counts[:, LANGUAGES.index(batch.language)].cumsum(1)
         for shard, ordinal in taken + [plan.replacement(batch, 0, attempt) for attempt in range(8, 30)]:
-            assert LEVELS[(ordinal >= ends[shard]).sum()] == batch.level
+            assert LEVELS[(ordinal >= ends[shard]).sum()] == batch.patch_budget
 
 
 def test_rank_slices_cut_a_global_batch_without_gap_whatever_the_layout():

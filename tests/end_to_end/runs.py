@@ -17,8 +17,9 @@ from pipeline.tracking.local_log import read_entries
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 240
-SMALL = ("model.preset=tiny", "model.gradient_checkpointing=false", "data.levels=[48,64,80]", "data.num_workers=1",
-         "train.global_batch_size=8", "train.precision=fp32", "train.log_every_steps=1", "train.timeout_seconds=60",
+SMALL = ("model.preset=tiny", "model.gradient_checkpointing=false", "data.patch_budgets=[48,64,80]",
+         "data.num_workers=1", "train.global_batch_size=8", "train.precision=fp32", "train.log_every_steps=1",
+         "train.timeout_seconds=60",
          "optimizer.peak_learning_rate=1e-3", "optimizer.warmup_steps=2", "optimizer.group_factors.scales=5",
          "train.checkpoint_every_steps=3")  # fmt: skip
 

@@ -41,7 +41,7 @@ def tiny_settings(data: Path, run: Path, max_steps: int, timeout_seconds: float)
         "model.preset": "tiny",
         "model.gradient_checkpointing": "false",
         "data.shards": f"[{data / 'train'}]",
-        "data.levels": "[128]",
+        "data.patch_budgets": "[128]",
         "data.num_workers": "1",
         "tokenizer.path": str(data / "tokenizer"),
         "train.run_folder": str(run),

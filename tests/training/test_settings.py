@@ -38,7 +38,7 @@ def test_later_files_and_overrides_win(tmp_path: Path):
         ("train.sead=1", ["train.sead", "train.seed"]),
         ("optimiser.epsilon=1", ["optimiser", "optimizer"]),
         ("train.seed=abc", ["train.seed", "'abc'", "integer"]),
-        ("data.levels=[256,128]", ["data.levels", "ascending"]),
+        ("data.patch_budgets=[256,128]", ["data.patch_budgets", "ascending"]),
         ("train.precision=fp8", ["train.precision", "'fp8'", "bf16"]),
         ("train.seed", ["no '='"]),
         ("train.epochs=null", ["epochs", "max_steps"]),

@@ -1,13 +1,13 @@
 """Which samples make global batch n of an epoch: a pure function of (manifests, settings, seed, epoch, batch size).
 
 An epoch is planned from counts alone. Shards are shuffled and cut into windows; within a window the samples of one
-group (language and level) are shuffled into a stream, and the streams of successive windows join into one stream a
-group. Batch k of a group is its positions k·B … (k+1)·B, given out in the window that completes it, among that
+group (language and patch budget) are shuffled into a stream, and the streams of successive windows join into one stream
+a group. Batch k of a group is its positions k·B … (k+1)·B, given out in the window that completes it, among that
 window's other batches in shuffled order. So what does not fill a batch is carried into the next window, a cumulative
 sum over windows finds any batch, and no plan is longer than the list of shards.
 
-A sample is named by (shard, language, ordinal): the ordinal-th of its language in the shard, ordered by level and
-then by place. Only who reads it opens the shard's row index (``ShardReader.row``).
+A sample is named by (shard, language, ordinal): the ordinal-th of its language in the shard, by patch budget and then
+by place. Only who reads it opens the shard's row index (``ShardReader.row``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PlannedBatch:
     epoch: int
     number: int  # within the epoch
     language: str
-    level: int  # patches
+    patch_budget: int  # patches
     group: int
     first: int  # position in the group's stream of the epoch
     window: int
@@ -86,11 +86,11 @@ class Plan:
         if global_batch_size < 1:
             raise IndexProblem(f"the global batch size is {global_batch_size}; it must be at least 1")
         self.settings, self.seed, self.batch_size = settings, seed, global_batch_size
-        self.levels = manifests[0].levels
+        self.patch_budgets = manifests[0].patch_budgets
         self._first_shard = np.cumsum([0] + [len(manifest.shards) for manifest in manifests])
-        by_level = np.concatenate([manifest.counts for manifest in manifests])  # [S, languages, levels]
-        self._level_ends = by_level.cumsum(axis=2, dtype=np.int32)
-        self._counts = by_level.reshape(len(by_level), -1) if settings.one_level_per_batch else by_level.sum(2)
+        by_budget = np.concatenate([manifest.counts for manifest in manifests])  # [S, languages, patch_budgets]
+        self._budget_ends = by_budget.cumsum(axis=2, dtype=np.int32)
+        self._counts = by_budget.reshape(len(by_budget), -1) if settings.one_budget_per_batch else by_budget.sum(2)
         source = np.repeat(np.arange(len(manifests)), np.diff(self._first_shard))
         by_language = np.stack([manifest.counts.sum((0, 2)) for manifest in manifests])
         self.shares = taken_shares(by_language, settings.source_weights, settings.language_weights)
@@ -136,8 +136,8 @@ class Plan:
             group, index = self._batches_of(epoch, window)[number - int(plan.batches_before[window])]
             first, size = int(index) * self.batch_size, self.batch_size
         shards, ordinals = self._entries(epoch, int(group), first, first + size)
-        language, level = self._language_and_level(int(group), shards, ordinals)
-        return PlannedBatch(epoch, number, language, level, int(group), first, window, shards, ordinals)
+        language, patch_budget = self._language_and_budget(int(group), shards, ordinals)
+        return PlannedBatch(epoch, number, language, patch_budget, int(group), first, window, shards, ordinals)
 
     def replacement(self, batch: PlannedBatch, slot: int, attempt: int) -> tuple[int, int]:
         """``(shard, ordinal)`` that stands in for entry ``slot`` when it, and earlier attempts, cannot be read.
@@ -163,15 +163,15 @@ class Plan:
         return int(shards[0]), int(ordinals[0])
 
     def group_counts(self, epoch: int = 0) -> list[tuple[str, int | None, int, int, int]]:
-        """``(language, level, samples taken, full batches, remainder)`` of each group; level None when mixed."""
+        """``(language, patch budget, samples taken, full batches, remainder)`` of each group; budget None if mixed."""
         totals = self._epoch(epoch).cumulative[-1]
         rows = []
         for group, total in enumerate(totals):
-            language, level = divmod(group, len(totals) // len(LANGUAGES))
+            language, patch_budget = divmod(group, len(totals) // len(LANGUAGES))
             mixed = len(totals) == len(LANGUAGES)
             name = LANGUAGES[group if mixed else language]
             full, rest = divmod(int(total), self.batch_size)
-            rows.append((name, None if mixed else self.levels[level], int(total), full, rest))
+            rows.append((name, None if mixed else self.patch_budgets[patch_budget], int(total), full, rest))
         return rows
 
     def shards_ahead(self, epoch: int, number: int, count: int) -> np.ndarray:
@@ -262,22 +262,22 @@ class Plan:
         return rows + self._first_ordinal(shard, group)
 
     def _first_ordinal(self, shard: int, group: int) -> int:
-        if not self.settings.one_level_per_batch:
+        if not self.settings.one_budget_per_batch:
             return 0
-        language, level = divmod(group, len(self.levels))
-        return int(self._level_ends[shard, language, level - 1]) if level else 0
+        language, patch_budget = divmod(group, len(self.patch_budgets))
+        return int(self._budget_ends[shard, language, patch_budget - 1]) if patch_budget else 0
 
-    def _language_and_level(self, group: int, shards: np.ndarray, ordinals: np.ndarray) -> tuple[str, int]:
-        if self.settings.one_level_per_batch:
-            language, level = divmod(group, len(self.levels))
-            return LANGUAGES[language], self.levels[level]
-        level = (ordinals[:, None] >= self._level_ends[shards, group]).sum(1).max()
-        return LANGUAGES[group], self.levels[level]
+    def _language_and_budget(self, group: int, shards: np.ndarray, ordinals: np.ndarray) -> tuple[str, int]:
+        if self.settings.one_budget_per_batch:
+            language, patch_budget = divmod(group, len(self.patch_budgets))
+            return LANGUAGES[language], self.patch_budgets[patch_budget]
+        patch_budget = (ordinals[:, None] >= self._budget_ends[shards, group]).sum(1).max()
+        return LANGUAGES[group], self.patch_budgets[patch_budget]
 
     def _too_small(self) -> str:
-        name, level, total, *_ = max(self.group_counts(), key=lambda row: row[2])
+        name, budget, total, *_ = max(self.group_counts(), key=lambda row: row[2])
         return (
             f"no batch of {self.batch_size} can be filled: the largest group is {name}"
-            f"{'' if level is None else f' at {level} patches'} with {total} samples; lower train.global_batch_size, "
-            "or set data.keep_last_batch or data.one_level_per_batch=false"
+            f"{'' if budget is None else f' at {budget} patches'} with {total} samples; lower train.global_batch_size, "
+            "or set data.keep_last_batch or data.one_budget_per_batch=false"
         )

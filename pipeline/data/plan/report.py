@@ -11,7 +11,7 @@ from pipeline.config import DataSettings
 from pipeline.data.manifest import Manifest, read_index
 from pipeline.data.plan.mixing import shuffled
 from pipeline.data.plan.plan import Plan
-from pipeline.data.resolution import PATCH_SIZE, grid_of, level_numbers
+from pipeline.data.resolution import PATCH_SIZE, budget_numbers, grid_of
 
 SAMPLED_SHARDS, SAMPLED_ROWS, SAMPLED_BATCHES = 8, 500, 20
 
@@ -37,12 +37,12 @@ def report(plan: Plan, manifests: Sequence[Manifest], epoch: int) -> list[str]:
         left_out = sum(manifest.faults.values())
         lines.append(f"source {manifest.folder}: takes {shares} samples; {left_out} were left out by the index")
     patches = 0.0
-    for language, level, taken, full, left in groups:
+    for language, patch_budget, taken, full, left in groups:
         if taken:
-            name = f"{language} at {level} patches" if level else f"{language}, levels mixed"
+            name = f"{language} at {patch_budget} patches" if patch_budget else f"{language}, patch budgets mixed"
             lines.append(f"  {name}: {full} batches, {left} samples over")
-        patches += full * (level or 0)
-    if plan.settings.one_level_per_batch:
+        patches += full * (patch_budget or 0)
+    if plan.settings.one_budget_per_batch:
         full = max(sum(row[3] for row in groups), 1)
         lines.append(f"patches a step: {patches / full * plan.batch_size:,.0f} on average, padding included")
         lines.append(f"padding: {padding_share(manifests, plan.settings):.1%} of the patches (estimated)")
@@ -51,19 +51,19 @@ def report(plan: Plan, manifests: Sequence[Manifest], epoch: int) -> list[str]:
 
 
 def padding_share(manifests: Sequence[Manifest], settings: DataSettings) -> float:
-    """Share of patches without image, over sampled rows resized to fill their own level."""
+    """Share of patches without image, over sampled rows resized to fill their own patch budget."""
     padded = filled = 0
     for manifest in manifests:
         shards = [manifest.shards[i] for i in shuffled(0, len(manifest.shards))[:SAMPLED_SHARDS]]
         for shard in shards:
             index = read_index(manifest.folder, shard)
             rows = slice(0, SAMPLED_ROWS)
-            levels = level_numbers(index.width[rows], index.height[rows], settings.levels)
-            for width, height, number in zip(index.width[rows], index.height[rows], levels, strict=True):
-                level = settings.levels[number]
-                columns_rows = grid_of(int(width), int(height), level, settings.keep_aspect_ratio)
+            patch_budgets = budget_numbers(index.width[rows], index.height[rows], settings.patch_budgets)
+            for width, height, number in zip(index.width[rows], index.height[rows], patch_budgets, strict=True):
+                patch_budget = settings.patch_budgets[number]
+                columns_rows = grid_of(int(width), int(height), patch_budget, settings.keep_aspect_ratio)
                 filled += columns_rows[0] * columns_rows[1]
-                padded += level
+                padded += patch_budget
     return 1 - filled / max(padded, 1)
 
 
@@ -89,13 +89,13 @@ def first_batches(plan: Plan, manifests: Sequence[Manifest], epoch: int, count: 
         batch = plan.batch(epoch, number)
         source, shard = plan.source_of(int(batch.shards[0]))
         lines.append(
-            f"batch {number}: {batch.language}, {batch.level} patches, {len(batch)} samples of "
+            f"batch {number}: {batch.language}, {batch.patch_budget} patches, {len(batch)} samples of "
             f"{len(np.unique(batch.shards))} shards, the first from {manifests[source].shards[shard]} "
-            f"[{_pixels(batch.level)}]"
+            f"[{_pixels(batch.patch_budget)}]"
         )
     return lines
 
 
-def _pixels(level: int) -> str:
-    side = int(level**0.5) * PATCH_SIZE
+def _pixels(patch_budget: int) -> str:
+    side = int(patch_budget**0.5) * PATCH_SIZE
     return f"about {side}x{side} pixels"
