@@ -263,7 +263,7 @@ def load_model(
             "siglip and clip"
         )
     module = FGCLIP2.load(folder, device=device, dtype=torch_dtype)
-    levels = levels or of_run.get("patch_budgets") or module.levels
+    levels = levels or of_run.get("patch_budgets") or module.patch_budgets or DEFAULT_LEVELS
     notes = {}
     if kind == "siglip2":
         notes = {"heads": "a SigLIP 2 has no dense, long and region heads: copies of its own heads take their place"}

@@ -4,4 +4,8 @@ from .configuration import PRESETS, FGCLIP2Config, preset_config
 from .embeddings import Embeddings, Scales
 from .modeling import FGCLIP2
 
-__all__ = ["PRESETS", "FGCLIP2", "Embeddings", "FGCLIP2Config", "Scales", "preset_config"]
+# The modules that an exported Hugging Face folder carries, so that transformers alone runs the model. They import
+# nothing of the project but each other.
+EXPORTED_MODULES = ("configuration", "embeddings", "inference", "modeling", "regions", "start", "towers")
+
+__all__ = ["EXPORTED_MODULES", "PRESETS", "FGCLIP2", "Embeddings", "FGCLIP2Config", "Scales", "preset_config"]

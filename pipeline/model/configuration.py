@@ -5,10 +5,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 from transformers import Siglip2Config, Siglip2TextConfig, Siglip2VisionConfig
+from transformers.configuration_utils import PreTrainedConfig
 
+# Where the scalars start: SigLIP's for the global loss from scratch, and ln 100 for the two region losses. A wrong
+# start of the latter (2.6592) was one of the diagnosed causes of a region loss that would not fall.
+START_LOGIT_SCALE, START_LOGIT_BIAS, START_REGION_SCALE = math.log(10.0), -10.0, math.log(100.0)
 # Text ids are those of Gemma's tokenizer and of the SentencePiece models this project trains.
 PAD_ID, EOS_ID, BOS_ID = 0, 1, 2
 
@@ -34,12 +40,18 @@ class FGCLIP2TextConfig(Siglip2TextConfig):
     keep_len: int = 20
     longtext_len: int = 196
 
+    if TYPE_CHECKING:  # transformers allows None; __post_init__ fills it
+        projection_size: int
+
 
 class FGCLIP2VisionConfig(Siglip2VisionConfig):
     """Siglip2's vision configuration; ``num_patches`` is the size of the (square) position table, not of an image."""
 
     model_type = "fgclip2_vision_model"
     base_config_key = "vision_config"
+
+    if TYPE_CHECKING:  # transformers allows pairs; this model's patches are square
+        patch_size: int
 
 
 class FGCLIP2Config(Siglip2Config):
@@ -52,14 +64,28 @@ class FGCLIP2Config(Siglip2Config):
     model_type = "fgclip2"
     sub_configs = {"text_config": FGCLIP2TextConfig, "vision_config": FGCLIP2VisionConfig}
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    if TYPE_CHECKING:  # dicts and other objects are taken too; after __post_init__ they are these
+        text_config: FGCLIP2TextConfig
+        vision_config: FGCLIP2VisionConfig
+
+        def __init__(
+            self,
+            text_config: Mapping[str, object] | PreTrainedConfig | None = None,
+            vision_config: Mapping[str, object] | PreTrainedConfig | None = None,
+            **kwargs: object,
+        ) -> None: ...
+
+    def __post_init__(self, **kwargs: object) -> None:
         self.text_config = _as_config(self.text_config, FGCLIP2TextConfig)
         self.vision_config = _as_config(self.vision_config, FGCLIP2VisionConfig)
         super().__post_init__(**kwargs)
         check_config(self)
 
 
-def _as_config(value: Any, kind: type) -> Any:
+C = TypeVar("C", bound=PreTrainedConfig)
+
+
+def _as_config(value: dict[str, object] | PreTrainedConfig | None, kind: type[C]) -> C:
     if value is None:
         return kind()
     if isinstance(value, kind):

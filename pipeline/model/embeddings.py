@@ -1,12 +1,28 @@
-"""What a forward pass returns. Shape letters: B images, R regions, U distinct region texts, D width."""
+"""What a forward pass reads and returns.
+
+Shape letters: B images, P patches, T tokens, R regions, U distinct region texts, D width.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class StepInputs(Protocol):
+    """The fields of ``pipeline.data.batch.Batch`` that a forward pass reads."""
+
+    pixel_values: Tensor  # [B, P, 768]
+    pixel_attention_mask: Tensor  # [B, P], 1 for a patch, 0 for padding
+    spatial_shapes: Tensor  # [B, 2], height and width in patches
+    short_ids: Tensor  # [B, T_short]
+    long_ids: Tensor  # [B, T_long]
+    boxes: Tensor  # [R, 4], normalised xyxy
+    region_image: Tensor  # [R], into B
+    region_ids: Tensor  # [U, T_short]
 
 
 class Scales(NamedTuple):
@@ -42,7 +58,8 @@ class Embeddings(NamedTuple):
         the same modules: it counts the outputs that get a gradient, and stops where ranks disagree.
         """
         tensors = [self.image, self.short, self.long, self.region, self.region_text, *self.scales]
-        return sum(0.0 * tensor.sum() for tensor in tensors if tensor is not None)
+        zeros = [0.0 * tensor.sum() for tensor in tensors if tensor is not None]
+        return torch.stack(zeros).sum()
 
 
 def unit(vectors: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -14,18 +14,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Siglip2Tokenizer
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
+from .configuration import FGCLIP2Config
 from .embeddings import unit
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LEVELS = (128, 256, 576, 784, 1024)  # patches; FG-CLIP 2's. A checkpoint's preprocessor_config.json may give others.
+TextKind = Literal["short", "long", "region"]
 BOX_FORMATS = ("pixels", "normalised")
 CHARACTERS_PER_ID = 32  # a text is cut to this many characters an id before it is split, so that a book costs no more
 
@@ -53,21 +55,30 @@ class DenseMap:
     phrases: tuple[str, ...]
 
 
-class Inference:
-    """Mixed into the model. Every result lies on the model's device, in float32 whatever the weights are in."""
+class Inference(PreTrainedModel):
+    """The uses of a trained model; ``FGCLIP2`` adds the towers.
 
-    @classmethod
-    def load(cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Any:
-        """The model of a run (its ``final/``) or of a Hugging Face folder, ready to use.
+    Every result lies on the model's device, in float32 whatever the weights are in.
+    """
 
-        A SigLIP 2 folder is taken too; copies of its own heads then stand for those it lacks.
+    config: FGCLIP2Config
 
-        Raises:
-            StartError: the folder holds no such model, or weights are missing or of another shape.
-        """
-        from .start import start_from
+    def encode_vision(
+        self, pixel_values: Tensor, pixel_attention_mask: Tensor | None, spatial_shapes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Patches [N, P, D] and image embeddings [N, D]; see ``FGCLIP2``, as for the next three."""
+        raise NotImplementedError
 
-        return start_from(folder).to(device=device, dtype=dtype).eval()
+    def dense_features(self, patches: Tensor, pixel_attention_mask: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def pool_regions(
+        self, dense: Tensor, spatial_shapes: Tensor, boxes: Tensor, region_image: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def encode_ids(self, ids: Tensor, kind: TextKind) -> Tensor:
+        raise NotImplementedError
 
     @torch.no_grad()
     def encode_image(
@@ -75,22 +86,24 @@ class Inference:
     ) -> ImageFeatures:
         """One embedding an image, taken as it is: turn it upright first if its EXIF data says so.
 
-        ``max_num_patches`` None: the smallest of ``levels`` that holds each image's own patches.
+        ``max_num_patches`` None: the smallest of ``patch_budgets`` that holds each image's own patches.
         """
         images = _as_list(images)
-        parts: list[Tensor | None] = [None] * len(images)
-        levels = [max_num_patches or self._level(image) for image in images]
-        for level in sorted(set(levels)):
-            numbers = [number for number, own in enumerate(levels) if own == level]
+        parts: dict[int, Tensor] = {}
+        budgets = [max_num_patches or self._patch_budget(image) for image in images]
+        for budget in sorted(set(budgets)):
+            numbers = [number for number, own in enumerate(budgets) if own == budget]
             for start in range(0, len(numbers), batch_size):
                 some = numbers[start : start + batch_size]
-                embeds = self.encode_vision(*self._pixels([images[number] for number in some], level))[1]
-                for number, embed in zip(some, embeds, strict=True):
-                    parts[number] = embed
-        return ImageFeatures(torch.stack(parts) if parts else self._nothing())
+                embeds = self.encode_vision(*self._pixels([images[number] for number in some], budget))[1]
+                parts.update(zip(some, embeds, strict=True))
+        in_order = [parts[number] for number in range(len(images))]
+        return ImageFeatures(torch.stack(in_order) if in_order else self._nothing())
 
     @torch.no_grad()
-    def encode_text(self, texts: str | Sequence[str], *, kind: str = "short", batch_size: int = 256) -> TextFeatures:
+    def encode_text(
+        self, texts: str | Sequence[str], *, kind: TextKind = "short", batch_size: int = 256
+    ) -> TextFeatures:
         """One embedding a text. ``kind``: "short" captions, "long" captions, or "region" phrases.
 
         Raises:
@@ -102,7 +115,12 @@ class Inference:
 
     @torch.no_grad()
     def encode_regions(
-        self, image: Image, boxes: Any, *, box_format: str = "pixels", max_num_patches: int | None = None
+        self,
+        image: Image,
+        boxes: Sequence[Sequence[float]] | Tensor,
+        *,
+        box_format: str = "pixels",
+        max_num_patches: int | None = None,
     ) -> RegionFeatures:
         """One embedding a box (x1, y1, x2, y2) of one image, in its pixels or, in the word "normalised", in 0 to 1.
 
@@ -113,7 +131,7 @@ class Inference:
         checked = normalised_boxes(boxes, image.size, box_format).to(self.device)
         if not len(checked):
             return RegionFeatures(self._nothing(), checked)
-        pixels, mask, grids = self._pixels([image], max_num_patches or self._level(image))
+        pixels, mask, grids = self._pixels([image], max_num_patches or self._patch_budget(image))
         dense = self.dense_features(self.encode_vision(pixels, mask, grids)[0], mask)
         which = torch.zeros(len(checked), dtype=torch.int64, device=self.device)
         embeds, valid = self.pool_regions(dense, grids, checked, which)
@@ -126,13 +144,18 @@ class Inference:
 
     @torch.no_grad()
     def dense_map(
-        self, image: Image, phrases: str | Sequence[str], *, kind: str = "region", max_num_patches: int | None = None
+        self,
+        image: Image,
+        phrases: str | Sequence[str],
+        *,
+        kind: TextKind = "region",
+        max_num_patches: int | None = None,
     ) -> DenseMap:
         """Cosine of every patch of one image with every phrase."""
         image = _as_list(image)[0]
         phrases = (phrases,) if isinstance(phrases, str) else tuple(phrases)
         texts = self.encode_text(phrases, kind=kind).embeds
-        pixels, mask, grids = self._pixels([image], max_num_patches or self._level(image))
+        pixels, mask, grids = self._pixels([image], max_num_patches or self._patch_budget(image))
         dense = self.dense_features(self.encode_vision(pixels, mask, grids)[0], mask)[0]
         height, width = grids[0].tolist()
         features = unit(dense[: height * width]).view(height, width, -1)
@@ -140,7 +163,7 @@ class Inference:
 
     # --- what those need -------------------------------------------------------------------------------------------
 
-    def text_ids(self, texts: str | Sequence[str], kind: str = "short") -> Tensor:
+    def text_ids(self, texts: str | Sequence[str], kind: TextKind = "short") -> Tensor:
         """Ids [N, T] as the text tower was trained: lower-cased, an end token, padded on the right with 0."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         for number, text in enumerate(texts):
@@ -159,14 +182,14 @@ class Inference:
         return ids
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer saved with the weights, read when first needed; or one that was assigned."""
         if "_tokenizer" not in self.__dict__:
             self.tokenizer = _load_tokenizer(self.name_or_path)
         return self.__dict__["_tokenizer"]
 
     @tokenizer.setter
-    def tokenizer(self, tokenizer: Any) -> None:
+    def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         rows = self.config.text_config.vocab_size
         if len(tokenizer) != rows:
             raise ValueError(
@@ -176,18 +199,35 @@ class Inference:
         self.__dict__["_tokenizer"] = tokenizer
 
     @property
-    def levels(self) -> tuple[int, ...]:
-        """Numbers of patches that an image may be resized to, as saved with the weights."""
-        if "_levels" not in self.__dict__:
-            file = Path(self.name_or_path or ".") / "preprocessor_config.json"
-            saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-            self.__dict__["_levels"] = tuple(saved.get("levels", LEVELS))
-        return self.__dict__["_levels"]
+    def patch_budgets(self) -> tuple[int, ...] | None:
+        """Numbers of patches that an image may be resized to fill, ascending: as saved with the weights, or assigned.
 
-    def _level(self, image: Image) -> int:
+        None: the folder is another maker's, or there is none, and nothing was assigned.
+        """
+        if "_patch_budgets" not in self.__dict__:
+            saved = self._saved_for_images()
+            budgets = saved.get("patch_budgets", saved.get("levels"))  # the name in folders written before
+            self.__dict__["_patch_budgets"] = None if budgets is None else tuple(budgets)
+        return self.__dict__["_patch_budgets"]
+
+    @patch_budgets.setter
+    def patch_budgets(self, budgets: Sequence[int]) -> None:
+        if not budgets or sorted(set(budgets)) != list(budgets) or budgets[0] < 1:
+            raise ValueError(f"patch_budgets is {list(budgets)}; it must be positive and ascending, as [128, 256, 576]")
+        self.__dict__["_patch_budgets"] = tuple(budgets)
+
+    def _patch_budget(self, image: Image) -> int:
+        """The smallest budget that holds the image's own patches; without budgets, what the image processor takes."""
+        if self.patch_budgets is None:
+            saved: int | None = self._saved_for_images().get("max_num_patches")
+            return saved or self.config.vision_config.num_patches
         side = self.config.vision_config.patch_size
         count = (image.width // side) * (image.height // side)
-        return next((level for level in self.levels if level >= count), self.levels[-1])
+        return next((budget for budget in self.patch_budgets if budget >= count), self.patch_budgets[-1])
+
+    def _saved_for_images(self) -> dict[str, Any]:
+        file = Path(self.name_or_path or ".") / "preprocessor_config.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     def _pixels(self, images: list[Image], max_num_patches: int) -> tuple[Tensor, Tensor, Tensor]:
         processor = Siglip2ImageProcessorPil(
@@ -213,7 +253,10 @@ class Inference:
         return self.dense_features(patches, pixel_attention_mask)
 
     def get_text_features(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, walk_type: str = "short"
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        walk_type: Literal["short", "long", "box"] = "short",
     ) -> Tensor:
         """Text embeddings [N, D]; ``walk_type`` is "short", "long" or "box".
 
@@ -222,7 +265,7 @@ class Inference:
         return self.encode_ids(input_ids, "region" if walk_type == "box" else walk_type)
 
 
-def normalised_boxes(boxes: Any, size: tuple[int, int], box_format: str) -> Tensor:
+def normalised_boxes(boxes: Sequence[Sequence[float]] | Tensor, size: tuple[int, int], box_format: str) -> Tensor:
     """Boxes [R, 4] as fractions of an image of ``size`` (width, height), checked one by one.
 
     Raises:
@@ -248,17 +291,15 @@ def normalised_boxes(boxes: Any, size: tuple[int, int], box_format: str) -> Tens
     return (table / torch.tensor([width, height, width, height])).float()
 
 
-def _as_list(images: Any) -> list[Image]:
-    images = list(images) if isinstance(images, list | tuple) else [images]
-    for number, image in enumerate(images):
+def _as_list(images: Image | Sequence[Image]) -> list[Image]:
+    in_list: list[Image] = list(images) if isinstance(images, Sequence) else [images]
+    for number, image in enumerate(in_list):
         if not hasattr(image, "convert"):
             raise ValueError(f"images[{number}] is a {type(image).__name__}; it must be a PIL image")
-    return images
+    return in_list
 
 
-def _load_tokenizer(folder: str) -> Any:
-    from transformers import PreTrainedTokenizerFast, Siglip2Tokenizer
-
+def _load_tokenizer(folder: str | None) -> PreTrainedTokenizerBase:
     if not folder:
         raise ValueError("this model was not loaded from a folder with a tokenizer; assign model.tokenizer one")
     names = ("tokenizer.json", "tokenizer.model")

@@ -5,28 +5,22 @@ Shape letters: B images, P patches, N texts, T tokens, R regions, U distinct reg
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.models.siglip2.modeling_siglip2 import Siglip2Attention, Siglip2MLP
 
-from .configuration import FGCLIP2Config
-from .embeddings import Embeddings, Scales, unit
-from .inference import Inference
+from .configuration import START_LOGIT_BIAS, START_LOGIT_SCALE, START_REGION_SCALE, FGCLIP2Config
+from .embeddings import Embeddings, Scales, StepInputs, unit
+from .inference import Inference, TextKind
 from .regions import pool_regions
+from .start import configuration_of, starting_weights, stretch_table
 from .towers import PackedAttention, PoolingHead, TextTower, VisionTower
 
-TextKind = Literal["short", "long", "region"]
-# Where the scalars start: SigLIP's for the global loss from scratch, and ln 100 for the two region losses. A wrong
-# start of the latter (2.6592) was one of the diagnosed causes of a region loss that would not fall.
-START_LOGIT_SCALE, START_LOGIT_BIAS, START_REGION_SCALE = math.log(10.0), -10.0, math.log(100.0)
 
-
-class FGCLIP2(Inference, PreTrainedModel):
+class FGCLIP2(Inference):
     """The model. ``forward`` makes every embedding of a batch; ``encode_*`` (inference.py) take images and strings."""
 
     config_class = FGCLIP2Config
@@ -68,9 +62,51 @@ class FGCLIP2(Inference, PreTrainedModel):
         model.longtext_head.load_state_dict(model.text_model.head.state_dict())
         return model
 
+    @classmethod
+    def start_from(
+        cls, folder: str | Path, vocab_size: int | None = None, config: FGCLIP2Config | None = None
+    ) -> FGCLIP2:
+        """A model in float32 with the weights of a run, of an FG-CLIP 2 or of a SigLIP 2 (NaFlex) folder.
+
+        What a SigLIP 2 lacks starts as a copy of its own heads and tables.
+
+        Args:
+            vocab_size: the number of ids of the tokenizer that will be used with it; None: not checked.
+            config: for a folder of weights without config.json.
+
+        Raises:
+            StartError: no model there, another tokenizer, and missing, unexpected or differently shaped weights.
+        """
+        found, config, from_siglip = configuration_of(folder, vocab_size, config)
+        with torch.device("meta"):
+            model = cls(config)
+        shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+        model.load_state_dict(starting_weights(found, shapes, config, from_siglip), assign=True)
+        # The file's tensors may be shared or mapped; training must own what it writes to.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+            parameter.requires_grad_(True)
+        model.name_or_path = config.name_or_path = str(found)
+        return model
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> FGCLIP2:
+        """The model of a run (its ``final/``) or of a Hugging Face folder, ready to use.
+
+        A SigLIP 2 folder is taken too; copies of its own heads then stand for those it lacks.
+
+        Raises:
+            StartError: the folder holds no such model, or weights are missing or of another shape.
+        """
+        model = cls.start_from(folder)
+        nn.Module.to(model, device=device, dtype=dtype)  # transformers' own ``to`` hides its arguments' types
+        return model.eval()
+
     # --- what a step needs -----------------------------------------------------------------------------------------
 
-    def forward(self, batch: Any, regions: bool = False) -> Embeddings:
+    def forward(self, batch: StepInputs, regions: bool = False) -> Embeddings:
         """All embeddings of a ``pipeline.data.batch.Batch`` (anything with its fields).
 
         One call makes everything, so that DeepSpeed's hooks see every parameter. With ``regions`` every submodule runs
@@ -93,7 +129,7 @@ class FGCLIP2(Inference, PreTrainedModel):
         region, valid = self._region_embeddings(batch, patches)
         return Embeddings(image, short, long, region, valid, region_text, self.scales())
 
-    def _region_embeddings(self, batch: Any, patches: Tensor) -> tuple[Tensor, Tensor]:
+    def _region_embeddings(self, batch: StepInputs, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Regions [R, D] and valid [R]; the dense head runs on images with boxes only."""
         needed, region_image = torch.unique(batch.region_image, return_inverse=True)
         if needed.numel() == 0:
@@ -199,17 +235,3 @@ class FGCLIP2(Inference, PreTrainedModel):
             init.constant_(module.logit_bias, START_LOGIT_BIAS)
             init.constant_(module.logit_scale_finegraind, START_REGION_SCALE)
             init.constant_(module.logit_scale_hardneg, START_REGION_SCALE)
-
-
-def stretch_table(table: Tensor, keep_len: int) -> Tensor:
-    """[L, D] -> [4 L - 3 keep_len, D]: the first ``keep_len`` rows stay, each later row i becomes four.
-
-    The four mix rows i and i + 1 by 0, 1/4, 2/4, 3/4. The last row has no next one: it goes on by as much as it
-    differs from the row before, as the public code does.
-    """
-    rest = table[keep_len:]
-    beyond = 2 * table[-1:] - table[-2:-1]
-    following = torch.cat([rest[1:], beyond])
-    shares = torch.arange(4, dtype=table.dtype, device=table.device).view(1, 4, 1) / 4
-    mixed = (1 - shares) * rest.unsqueeze(1) + shares * following.unsqueeze(1)
-    return torch.cat([table[:keep_len], mixed.flatten(0, 1)])

@@ -1,19 +1,20 @@
 """Where weights come from: a SigLIP 2 folder, an FG-CLIP 2 folder of either side, or an earlier run.
 
-Everything is compared by name and shape before anything is loaded, and a refusal lists both.
+Everything is compared by name and shape before anything is loaded, and a refusal lists both. ``FGCLIP2.start_from``
+makes the model of it.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .configuration import FGCLIP2Config, stretched_length
+from .configuration import START_REGION_SCALE, FGCLIP2Config, stretched_length
 
 KEEP_LEN = 20  # positions that short and long texts share, where the checkpoint does not say (Long-CLIP)
 LISTED = 12  # names listed in an error before the rest is only counted
@@ -34,8 +35,10 @@ class StartError(ValueError):
     """A checkpoint cannot be what the model starts from; the message lists names and shapes."""
 
 
-def start_from(folder: str | Path, vocab_size: int | None = None, config: FGCLIP2Config | None = None) -> Any:
-    """An FGCLIP2 in float32 with the weights of ``folder``.
+def configuration_of(
+    folder: str | Path, vocab_size: int | None = None, config: FGCLIP2Config | None = None
+) -> tuple[Path, FGCLIP2Config, bool]:
+    """Where the model of ``folder`` lies, its configuration, and whether it is a SigLIP 2.
 
     Args:
         folder: a run (its ``final/`` is taken), or a Hugging Face folder of FG-CLIP 2 or SigLIP 2 (NaFlex).
@@ -43,10 +46,8 @@ def start_from(folder: str | Path, vocab_size: int | None = None, config: FGCLIP
         config: for a folder of weights without config.json.
 
     Raises:
-        StartError: no model there, another tokenizer, and missing, unexpected or differently shaped weights.
+        StartError: no model there, or one of another tokenizer.
     """
-    from .modeling import FGCLIP2
-
     found = find_model(folder, config is not None)
     config, from_siglip = read_config(found, config)
     rows = config.text_config.vocab_size
@@ -56,21 +57,23 @@ def start_from(folder: str | Path, vocab_size: int | None = None, config: FGCLIP
             f"(text_model.embeddings.token_embedding.weight [{rows}, {config.text_config.hidden_size}]); "
             "use the checkpoint's own tokenizer, or start from scratch with this one"
         )
-    weights = {name: weight.float() for name, weight in read_weights(found).items()}
-    with torch.device("meta"):
-        model = FGCLIP2(config)
-    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    return found, config, from_siglip
+
+
+def starting_weights(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], config: FGCLIP2Config, from_siglip: bool
+) -> dict[str, Tensor]:
+    """The float32 weights of ``folder`` for a model whose parameters have ``shapes``.
+
+    Raises:
+        StartError: missing, unexpected or differently shaped weights.
+    """
+    weights = {name: weight.float() for name, weight in read_weights(folder).items()}
     made = [name for name in shapes if name.startswith((*COPIED_HEADS, *LONG_TABLES, *REGION_SCALES))]
-    check_weights(shapes, weights, made if from_siglip else [], found)
+    check_weights(shapes, weights, made if from_siglip else [], folder)
     if from_siglip:
         add_missing(weights, config)
-    model.load_state_dict(weights, assign=True)
-    # The file's tensors may be shared or mapped; training must own what it writes to.
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
-        parameter.requires_grad_(True)
-    model.name_or_path = config.name_or_path = str(found)
-    return model
+    return weights
 
 
 def find_model(folder: str | Path, without_config: bool = False) -> Path:
@@ -91,7 +94,7 @@ def find_model(folder: str | Path, without_config: bool = False) -> Path:
 
 def read_config(folder: Path, config: FGCLIP2Config | None) -> tuple[FGCLIP2Config, bool]:
     """The configuration of a folder, and whether its model is a SigLIP 2."""
-    if not (folder / "config.json").is_file():
+    if config is not None and not (folder / "config.json").is_file():
         return config, False
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kind, text = str(values.get("model_type")), values.get("text_config")
@@ -137,7 +140,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def check_weights(
-    shapes: dict[str, tuple[int, ...]], weights: dict[str, Tensor], may_miss: list[str], folder: Path
+    shapes: Mapping[str, tuple[int, ...]], weights: dict[str, Tensor], may_miss: list[str], folder: Path
 ) -> None:
     """Raise StartError where the weights of ``folder`` are not those of a model of ``shapes``; scalars may be [1]."""
     for name, shape in shapes.items():
@@ -166,8 +169,6 @@ def check_weights(
 
 def add_missing(weights: dict[str, Tensor], config: FGCLIP2Config) -> None:
     """Make what a SigLIP 2 lacks: stretched tables, heads as copies, scales of the region losses."""
-    from .modeling import START_REGION_SCALE, stretch_table
-
     table = weights["text_model.embeddings.position_embedding.weight"]
     for name in LONG_TABLES:
         weights.setdefault(name, stretch_table(table, config.text_config.keep_len))
@@ -176,3 +177,17 @@ def add_missing(weights: dict[str, Tensor], config: FGCLIP2Config) -> None:
             weights.setdefault(target + name.removeprefix(source), weights[name].clone())
     for name in REGION_SCALES:
         weights.setdefault(name, torch.tensor(START_REGION_SCALE))
+
+
+def stretch_table(table: Tensor, keep_len: int) -> Tensor:
+    """[L, D] -> [4 L - 3 keep_len, D]: the first ``keep_len`` rows stay, each later row i becomes four.
+
+    The four mix rows i and i + 1 by 0, 1/4, 2/4, 3/4. The last row has no next one: it goes on by as much as it
+    differs from the row before, as the public code does.
+    """
+    rest = table[keep_len:]
+    beyond = 2 * table[-1:] - table[-2:-1]
+    following = torch.cat([rest[1:], beyond])
+    shares = torch.arange(4, dtype=table.dtype, device=table.device).view(1, 4, 1) / 4
+    mixed = (1 - shares) * rest.unsqueeze(1) + shares * following.unsqueeze(1)
+    return torch.cat([table[:keep_len], mixed.flatten(0, 1)])

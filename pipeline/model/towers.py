@@ -8,6 +8,8 @@ Shape letters: B images, P patches, N texts, T tokens, D width, H heads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -111,6 +113,20 @@ class PoolingHead(nn.Module):
         return pooled if dense else pooled[:, 0]
 
 
+class Encoder(nn.ModuleDict):
+    """Layers one after another, under the name that the checkpoints have for them: ``encoder.layers.0``."""
+
+    layers: nn.ModuleList
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__({"layers": nn.ModuleList(layers)})
+
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden, mask)
+        return hidden
+
+
 class VisionTower(nn.Module):
     """Patches to features; ``head`` pools them into the image's embedding."""
 
@@ -118,9 +134,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = VisionEmbeddings(config)
-        self.encoder = nn.ModuleDict(
-            {"layers": nn.ModuleList([Siglip2EncoderLayer(config) for _ in range(config.num_hidden_layers)])}
-        )
+        self.encoder = Encoder([Siglip2EncoderLayer(config) for _ in range(config.num_hidden_layers)])
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.head = PoolingHead(config)
 
@@ -128,9 +142,7 @@ class VisionTower(nn.Module):
         """[B, P, 768] -> [B, P, D]. Rows of padding are finite but mean nothing."""
         hidden = self.embeddings(pixel_values, spatial_shapes)
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=pixel_attention_mask)
-        for layer in self.encoder["layers"]:
-            hidden = layer(hidden, mask)
-        return self.post_layernorm(hidden)
+        return self.post_layernorm(self.encoder(hidden, mask))
 
 
 class TextEmbeddings(nn.Module):
@@ -188,13 +200,10 @@ class TextTower(nn.Module):
         super().__init__()
         self.embeddings = TextEmbeddings(config)
         layers: list[nn.Module] = [Siglip2EncoderLayer(config) for _ in range(config.num_hidden_layers - 1)]
-        self.encoder = nn.ModuleDict({"layers": nn.ModuleList([*layers, LastPositionLayer(config)])})
+        self.encoder = Encoder([*layers, LastPositionLayer(config)])
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.projection_size)
 
     def forward(self, ids: Tensor, long: bool) -> Tensor:
         """[N, T] -> [N, D], before any head."""
-        hidden = self.embeddings(ids, long)
-        for layer in self.encoder["layers"]:
-            hidden = layer(hidden, None)
-        return self.final_layer_norm(hidden)
+        return self.final_layer_norm(self.encoder(self.embeddings(ids, long), None))

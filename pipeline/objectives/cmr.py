@@ -45,5 +45,9 @@ def cmr_loss(similarity: Tensor, mask: Tensor, margin: Tensor, *, group: dist.Pr
     own[0], own[1] = lead.detach().sum(dtype=margin.dtype), len(lead)
     everyone = sum_over_ranks(own, group)
     share = world_size(group) / everyone[1].clamp(min=1)
-    counts = {"pairs": len(lead), "violated": (hinge > 0).sum(), "margin_positive": (lead > 0).sum()}
+    counts: dict[str, int | Tensor] = {
+        "pairs": len(lead),
+        "violated": (hinge > 0).sum(),
+        "margin_positive": (lead > 0).sum(),
+    }
     return CmrValue(hinge.sum() * share.to(hinge), counts, everyone)

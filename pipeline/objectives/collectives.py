@@ -16,12 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 
-Group = dist.ProcessGroup | None  # None: all ranks, or this process alone where torch.distributed is not initialised
+Group: TypeAlias = (
+    dist.ProcessGroup | None
+)  # None: all ranks, or this process alone where torch.distributed is not initialised
 
 
 def world_size(group: Group = None) -> int:
@@ -114,16 +118,17 @@ class _KnownGradients(torch.autograd.Function):
     """A value whose gradients have been computed with it."""
 
     @staticmethod
-    def forward(ctx, value: Tensor, gradients: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, value: Tensor, gradients: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
         ctx.save_for_backward(*gradients)
         return value.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, outer: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: BackwardCFunction, outer: Tensor) -> tuple[Tensor | None, ...]:
+        needed: tuple[bool, ...] = ctx.needs_input_grad[2:]
         scaled = [
-            (outer * gradient).to(gradient.dtype) if needed else None
-            for gradient, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[2:], strict=True)
+            (outer * gradient).to(gradient.dtype) if wanted else None
+            for gradient, wanted in zip(ctx.saved_tensors, needed, strict=True)
         ]
         return None, None, *scaled
 

@@ -120,7 +120,7 @@ def _through_gather(tiles: _Tiles, text: Tensor, rows: Rows) -> Tensor:
 
 
 def _through_ring(tiles: _Tiles, text: Tensor, rows: Rows) -> Tensor:
-    """Blocks of texts go round once; a block's gradient travels with it and comes home at the end."""
+    """Every block of texts visits every rank once; its gradient travels with it and ends on the block's own rank."""
     size, own_gradient = len(rows.counts), torch.zeros_like(text)
     block = text.new_zeros(max(rows.counts), text.shape[1])
     block[: len(text)] = text

@@ -57,8 +57,8 @@ def hard_inbatch_loss(
         to_regions = scale * (trues[own] @ regions.T)
         to_texts = to_texts.masked_fill(blocked, -torch.inf)
         to_regions = to_regions.masked_fill(blocked[:, : len(regions)], -torch.inf)
-        logits = (to_texts, to_regions)
-        return sum((some.logsumexp(dim=1) - some.diagonal(own.start)).sum() for some in logits) * (rows.share / 2)
+        by_text, by_region = ((row.logsumexp(dim=1) - row.diagonal(own.start)).sum() for row in (to_texts, to_regions))
+        return (by_text + by_region) * (rows.share / 2)
 
     if rows.total == 0:
         return region.sum() * 0 + text.sum() * 0 + scale.sum() * 0, {"rows": 0, "excluded": 0}

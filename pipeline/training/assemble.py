@@ -17,7 +17,6 @@ from pipeline.data.loader import Loader, make_loader
 from pipeline.data.tokenizer import Tokenizer, load_tokenizer
 from pipeline.export import export_model
 from pipeline.model import FGCLIP2, FGCLIP2Config, preset_config
-from pipeline.model.start import start_from
 from pipeline.tracking.figures import draw_losses
 from pipeline.tracking.interface import Tracker
 from pipeline.tracking.tracker import start_tracking
@@ -120,7 +119,7 @@ def _make_model(settings: Stage1Settings, tokenizer: Tokenizer, checkpoint: Path
         model = FGCLIP2(FGCLIP2Config.from_pretrained(checkpoint))
         model.load_state_dict(read_weights(checkpoint))
     elif settings.model.start_from:
-        model = start_from(settings.model.start_from, vocab_size=tokenizer.vocab_size)
+        model = FGCLIP2.start_from(settings.model.start_from, vocab_size=tokenizer.vocab_size)
     else:
         model = FGCLIP2.from_scratch(preset_config(settings.model.preset, tokenizer.vocab_size))
     if settings.model.gradient_checkpointing:

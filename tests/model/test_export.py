@@ -124,7 +124,7 @@ def test_the_configuration_has_the_fields_of_the_public_checkpoints(folder, mode
     assert config["text_config"]["max_position_embeddings"] == SHORT
     assert config["vision_config"]["num_patches"] == 16
     assert config["auto_map"]["AutoModelForCausalLM"] == "modeling.FGCLIP2"
-    assert FGCLIP2.load(folder).levels == (16, 64)
+    assert FGCLIP2.load(folder).patch_budgets == (16, 64)
 
 
 def test_nothing_of_this_machine_is_written(folder, tmp_path_factory):

@@ -45,13 +45,23 @@ def test_images_are_cut_as_training_cuts_them(model):
     torch.testing.assert_close(found, expected, atol=3e-3, rtol=0)
 
 
-def test_levels_come_with_the_checkpoint(model, tmp_path):
-    assert model._level(picture(160, 96)) == 128
-    (tmp_path / "preprocessor_config.json").write_text('{"levels": [16, 64]}', encoding="utf-8")
-    again = small_model(text_vocab_size=model.config.text_config.vocab_size)
-    again.name_or_path = str(tmp_path)
-    assert again._level(picture(64, 64)) == 16
-    assert again._level(picture(640, 640)) == 64
+@pytest.mark.parametrize("key", ["patch_budgets", "levels"])
+def test_patch_budgets_come_with_the_checkpoint(model, tmp_path, key):
+    (tmp_path / "preprocessor_config.json").write_text(f'{{"{key}": [16, 64]}}', encoding="utf-8")
+    assert model.patch_budgets == (16, 64)
+    assert model._patch_budget(picture(64, 64)) == 16
+    assert model._patch_budget(picture(640, 640)) == 64
+
+
+def test_without_patch_budgets_an_image_fills_what_the_image_processor_takes(model, tmp_path):
+    assert model.patch_budgets is None
+    assert model._patch_budget(picture(640, 640)) == model.config.vision_config.num_patches
+    (tmp_path / "preprocessor_config.json").write_text('{"max_num_patches": 48}', encoding="utf-8")
+    assert model._patch_budget(picture(640, 640)) == 48
+    model.patch_budgets = (16, 64)
+    assert model._patch_budget(picture(64, 64)) == 16
+    with pytest.raises(ValueError, match=r"patch_budgets is \[64, 16\]; it must be positive and ascending"):
+        model.patch_budgets = [64, 16]
 
 
 TEXTS = [*CAPTIONS, "A RED Cup <eos> <pad> ", "x", "杯子" * 400, "word " * 5000, "é́ ﬁ 🙂"]

@@ -9,7 +9,7 @@ import torch
 from transformers import Siglip2Config, Siglip2Model, Siglip2TextConfig, Siglip2TextModel
 
 from pipeline.model import FGCLIP2, PRESETS, FGCLIP2Config, preset_config
-from pipeline.model.modeling import stretch_table
+from pipeline.model.start import stretch_table
 from tests.model.material import LONG, SHORT, WIDTH, small_batch, small_config, small_model
 
 

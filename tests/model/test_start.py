@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from transformers import Siglip2Config, Siglip2Model
 
 from pipeline.model import FGCLIP2
-from pipeline.model.start import StartError, start_from
+from pipeline.model.start import StartError
 from tests.model.material import VOCABULARY, WIDTH, small_batch, small_config, small_model
 
 
@@ -35,7 +35,7 @@ def siglip_folder(folder):
 
 def test_a_siglip2_folder_gives_its_towers_stretched_tables_and_copied_heads(tmp_path):
     siglip = siglip_folder(tmp_path)
-    model = start_from(tmp_path, vocab_size=VOCABULARY)
+    model = FGCLIP2.start_from(tmp_path, vocab_size=VOCABULARY)
     weights, theirs = model.state_dict(), siglip.state_dict()
     for name, weight in theirs.items():
         assert torch.equal(weights[name], weight), name
@@ -51,7 +51,7 @@ def test_a_siglip2_folder_gives_its_towers_stretched_tables_and_copied_heads(tmp
 
 def test_a_started_model_trains(tmp_path):
     save_weights(tmp_path, small_model().state_dict())
-    model = start_from(tmp_path).train()
+    model = FGCLIP2.start_from(tmp_path).train()
     embeddings = model(small_batch(3, 3), regions=True)
     (embeddings.image.sin().sum() + embeddings.region.sin().sum() + embeddings.region_text.sin().sum()).backward()
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -65,7 +65,7 @@ def test_an_earlier_run_and_its_final_folder_are_the_same_start(tmp_path):
     weights = small_model(7).state_dict()
     save_weights(tmp_path / "final", weights)
     for folder in (tmp_path, tmp_path / "final"):
-        started = start_from(folder).state_dict()
+        started = FGCLIP2.start_from(folder).state_dict()
         assert all(torch.equal(started[name], weight) for name, weight in weights.items())
         assert not FGCLIP2.load(folder).training
 
@@ -81,7 +81,7 @@ def test_weights_in_several_files_in_bin_files_or_of_half_precision_are_read(tmp
     torch.save(model.state_dict(), cases["pickled"] / "pytorch_model.bin")
     save_weights(cases["half"], {n: w.to(torch.bfloat16) for n, w in model.state_dict().items()})
     for name, folder in cases.items():
-        started = start_from(folder).state_dict()
+        started = FGCLIP2.start_from(folder).state_dict()
         for key, weight in model.state_dict().items():
             assert started[key].dtype == torch.float32
             expected = weight.to(torch.bfloat16).float() if name == "half" else weight
@@ -93,12 +93,12 @@ def test_scalars_of_either_shape_are_taken(tmp_path):
     weights["logit_scale"] = weights["logit_scale"].reshape(())
     weights["logit_scale_hardneg"] = weights["logit_scale_hardneg"].reshape(1)
     save_weights(tmp_path, weights)
-    assert start_from(tmp_path).logit_scale.shape == (1,)
+    assert FGCLIP2.start_from(tmp_path).logit_scale.shape == (1,)
 
 
 def refused(folder, **arguments) -> str:
     with pytest.raises(StartError) as caught:
-        start_from(folder, **arguments)
+        FGCLIP2.start_from(folder, **arguments)
     return str(caught.value)
 
 
@@ -118,7 +118,7 @@ def test_another_width_is_refused_with_names_and_both_shapes(tmp_path):
 
 def test_a_preset_stands_in_for_a_missing_configuration(tmp_path):
     save_file(small_model().state_dict(), tmp_path / "model.safetensors")
-    assert start_from(tmp_path, config=small_config()).config.text_config.hidden_size == WIDTH
+    assert FGCLIP2.start_from(tmp_path, config=small_config()).config.text_config.hidden_size == WIDTH
     message = refused(tmp_path, config=small_config(vision_intermediate_size=41))
     assert "vision_model.encoder.layers.0.mlp.fc1.weight is [40, 24], the model has [41, 24]" in message
 

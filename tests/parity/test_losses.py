@@ -75,7 +75,14 @@ def _threshold(fixture: Fixture) -> float:
 
 
 def _relative(value: Tensor | float, wanted: float) -> float:
-    return abs(float(value) - wanted) / abs(wanted)
+    """The error as a share of ``wanted``; as it is where ``wanted`` is 0."""
+    return abs(float(value) - wanted) / (abs(wanted) or 1.0)
+
+
+def test_the_error_is_also_known_where_the_fixture_wants_zero():
+    assert _relative(torch.tensor(0.0), 0.0) == 0.0
+    assert _relative(0.5, 0.0) == 0.5
+    assert _relative(1.1, -1.0) == pytest.approx(2.1)
 
 
 def test_global_losses_and_the_losses_of_boxes(fixture):

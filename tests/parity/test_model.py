@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.model import FGCLIP2
 from pipeline.model.regions import pool_regions
-from pipeline.model.start import start_from
 from tests.parity.fixture import Fixture, load_fixture, whole_batch
 
 TOLERANCE = 1e-5
@@ -137,7 +136,7 @@ def test_a_start_from_siglip2_stretches_the_positions_and_copies_the_heads(fixtu
     del config["text_config"]["longtext_len"]
     text = json.dumps({"model_type": "siglip2", **config})
     (tmp_path / "config.json").write_text(text, encoding="utf-8")
-    started = start_from(tmp_path).state_dict()
+    started = FGCLIP2.start_from(tmp_path).state_dict()
     for name, expected in stretch.items():
         if name.startswith("out."):
             close(started[name.removeprefix("out.")], expected)
