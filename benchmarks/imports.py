@@ -24,7 +24,7 @@ PACKAGES = ("pipeline", "stages", "data_tools", "launch", "benchmarks")
 # A longer name is looked at first: a package's command line may stand higher than the package.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.base",),
-    ("pipeline.config", "pipeline.model", "pipeline.objectives", "pipeline.drawing"),
+    ("pipeline.config", "pipeline.model", "pipeline.objectives", "pipeline.drawing", "pipeline.model_card"),
     ("pipeline.data",),
     ("pipeline.tracking",),
     ("pipeline.evaluation", "pipeline.export"),
@@ -181,6 +181,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.out and arguments.out.suffix not in (".svg", ".png"):
         parser.error(f"--out is {arguments.out}; give a name that ends in .svg or .png")
     graph = import_graph()
+    homeless = sorted(name for name in graph if group_of(name) is None and name != "pipeline")
+    if homeless:
+        print(f"error: {', '.join(homeless)} stand in no layer; add them to LAYERS of this file", file=sys.stderr)
+        return 2
     rows = [Row(f"{start} → {end}", count, "imports") for (start, end), count in sorted(group_edges(graph).items())]
     report(rows, arguments.json)
     if arguments.out:
