@@ -15,6 +15,7 @@ from typing import BinaryIO
 BLOCK = 512
 REGULAR, PAX, PAX_GLOBAL, GNU_LONG_NAME = (b"0", b"\0", b"7"), b"x", b"g", b"L"
 DIRECTORY = b"5"
+MAX_DIGITS = 20  # of a decimal number in a pax record: 2^64 has as many
 MAX_NAME_BYTES = 65536  # assumption: a longer pax or GNU name record is damage or an attack on memory
 
 
@@ -108,10 +109,10 @@ def _number(field: bytes, position: int) -> int:
         if field[0] != 0x80:
             raise TarFault("damaged_header", f"the header at byte {position} holds a negative number")
         return value
-    try:
-        return int(field.split(b"\0")[0].strip() or b"0", 8)
-    except ValueError as error:
-        raise TarFault("damaged_header", f"the header at byte {position} holds {field!r} for a number") from error
+    digits = field.split(b"\0")[0].strip() or b"0"
+    if digits.strip(b"01234567"):  # int() would also take a sign, which walks back and never ends
+        raise TarFault("damaged_header", f"the header at byte {position} holds {field!r} for a number")
+    return int(digits, 8)
 
 
 def _name(header: bytes) -> bytes:
@@ -123,7 +124,7 @@ def _pax_fields(record: bytes, position: int) -> dict[bytes, bytes]:
     fields: dict[bytes, bytes] = {}
     while record:
         digits, space, _ = record.partition(b" ")
-        if not space or not digits.isdigit() or not 0 < int(digits) <= len(record):
+        if not space or not _is_count(digits) or not 0 < int(digits) <= len(record):
             raise TarFault("damaged_header", f"the pax record at byte {position} is not one")
         name, _, value = record[len(digits) + 1 : int(digits) - 1].partition(b"=")
         fields[name] = value
@@ -135,9 +136,13 @@ def _pax_size(fields: dict[bytes, bytes], position: int) -> int | None:
     value = fields.get(b"size")
     if value is None:
         return None
-    if not value.isdigit():
-        raise TarFault("damaged_header", f"the pax record at byte {position} gives the size {value!r:.40}")
+    if not _is_count(value):
+        raise TarFault("damaged_header", f"the pax record at byte {position} gives the size {value[:40]!r}")
     return int(value)
+
+
+def _is_count(digits: bytes) -> bool:
+    return digits.isdigit() and len(digits) <= MAX_DIGITS
 
 
 def _member(raw_name: bytes, offset: int, size: int, kind: bytes) -> Member:
