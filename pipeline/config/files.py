@@ -7,6 +7,7 @@ there the old name is read as the new one, so that old runs can be compared, eva
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,8 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.config.groups import Group, Stage1Settings, Stage2Settings
+
+logger = logging.getLogger(__name__)
 
 # Old name -> new name, "group.name" both; the value keeps its meaning.
 RENAMED: dict[str, str] = {
@@ -86,7 +89,22 @@ def read_saved_settings(path: str | Path) -> Stage1Settings:
         SettingsError: as :func:`load_settings`.
     """
     values = read_saved_values(path)
-    return _validated(Stage2Settings if "region_loss" in values else Stage1Settings, values)
+    kind = Stage2Settings if "region_loss" in values else Stage1Settings
+    return _validated(kind, _known(kind, values))
+
+
+def _known(kind: type[Group], values: dict[str, Any]) -> dict[str, Any]:
+    """Without the settings that this version no longer has; what it never had cannot have been saved."""
+    known: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in kind.model_fields:
+            logger.warning("setting %s of an earlier run is not known any more and left out", name)
+            continue
+        inner = kind.model_fields[name].annotation
+        if isinstance(inner, type) and issubclass(inner, Group) and isinstance(value, dict):
+            value = _known(inner, value)
+        known[name] = value
+    return known
 
 
 def dump_settings(settings: Group) -> str:

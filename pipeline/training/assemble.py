@@ -12,22 +12,17 @@ from pipeline.base.files import write_json, write_text
 from pipeline.base.provenance import describe_host, git_revision, package_versions
 from pipeline.base.ranks import RankInfo
 from pipeline.base.run_folder import RunFolder
+from pipeline.checkpoint.folder import CheckpointError, find_resume, read_record
+from pipeline.checkpoint.tensors import read_objective, read_weights
 from pipeline.config import Stage1Settings, dump_settings
 from pipeline.data.loader import Loader, make_loader
 from pipeline.data.tokenizer import Tokenizer, load_tokenizer
-from pipeline.export import export_model
+from pipeline.export.folder import export_model
 from pipeline.model import FGCLIP2, FGCLIP2Config, preset_config
 from pipeline.tracking.figures import draw_losses
 from pipeline.tracking.interface import Tracker
 from pipeline.tracking.tracker import start_tracking
-from pipeline.training.checkpoint import (
-    CheckpointError,
-    find_resume,
-    read_objective,
-    read_record,
-    read_weights,
-    restore_moments,
-)
+from pipeline.training.checkpoint import restore_moments
 from pipeline.training.engine import build_engine, micro_batch_size
 from pipeline.training.evaluation import evaluation_callback
 from pipeline.training.full_state import full_state_dict, prepare_moments

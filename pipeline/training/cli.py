@@ -48,9 +48,9 @@ def run(settings: Stage1Settings) -> int:
     import torch.distributed as dist
 
     from pipeline.base.distributed import device_of, join_process_group
+    from pipeline.checkpoint.folder import CheckpointError
     from pipeline.data.loader import DataFaultLimit
     from pipeline.training.assemble import run_in_group
-    from pipeline.training.checkpoint import CheckpointError
     from pipeline.training.engine import prepare_cores
     from pipeline.training.failure import NonFiniteStep
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from pipeline.base.ranks import RankInfo
 from pipeline.config import SettingsError, Stage1Settings, TrainSettings
+from pipeline.training.load_deepspeed import load_deepspeed
 from pipeline.training.optimizer import make_optimizer, parameter_groups
 from pipeline.training.run import Engine
 
@@ -73,12 +74,7 @@ def deepspeed_config(settings: TrainSettings, clip_norm: float, world_size: int)
 
 def build_engine(model: nn.Module, settings: Stage1Settings, rank_info: RankInfo, device: torch.device) -> Engine:
     """The DeepSpeed engine of a model whose weights are final (loaded, frozen where the stage wants it)."""
-    os.environ.setdefault("DS_ACCELERATOR", device.type)
-    import deepspeed  # imported here: it probes compilers and accelerators, which --help need not wait for
-
-    # An extension for inference on CPUs that DeepSpeed 0.19 compiles at the first start and training never calls. A
-    # start that is killed while it compiles leaves a lock on which every later start would wait for ever.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed = load_deepspeed(device.type)
     for parameter in model.parameters():
         if parameter.ndim == 0:  # DeepSpeed 0.19 cannot broadcast a scalar; load_state_dict takes one row for it again
             parameter.data = parameter.data.reshape(1)

@@ -16,9 +16,14 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from pipeline.base.files import write_aside, write_json
 from pipeline.base.ranks import RankInfo
 from pipeline.base.run_folder import RunFolder
+from pipeline.checkpoint.tensors import read_objective, read_weights
+from pipeline.config import read_saved_settings
 from pipeline.data.batch import Batch
+from pipeline.model import FGCLIP2, FGCLIP2Config
+from pipeline.training.losses import StageLosses
 
 
 class NonFiniteStep(RuntimeError):
@@ -30,26 +35,18 @@ def bundle_folder(run_folder: str | Path, step: int) -> Path:
 
 
 def write_rank_bundle(
-    folder: Path, rank_info: RankInfo, batch: Batch, losses: dict[str, float], facts: dict[str, Any]
+    folder: Path, rank_info: RankInfo, batch: Batch, losses: dict[str, float], circumstances: dict[str, Any]
 ) -> None:
     """One rank's batch and loss parts; the checkpoint beside them holds the weights from before the update."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {n: t.detach().cpu().contiguous() for n, t in batch.tensors().items()},
-        folder / f"batch-{rank_info.rank:05d}.safetensors",
-    )
-    record = {"keys": batch.keys, "language": batch.language, "losses": losses, **facts}
-    text = json.dumps(record, indent=1, ensure_ascii=False)
-    (folder / f"rank-{rank_info.rank:05d}.json").write_text(text, encoding="utf-8")
+    tensors = {n: t.detach().cpu().contiguous() for n, t in batch.tensors().items()}
+    with write_aside(folder / f"batch-{rank_info.rank:05d}.safetensors") as partial:
+        save_file(tensors, partial)
+    record = {"keys": batch.keys, "language": batch.language, "losses": losses, **circumstances}
+    write_json(folder / f"rank-{rank_info.rank:05d}.json", record)
 
 
 def replay(folder: Path) -> int:
     """Run the step of a bundle again on one process; prints each loss part and what is not finite. 0: all finite."""
-    from pipeline.config import read_saved_settings
-    from pipeline.model import FGCLIP2, FGCLIP2Config
-    from pipeline.training.checkpoint import read_objective, read_weights
-    from pipeline.training.losses import StageLosses
-
     settings = read_saved_settings(RunFolder.containing(folder).settings)
     checkpoint = folder / "checkpoint"
     model = FGCLIP2(FGCLIP2Config.from_pretrained(checkpoint))

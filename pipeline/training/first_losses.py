@@ -61,9 +61,9 @@ def expected_first_losses(
         expected["fgv"] = _softmax_loss(scales["finegrained"] * cosines.of("fgv")[1], regions)
     if texts := int(counters.get("tic/texts", 0)):
         expected["tic"] = _nearest_loss(*cosines.of("tic"), texts - 1, region)
-    if (rows := counters.get("fgt/rows", 0)) and (pairs := counters.get("cmr/pairs", 10 * rows)):
+    if (rows := counters.get("fgt/rows", 0)) and (altered := counters.get("cmr/pairs", 10 * rows)):
         spread = cosines.of("fgt")[1]
-        expected["fgt"] = _softmax_loss(scales["hardneg"] * spread, 1 + round(pairs / rows))
+        expected["fgt"] = _softmax_loss(scales["hardneg"] * spread, 1 + round(altered / rows))
         if "cmr/pairs" in counters:
             factor = scales["hardneg"] if region.cmr_similarity == "scaled_logit" else 1.0
             expected["cmr"] = factor * spread / math.sqrt(math.pi)

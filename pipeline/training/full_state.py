@@ -1,19 +1,20 @@
-"""Parameters and Adam moments, whole, out of and into a DeepSpeed engine of any ZeRO stage."""
+"""The full state: every parameter and its Adam moments, out of and into a DeepSpeed engine of any ZeRO stage."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.training.run import Engine
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def prepare_moments(engine: Any, step: int = 0) -> None:
+def prepare_moments(engine: Engine, step: int = 0) -> None:
     """Make AdamW's state for every partition before the first step.
 
     torch makes it lazily; DeepSpeed 0.19 then links only the first parameter group's to the parameters, and a resumed
@@ -30,9 +31,9 @@ def prepare_moments(engine: Any, step: int = 0) -> None:
         zero._lazy_init_hp_params_optimizer_state()
 
 
-def full_tensors(engine: Any) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and its moments, whole, on the CPU; collective."""
-    from deepspeed.utils import safe_get_full_optimizer_state
+def full_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and its moments in full, on the CPU; collective."""
+    from deepspeed.utils import safe_get_full_optimizer_state  # not at the top: see load_deepspeed
 
     for name, parameter in engine.module.named_parameters():
         yield f"weight/{name}", full_parameter(parameter)
@@ -51,7 +52,7 @@ def full_tensors(engine: Any) -> Iterator[tuple[str, Tensor]]:
 def full_parameter(parameter: nn.Parameter) -> Tensor:
     """A copy on the CPU of a parameter that ZeRO 3 may have partitioned; collective."""
     if hasattr(parameter, "ds_id"):
-        import deepspeed
+        import deepspeed  # not at the top: see load_deepspeed
 
         gathered = deepspeed.zero.GatheredParameters([parameter])
     else:
@@ -66,7 +67,8 @@ def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
 
 
 def set_moment(parameter: nn.Parameter, value: Tensor, moment: str) -> None:
-    """Give every rank its share of a whole moment; :func:`prepare_moments` comes first."""
+    """Give every rank its share of a full moment; :func:`prepare_moments` comes first."""
+    # not at the top: see load_deepspeed
     from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
     if not hasattr(parameter, "ds_id"):

@@ -12,17 +12,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
+from pipeline.training.rank_report import RankReport, Seen
 from pipeline.training.watchdog import Watchdog
 
 EXIT_STATUS = 76  # of a rank that ends because of another; sysexits.h calls it EX_PROTOCOL
@@ -31,33 +31,6 @@ FAREWELL_SECONDS = 10.0  # a failed rank may take this long to print its own tra
 ON_FAILURE_SECONDS = 5.0
 VERDICT = "heartbeat/verdict"
 STORE_ERRORS = (RuntimeError, OSError, ValueError)  # torch's DistError is a RuntimeError
-
-
-@dataclass
-class RankReport:
-    """What a rank reports of itself. ``still_seconds``: since its last :meth:`Heartbeat.beat`."""
-
-    rank: int
-    step: int = 0
-    phase: str = "start"
-    beats: int = 0  # in this step; ranks run the same phases, so the fewest beats are the furthest behind
-    still_seconds: float = 0.0
-    allowed_seconds: float = 0.0
-    state: str = "running"  # or "done", "failed"
-    text: str = ""
-    host: str = field(default_factory=socket.gethostname)
-    count: int = 0
-
-    def location(self) -> str:
-        return f"step {self.step}, phase {self.phase} (host {self.host})"
-
-
-@dataclass
-class Seen:
-    """The last record of a peer, and when (monotonic seconds) it came."""
-
-    record: RankReport
-    at: float
 
 
 class Heartbeat:
@@ -96,7 +69,7 @@ class Heartbeat:
         self._stop = threading.Event()
         self._hurry = threading.Event()  # publish now
         self._threads: list[threading.Thread] = []
-        self._watchdog: Watchdog | None = None
+        self._watchdog: Watchdog | None = None  # while the block runs
 
     def beat(self, step: int, phase: str, allowed_seconds: float | None = None) -> None:
         """Say where this rank is; costs a microsecond.
@@ -133,7 +106,7 @@ class Heartbeat:
         failed = error is not None and not (isinstance(error, SystemExit) and error.code in (None, 0))
         with self._lock:
             self._mine.state = "failed" if failed else "done"
-            self._mine.text = f"{kind.__name__}: {_summary(error)}" if failed else ""
+            self._mine.text = f"{type(error).__name__}: {_summary(error)}" if error is not None and failed else ""
             self._changed = time.monotonic()
         if failed:
             self._announce_failure()
@@ -149,11 +122,13 @@ class Heartbeat:
             thread.join(timeout=self.timeout_seconds)
         with contextlib.suppress(*STORE_ERRORS):  # rank 0 may have gone with the store
             self._publish()
-        self._watchdog.stop()
+        if self._watchdog is not None:
+            self._watchdog.stop()
 
     def _announce_failure(self) -> None:
         """Tell the others and wait for the verdict; on rank 0 the store must still be there when they read it."""
-        self._watchdog.explain()
+        if self._watchdog is not None:
+            self._watchdog.explain()
         self._hurry.set()
         deadline = time.monotonic() + FAREWELL_SECONDS
         while not self._verdict and time.monotonic() < deadline:
@@ -198,7 +173,8 @@ class Heartbeat:
 
     def _watch_loop(self) -> None:
         while not self._stop.wait(self._interval):
-            self._watchdog.alive()
+            if self._watchdog is not None:
+                self._watchdog.alive()
             if self.rank == 0:
                 self._verdict = self._verdict or self._judge()
             elif not self._verdict:
@@ -267,7 +243,8 @@ class Heartbeat:
             last_words = threading.Thread(target=self._on_failure, args=(verdict,), daemon=True)
             last_words.start()
             last_words.join(ON_FAILURE_SECONDS)
-        self._watchdog.explain()
+        if self._watchdog is not None:
+            self._watchdog.explain()
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
         os._exit(EXIT_STATUS)

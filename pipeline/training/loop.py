@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.checkpoint.folder import CheckpointError, prune_checkpoints
 from pipeline.data.batch import Batch
 from pipeline.model import Embeddings
-from pipeline.training.checkpoint import CheckpointError, prune_checkpoints, save_checkpoint
+from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.failure import NonFiniteStep, bundle_folder, write_rank_bundle
 from pipeline.training.first_losses import check_first_losses
 from pipeline.training.health import embedding_health, gradient_norms, norm_problems
@@ -130,13 +131,13 @@ def _fail(run: Run, batch: Batch, output: LossOutput, reason: str) -> None:
     """Leave a bundle on every rank, then raise on every rank."""
     folder = bundle_folder(run.settings.train.run_folder, run.state.step)
     losses = {"total": float(output.total.detach()), **{n: float(v) for n, v in output.parts.items()}}
-    facts = {
+    circumstances = {
         "reason": reason,
         "step": run.state.step,
         "last_metrics": run.last_metrics,
         "health": {n: float(v) for n, v in output.health.items()},
     }
-    write_rank_bundle(folder, run.rank_info, batch, losses, facts)
+    write_rank_bundle(folder, run.rank_info, batch, losses, circumstances)
     objective = run.losses.state.state_dict()
     save_checkpoint(folder, run.engine, run.state, objective, run.rank_info, folder=folder / "checkpoint")
     raise NonFiniteStep(

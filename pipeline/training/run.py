@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.base.ranks import RankInfo
 from pipeline.config import Stage1Settings
 from pipeline.data.batch import Batch
 from pipeline.data.loader import Loader
-from pipeline.model import Embeddings
+from pipeline.model import FGCLIP2, Embeddings
 from pipeline.tracking.interface import Tracker
 from pipeline.training.heartbeat import Heartbeat
 from pipeline.training.losses import StageLosses
@@ -23,7 +23,7 @@ from pipeline.training.state import TrainState
 class Engine(Protocol):
     """What training uses of ``deepspeed.DeepSpeedEngine``, which has no types of its own."""
 
-    module: nn.Module
+    module: FGCLIP2
     optimizer: Any  # one of DeepSpeed's ZeRO optimizers, which share no class
     device: torch.device
 

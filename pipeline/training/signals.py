@@ -1,10 +1,11 @@
-"""Signals as requests: finish the step, write a checkpoint, end. A second Ctrl-C ends at once."""
+"""A signal asks the run to finish its step, write a checkpoint and end. A second Ctrl-C ends it at once."""
 
 from __future__ import annotations
 
 import os
 import signal
 from types import FrameType
+from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # SIGUSR1: Slurm's warning before the time limit
 
@@ -14,7 +15,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: int = 0
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}  # handlers in any of the forms of signal.signal
 
     def __enter__(self) -> StopRequest:
         for number in STOP_SIGNALS:

@@ -69,7 +69,9 @@ class Watchdog:
                 start_new_session=True,
                 pass_fds=[file.fileno()],
             )
-        os.set_blocking(self._process.stdin.fileno(), False)
+        assert self._process.stdin is not None  # it was asked for
+        self._pipe = self._process.stdin.fileno()
+        os.set_blocking(self._pipe, False)
 
     def report(self, text: str) -> None:
         """Note the step and phase of this rank; costs a microsecond."""
@@ -95,6 +97,6 @@ class Watchdog:
 
     def _write(self, data: bytes) -> None:
         try:
-            os.write(self._process.stdin.fileno(), data)
+            os.write(self._pipe, data)
         except (BlockingIOError, BrokenPipeError):  # it was stopped or killed: the run goes on without it
             return

@@ -188,7 +188,7 @@ def test_regions_unlike_their_phrase_are_left_out(detectors, shards, tmp_path):
 
 
 def test_similarities_are_those_of_a_checkpoint(tmp_path):
-    from pipeline.export import export_model
+    from pipeline.export.folder import export_model
     from pipeline.model import FGCLIP2
     from tests.model.material import small_model, small_tokenizer
 

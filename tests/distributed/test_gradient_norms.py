@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pipeline.training.health import gradient_norms
+from pipeline.training.load_deepspeed import load_deepspeed
 from tests.ranks import run_ranks
 
 ACCUMULATION = 2
@@ -43,9 +43,7 @@ class _Network(nn.Module):
 
 
 def _norms_of_stages() -> dict[int, dict[str, float]]:
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    import deepspeed
-
+    deepspeed = load_deepspeed("cpu")
     found = {}
     for stage in (1, 2, 3):
         network = _Network()

@@ -36,7 +36,7 @@ def test_killed_runs_end_as_if_they_had_not_been(material: Material, tmp_path: P
         running.wait_for_step(tmp_path / "killed", 3 * kill + chance.randint(1, 3))
         time.sleep(chance.random() * 0.3)  # anywhere in a step, whose checkpoint takes a good part of it
         running.kill()
-        killed_in_checkpoint += bool(list((tmp_path / "killed" / "checkpoints").glob("*.writing")))
+        killed_in_checkpoint += bool(list((tmp_path / "killed" / "checkpoints").glob(".*.partial")))
     run_stage(stage, settings("killed"), 2, tmp_path / "killed.log")
     print(f"{stage} ZeRO {zero}: {KILLS} kills, {killed_in_checkpoint} while a checkpoint was written")
     whole, resumed = (checkpoint_tensors(tmp_path / name, STEPS) for name in ("whole", "killed"))

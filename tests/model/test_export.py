@@ -16,10 +16,11 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pipeline import export
-from pipeline.export import ExportError, export_model, verify_export
+from pipeline.checkpoint.folder import FORMAT_VERSION, OBJECTIVE, RECORD, checkpoint_folder
+from pipeline.export import folder as export
+from pipeline.export.command import main
+from pipeline.export.folder import ExportError, export_model, verify_export
 from pipeline.model import FGCLIP2
-from pipeline.training.checkpoint import FORMAT_VERSION, OBJECTIVE, RECORD, checkpoint_folder
 from tests.model.material import LONG, SHORT, picture, small_model, small_tokenizer
 
 CARD = {
@@ -212,7 +213,7 @@ def test_a_changed_weight_is_found_and_a_failed_export_leaves_the_earlier_one(mo
 
 
 def write_run(folder, model, tokenizer_folder, stage: int) -> None:
-    """A run's folder as training leaves it, in the form that pipeline/training/checkpoint.py documents."""
+    """A run's folder as training leaves it, in the form that pipeline/checkpoint/folder.py documents."""
     checkpoint = checkpoint_folder(folder, 40)
     checkpoint.mkdir(parents=True)
     weights = {f"weight/{name}": weight for name, weight in model.state_dict().items()}
@@ -245,7 +246,7 @@ def test_the_command_exports_a_checkpoint_of_a_run(model, tokenizer, tmp_path, s
     run, out = tmp_path / "run", tmp_path / "out"
     tokenizer.save(tmp_path / "tokenizer")
     write_run(run, trained, tmp_path / "tokenizer", stage)
-    assert export.main([str(run), "--out", str(out), "--checkpoint", "40"]) == 0, capsys.readouterr().err
+    assert main([str(run), "--out", str(out), "--checkpoint", "40"]) == 0, capsys.readouterr().err
     assert "every key" in capsys.readouterr().out
     exported = FGCLIP2.load(out)
     assert torch.equal(exported.longtext_head.weight, trained.longtext_head.weight)
@@ -258,15 +259,15 @@ def test_the_command_exports_a_checkpoint_of_a_run(model, tokenizer, tmp_path, s
 def test_a_damaged_or_absent_checkpoint_is_named(model, tokenizer, tmp_path, capsys):
     run, out = tmp_path / "run", tmp_path / "out"
     write_run(run, model, tmp_path, 2)
-    assert export.main([str(run), "--out", str(out), "--checkpoint", "41"]) == 2
+    assert main([str(run), "--out", str(out), "--checkpoint", "41"]) == 2
     assert "step-00000041" in capsys.readouterr().err
     file = next(run.glob("checkpoints/*/tensors*"))
     file.write_bytes(file.read_bytes()[:-9])
-    assert export.main([str(run), "--out", str(out)]) == 2
-    assert "no whole checkpoint" in capsys.readouterr().err
+    assert main([str(run), "--out", str(out)]) == 2
+    assert "every checkpoint" in capsys.readouterr().err
     assert not out.exists()
 
 
 def test_the_command_names_what_is_missing(tmp_path, capsys):
-    assert export.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "no settings.yaml" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from pipeline.training.load_deepspeed import load_deepspeed
 from tests.model.material import small_batch, small_model
 from tests.ranks import run_ranks
 
@@ -26,8 +27,7 @@ def batch_of(rank: int, step: int):
 
 
 def train_with_zero3() -> dict[str, torch.Tensor]:
-    import deepspeed
-
+    deepspeed = load_deepspeed("cpu")
     config = {
         "train_micro_batch_size_per_gpu": 3,
         "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
@@ -55,7 +55,7 @@ def test_two_ranks_one_without_regions_equal_one_process():
         for rank in range(2):
             (loss_of(model(batch_of(rank, step), regions=True)) / 2).backward()
         optimizer.step()
-    found = run_ranks(2, train_with_zero3, timeout_seconds=120, environment={"DS_ACCELERATOR": "cpu"})
+    found = run_ranks(2, train_with_zero3, timeout_seconds=120)
     for name, parameter in model.named_parameters():
         for weights in found:
             trained = weights[name].reshape(parameter.shape)

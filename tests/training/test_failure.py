@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.training.checkpoint import find_resume, list_checkpoints
+from pipeline.checkpoint.folder import find_resume, list_checkpoints
 from tests.end_to_end.runs import Material, python
 from tests.ranks import run_ranks
 from tests.training.small_runs import case, run_cases
@@ -45,7 +46,7 @@ def test_a_full_disk_costs_one_checkpoint_and_leaves_the_earlier_ones(material: 
                 stage=1, full_at=4)  # fmt: skip
     assert run_ranks(2, run_cases, [full], timeout_seconds=240) == [[0]] * 2
     assert [path.name for path in list_checkpoints(run)] == ["step-00000002", "step-00000005"]
-    assert not list((run / "checkpoints").glob("*.writing"))
+    assert not list((run / "checkpoints").glob(".*"))
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(material: Material, tmp_path: Path):
@@ -59,3 +60,21 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(material: Materi
     content[-1] ^= 1
     tensors.write_bytes(content)
     assert find_resume(run, "auto").name == "step-00000002"
+
+
+def test_when_every_checkpoint_is_damaged_a_run_refuses_instead_of_beginning_anew(material: Material, tmp_path: Path):
+    run = tmp_path / "损坏 run"
+    steps = case(material, run, "train.max_steps=2", "train.checkpoint_every_steps=1", stage=1)
+    assert run_ranks(1, run_cases, [steps], timeout_seconds=240) == [[0]]
+    first, second = list_checkpoints(run)
+    next(first.glob("tensors-*.safetensors")).write_bytes(b"")
+    (second / "checkpoint.json").unlink()
+    again = replace(steps, overrides=(*steps.overrides, "train.max_steps=3"))
+    ((outcome,), (other,)) = run_ranks(2, run_cases, [again], timeout_seconds=240)
+    assert outcome == other and outcome.startswith("CheckpointError: every checkpoint")
+    for words in (str(first / "tensors-00000-of-00001.safetensors"), str(second), "train.resume=never"):
+        assert words in outcome
+    assert first.is_dir() and second.is_dir()
+    anew = replace(again, overrides=(*again.overrides, "train.resume=never"))
+    assert run_ranks(1, run_cases, [anew], timeout_seconds=240) == [[0]]
+    assert list_checkpoints(run)[-1].name == "step-00000003"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.training.checkpoint import list_checkpoints
+from pipeline.checkpoint.folder import list_checkpoints
 from tests.end_to_end.runs import Material, checkpoint_tensors, curves
 from tests.ranks import run_ranks
 from tests.training.small_runs import case, run_cases

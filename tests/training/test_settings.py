@@ -103,3 +103,10 @@ def test_settings_that_a_run_saved_are_read_under_their_new_names(renamed, tmp_p
     assert type(settings) is kind and settings.trains_regions == (kind is Stage2Settings)
     assert (settings.train.seed, settings.train.max_steps) == (3, 70)
     assert read_saved_values(file)["train"]["max_steps"] == 70
+
+
+def test_a_setting_that_is_no_more_is_left_out_of_an_earlier_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    file = tmp_path / "settings.yaml"
+    file.write_text("train: {seed: 3, old_thing: 1}\nold_group: {a: 1}\n", encoding="utf-8")
+    assert read_saved_settings(file).train.seed == 3
+    assert "old_thing" in caplog.text and "old_group" in caplog.text

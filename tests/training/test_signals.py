@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.checkpoint import list_checkpoints
+from pipeline.checkpoint.folder import list_checkpoints
 from pipeline.training.signals import STOP_SIGNALS, StopRequest
 from tests.end_to_end.runs import ROOT, Material, StageRun, curves, run_stage
 
@@ -39,7 +39,7 @@ def test_a_signal_is_remembered_and_the_handlers_come_back(number: int):
     ("sent", "status", "printed"),
     [
         ((signal.SIGINT, signal.SIGINT), 130, ["received 2"]),  # nothing after the second
-        # Launchers answer a Ctrl-C with SIGTERM to their ranks: that is no second wish of the user's.
+        # Launchers answer a Ctrl-C with SIGTERM to their ranks: that is not the user's second Ctrl-C.
         ((signal.SIGINT, signal.SIGTERM), 0, ["received 2", "received 2"]),
         ((signal.SIGUSR1, signal.SIGTERM), 0, ["received 10", "received 10"]),
     ],
