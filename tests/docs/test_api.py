@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_tools.__main__ import main as data_tools
 from pipeline.data.tokenizer import load_tokenizer
-from pipeline.export import export_model
+from pipeline.export.folder import export_model
 from pipeline.model import FGCLIP2, preset_config
 
 ROOT = Path(__file__).resolve().parents[2]
