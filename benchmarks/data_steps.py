@@ -24,13 +24,13 @@ from PIL import Image
 
 from benchmarks.reporting import Row, benchmark_parser, report
 from data_tools.__main__ import main as data_tools
-from data_tools.captions.client import ModelServer
 from data_tools.captions.command import prompts_for
 from data_tools.captions.server import ServerCaptioner
 from data_tools.captions.step import CaptionStep
 from data_tools.execution.jobs import InProcess
 from data_tools.execution.journal import Journal
 from data_tools.execution.steps import FunctionStep, Record, run_step
+from data_tools.model_server.client import ModelServer
 from data_tools.shards import write_shard
 from pipeline.data.schema import Sample
 

@@ -20,7 +20,7 @@ from benchmarks.reporting import Row, benchmark_parser, report
 from data_tools.negatives.interface import Outcome, Request, outcomes, phrase_seed
 from data_tools.negatives.rules import RuleGenerator
 from data_tools.negatives.validate import Validator
-from data_tools.phrases.interface import finder
+from data_tools.phrases.finders import finder
 
 ASKED_RATE, ASKED_ENGLISH, ASKED_CHINESE = 2000.0, 0.9, 0.6
 REPEATS = 3

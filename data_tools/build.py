@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
-from data_tools.execution.pipeline import add_pipeline_arguments, run_pipeline
+from data_tools.execution.options import ExecutionOptions, add_execution_arguments, options_from
+from data_tools.execution.pipeline import Build, SourceCommand, add_pipeline_arguments, parse_step, run_build
 
-# source -> (module with add_arguments(parser) and run(arguments) -> exit status, one line of help)
+# source -> (module, a `SourceCommand`, and one line of help)
 SOURCES = {
     "coco": ("data_tools.sources.coco", "a folder of images with COCO or LVIS annotations, and FG-OVD rows"),
     "finehard": ("data_tools.sources.finehard", "the public FineHARD release and its images as img2dataset left them"),
@@ -40,13 +41,19 @@ class _SourceParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if self.module is not None:
-            source: ModuleType = importlib.import_module(self.module)
+            source = source_module(self.module)
             self.module = None
             self.description = source.__doc__
             source.add_arguments(self)
+            self.add_argument("--out", required=True, type=Path, help="folder for the shards")
+            add_execution_arguments(self)
             add_pipeline_arguments(self)
-            self.set_defaults(run_source=source.run)
         return super().parse_known_args(args, namespace)
+
+
+def source_module(name: str) -> SourceCommand:
+    """The module of a source."""
+    return importlib.import_module(name)  # type: ignore[return-value]  # a module as the protocol, checked by a test
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,4 +64,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return run_pipeline(arguments, arguments.run_source)
+    source = source_module(SOURCES[arguments.source][0])
+    build = Build(
+        arguments.source,
+        source,
+        source.read_options(arguments),
+        tuple(parse_step(text) for text in arguments.then),
+        arguments.out,
+        options_from(arguments, ExecutionOptions),
+        arguments.delete_steps,
+        arguments.accept_failed,
+    )
+    return run_build(build)

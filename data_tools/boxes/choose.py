@@ -6,9 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_tools.boxes.detectors import Detection
-
 MIN_SIDE_PIXELS = 4  # assumption: what is thinner than this holds no part of a patch that means anything
+
+
+@dataclass(frozen=True)
+class Detection:
+    """``box``: normalised (x1, y1, x2, y2), as the model gave it, so it may reach out of the image."""
+
+    phrase: int
+    box: tuple[float, float, float, float]
+    score: float
 
 
 @dataclass(frozen=True)

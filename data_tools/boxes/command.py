@@ -13,23 +13,40 @@ The phrases are those that `python -m data_tools phrases` left in the samples. G
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 from data_tools.boxes.choose import BoxLimits
-from data_tools.boxes.detectors import Detector
-from data_tools.boxes.step import BoxStep, RegionTextFilter
-from data_tools.execution.command import add_execution_arguments, run_step_command
+from data_tools.boxes.step import BoxStep
+from data_tools.execution.command import run_step_command
+from data_tools.execution.options import add_execution_arguments, options_from
+
+INDEX = False  # a sample may still be without a caption
+
+
+@dataclass(frozen=True)
+class BoxOptions:
+    """The detector's folder, how it runs, and which of its boxes become regions."""
+
+    detector: str
+    limits: BoxLimits
+    box_batch_size: int = 8
+    box_precision: str = "float32"
+    similarity_model: str | None = None
+    min_similarity: float = 0.15
+    replace_regions: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shards", help="folder of shards with phrases")
-    parser.add_argument("--out", required=True, help="folder for the shards with boxes")
-    parser.add_argument("--detector", required=True, metavar="FOLDER", help="of a saved zero-shot detector")
-    add_box_arguments(parser)
+    parser.add_argument("shards", type=Path, help="folder of shards with phrases")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the shards with boxes")
+    add_step_arguments(parser)
     add_execution_arguments(parser)
 
 
-def add_box_arguments(parser: argparse.ArgumentParser) -> None:
+def add_step_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `BoxOptions`."""
+    parser.add_argument("--detector", required=True, metavar="FOLDER", help="of a saved zero-shot detector")
     group = parser.add_argument_group("boxes")
     group.add_argument("--box-batch-size", type=int, default=8, help="images a forward pass (default: 8)")
     group.add_argument("--box-precision", choices=["float32", "bfloat16", "float16"], default="float32")
@@ -41,20 +58,36 @@ def add_box_arguments(parser: argparse.ArgumentParser) -> None:
         group.add_argument(name, type=type(field.default), default=field.default, help=f"(default: {field.default})")
 
 
-def box_step(arguments: argparse.Namespace, detector: str) -> BoxStep:
-    """The step that the options describe, with the detector in the folder ``detector``."""
-    limits = BoxLimits(**{field.name: getattr(arguments, field.name) for field in fields(BoxLimits)})
+def read_options(arguments: argparse.Namespace) -> BoxOptions:
+    """The parsed options as a record.
+
+    Raises:
+        ValueError: a limit is out of its range.
+    """
+    return options_from(arguments, BoxOptions, limits=options_from(arguments, BoxLimits))
+
+
+def make_step(options: BoxOptions, out: Path) -> BoxStep:
+    """The step that the options describe.
+
+    Raises:
+        ValueError: the folder of the detector holds none.
+    """
+    from data_tools.boxes.detectors import Detector  # torch, which --help does without
+    from data_tools.boxes.similarity import RegionTextFilter
+
     similarity = None
-    if arguments.similarity_model is not None:
-        similarity = RegionTextFilter(arguments.similarity_model, arguments.min_similarity)
+    if options.similarity_model is not None:
+        similarity = RegionTextFilter(options.similarity_model, options.min_similarity)
     return BoxStep(
-        Detector(detector, precision=arguments.box_precision),
-        limits,
-        batch_size=arguments.box_batch_size,
+        Detector(options.detector, precision=options.box_precision),
+        options.limits,
+        batch_size=options.box_batch_size,
         similarity=similarity,
-        replace_existing=arguments.replace_regions,
+        replace_existing=options.replace_regions,
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return run_step_command(box_step(arguments, arguments.detector), arguments, index=False)
+    step = make_step(read_options(arguments), arguments.out)
+    return run_step_command(step, arguments, index=INDEX)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from data_tools.captions.in_process import device_for
+from data_tools.boxes.choose import Detection
+from data_tools.execution.device import device_for
 
 SENTENCE_MARKS = re.compile(r"[.?!;。？！；]+")  # they would split a phrase in Grounding DINO's prompt
 SEPARATOR = " . "
-
-
-@dataclass(frozen=True)
-class Detection:
-    """``box``: normalised (x1, y1, x2, y2), as the model gave it, so it may reach out of the image."""
-
-    phrase: int
-    box: tuple[float, float, float, float]
-    score: float
 
 
 class Detector:

@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 
-from data_tools.boxes.choose import BoxLimits, choose_boxes
-from data_tools.boxes.detectors import Detection, Detector
-from data_tools.captions.in_process import device_for
+from data_tools.boxes.choose import BoxLimits, Detection, choose_boxes
 from data_tools.execution.steps import Drop, Record, Shard, Step
 from pipeline.data.images import ImageFault, decode_image
 from pipeline.data.schema import Region
 
-
-class RegionTextFilter:
-    """Leaves out boxes whose region is not alike its phrase by an FG-CLIP 2 or SigLIP 2 checkpoint."""
-
-    def __init__(self, path: str | Path, min_similarity: float = 0.15) -> None:
-        self.path, self.min_similarity = str(path), min_similarity
-        self._model = None
-
-    def settings(self) -> dict[str, Any]:
-        return {"similarity_model": Path(self.path).name, "min_similarity": self.min_similarity}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_model": None}
-
-    def open(self, worker: int) -> None:
-        from pipeline.model import FGCLIP2
-
-        self._model = FGCLIP2.load(self.path, device=device_for(worker))
-
-    def similarities(self, image: Image, boxes: list[tuple], phrases: list[str]) -> list[float]:
-        """Cosine of each box's region with its own phrase."""
-        regions = self._model.encode_regions(image, boxes, box_format="normalised").embeds
-        texts = self._model.encode_text(phrases, kind="region").embeds
-        return (regions * texts).sum(-1).tolist()
+if TYPE_CHECKING:  # both load torch, which --help does without
+    from data_tools.boxes.detectors import Detector
+    from data_tools.boxes.similarity import RegionTextFilter
 
 
 class BoxStep(Step):

@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from data_tools.text.language import text_language
+from pipeline.data.schema import MAX_TEXT_LENGTH
+
 # First person only: "her face cannot be seen" is a description, "I cannot see her face" is not.
 REFUSALS = re.compile(
     r"\b(i'?m sorry|i am sorry|i apologi[sz]e|i can(?:'|no)?t|i can not|(?:i am|i'?m) (?:not able|unable)"
@@ -25,11 +28,6 @@ PREAMBLES = re.compile(
 MARKUP = re.compile(r"^\s*(?:[-*•#]|\d+[.)、])\s|\*\*|```|<[a-z/|][^>]*>|https?://", re.MULTILINE | re.IGNORECASE)
 SENTENCE_ENDS = ".!?。！？…"
 CLOSERS = "\"'”’」』)）】]"
-# Words without which hardly an English sentence of some length goes, and other Latin-script languages do.
-ENGLISH_WORDS = frozenset(
-    "the a an of in on at is are and with to by from there his her its it that this two one near while up".split()
-)
-MIN_WORDS_FOR_LANGUAGE = 10
 ECHO_WORDS, ECHO_CHARACTERS = 8, 14  # a run this long shared with the prompt is no accident
 LOOP_UNITS = {"en": 5, "zh": 7}  # words, characters: the length of a run that must not come again and again
 LOOP_REPEATS = 3
@@ -38,7 +36,9 @@ MIN_UNITS = {"long_caption": {"en": 8, "zh": 12}, "short_caption": {"en": 2, "zh
 
 def caption_problem(text: str, language: str, prompt: str = "", field: str = "long_caption") -> str | None:
     """The first rule that ``text`` breaks, or None: ``refusal``, ``preamble``, ``markup``, ``wrong_language``,
-    ``prompt_echo``, ``repetition``, ``too_short`` or ``cut_off``."""
+    ``prompt_echo``, ``repetition``, ``too_short``, ``too_long`` (for the record) or ``cut_off``."""
+    if len(text) > MAX_TEXT_LENGTH:
+        return "too_long"
     text = unicodedata.normalize("NFC", text).strip()
     if REFUSALS.search(text):
         return "refusal"
@@ -58,24 +58,6 @@ def caption_problem(text: str, language: str, prompt: str = "", field: str = "lo
     if field == "long_caption" and text.rstrip(CLOSERS)[-1:] not in SENTENCE_ENDS:
         return "cut_off"
     return None
-
-
-def text_language(text: str, expected: str) -> str:
-    """``zh``, ``en`` or ``other``; texts too short to tell are taken for ``expected`` if their script fits."""
-    letters = [character for character in text if character.isalpha()]
-    if not letters:
-        return "other"
-    han = sum("\u4e00" <= c <= "\u9fff" or "\u3400" <= c <= "\u4dbf" for c in letters)
-    latin = sum(c.isascii() for c in letters)
-    if any("\u3040" <= c <= "\u30ff" or "\uac00" <= c <= "\ud7af" for c in letters):
-        return "other"  # Japanese or Korean
-    if han >= 0.6 * len(letters):
-        return "zh"
-    if latin < 0.9 * len(letters):
-        return "other"
-    words = re.findall(r"[a-z']+", text.lower())
-    common = sum(word in ENGLISH_WORDS for word in words)
-    return "en" if len(words) < MIN_WORDS_FOR_LANGUAGE or common >= 0.05 * len(words) else "other"
 
 
 def _units(text: str, language: str) -> list[str]:

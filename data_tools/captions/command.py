@@ -15,29 +15,48 @@ is read from the environment variable that --api-key-variable names.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.captions.client import ModelServer
-from data_tools.captions.prompts import FIELDS, Prompt, load_prompt
+from data_tools.captions.prompts import FIELDS, load_caption_prompt
 from data_tools.captions.server import ServerCaptioner
 from data_tools.captions.step import Backend, CaptionStep
-from data_tools.execution.command import add_execution_arguments, run_step_command
-from data_tools.execution.shard_work import WORK
-from pipeline.data.schema import LANGUAGES
+from data_tools.execution.command import run_step_command
+from data_tools.execution.options import add_execution_arguments, options_from
+from data_tools.model_server.options import ServerOptions, add_server_arguments
+from data_tools.text.prompts import Prompt
+from pipeline.base.constants import LANGUAGES
+
+INDEX = False  # samples without a caption are no samples to train on yet
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """Which captions to write, and who writes them: the model in the folder ``transformers``, else ``server``."""
+
+    server: ServerOptions
+    transformers: str | None = None
+    fields: tuple[str, ...] = ("long_caption",)
+    prompt: tuple[str, ...] = ()
+    replace_existing: bool = False
+    max_image_side: int = 1280
+    caption_batch_size: int = 8
+    precision: str = "bfloat16"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shards", help="folder of shards to read")
-    parser.add_argument("--out", required=True, help="folder for the shards with captions")
-    backend = parser.add_mutually_exclusive_group(required=True)
-    backend.add_argument("--server", metavar="URL", help="of an OpenAI-compatible server, up to and with /v1")
-    backend.add_argument("--transformers", metavar="FOLDER", help="of a saved image-text-to-text model")
-    add_caption_arguments(parser)
-    add_server_arguments(parser)
+    parser.add_argument("shards", type=Path, help="folder of shards to read")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the shards with captions")
+    add_step_arguments(parser)
     add_execution_arguments(parser)
 
 
-def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
+def add_step_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `CaptionOptions`."""
+    backend = parser.add_mutually_exclusive_group(required=True)
+    backend.add_argument("--server", metavar="URL", help="of an OpenAI-compatible server, up to and with /v1")
+    backend.add_argument("--transformers", metavar="FOLDER", help="of a saved image-text-to-text model")
     group = parser.add_argument_group("captions")
     group.add_argument("--fields", nargs="+", choices=FIELDS, default=["long_caption"], help="(default: long_caption)")
     group.add_argument(
@@ -49,66 +68,43 @@ def add_caption_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--caption-batch-size", type=int, default=8, help="of --transformers (default: 8)")
     group.add_argument("--precision", choices=["float32", "bfloat16", "float16"], default="bfloat16")
+    add_server_arguments(parser)
 
 
-def add_server_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `server_from`; for every command that asks a model server."""
-    group = parser.add_argument_group("model server")
-    group.add_argument("--model", help="its name on the server")
-    group.add_argument("--concurrency", type=int, default=16, help="requests at a time, of all workers (default: 16)")
-    group.add_argument("--timeout-seconds", type=float, default=120.0, help="for one answer (default: 120)")
-    group.add_argument("--max-retries", type=int, default=6, help="of a request that failed (default: 6)")
-    group.add_argument("--budget-requests", type=int, help="stop when the job has sent this many, over all its runs")
-    group.add_argument("--budget-tokens", type=int, help="stop when the answers have used this many")
-    group.add_argument("--max-tokens", type=int, default=512, help="of one answer (default: 512)")
-    group.add_argument("--temperature", type=float, default=0.0, help="(default: 0)")
-    group.add_argument("--stream", action="store_true", help="ask for streams: for proxies that cut silent connections")
-    group.add_argument("--api-key-variable", default="OPENAI_API_KEY", metavar="NAME", help="(default: OPENAI_API_KEY)")
+def read_options(arguments: argparse.Namespace) -> CaptionOptions:
+    """The parsed options as a record."""
+    server = options_from(arguments, ServerOptions)
+    fields, prompt = tuple(arguments.fields), tuple(arguments.prompt)
+    return options_from(arguments, CaptionOptions, server=server, fields=fields, prompt=prompt)
 
 
-def server_from(arguments: argparse.Namespace, url: str, out: str | Path) -> ModelServer:
-    """The server that the options describe; limit and budget hold over all workers that write to ``out``."""
-    if not arguments.model:
-        raise ValueError("--model is missing; give the model's name as the server lists it under /v1/models")
-    return ModelServer(
-        url,
-        arguments.model,
-        concurrency=arguments.concurrency,
-        timeout_seconds=arguments.timeout_seconds,
-        max_retries=arguments.max_retries,
-        budget_requests=arguments.budget_requests,
-        budget_tokens=arguments.budget_tokens,
-        max_tokens=arguments.max_tokens,
-        temperature=arguments.temperature,
-        stream=arguments.stream,
-        shared_folder=Path(out) / WORK / "server",
-        api_key_variable=arguments.api_key_variable,
-    )
+def make_step(options: CaptionOptions, out: Path) -> CaptionStep:
+    """The step that the options describe.
 
-
-def caption_step(arguments: argparse.Namespace, server: str | None, folder: str | None, out: str | Path) -> CaptionStep:
-    """The step that the options describe, asking the server at the address ``server`` or the model in ``folder``."""
+    Raises:
+        ValueError: a prompt, the model's folder or its name is missing.
+    """
     backend: Backend
-    if server is not None:
-        backend = ServerCaptioner(server_from(arguments, server, out))
+    if options.transformers is None:
+        backend = ServerCaptioner(options.server.connect(out))
     else:
         from data_tools.captions.in_process import TransformersCaptioner  # loads torch, which the client does without
 
         backend = TransformersCaptioner(
-            folder,
-            batch_size=arguments.caption_batch_size,
-            max_tokens=arguments.max_tokens,
-            precision=arguments.precision,
+            options.transformers,
+            batch_size=options.caption_batch_size,
+            max_tokens=options.server.max_tokens,
+            precision=options.precision,
         )
     return CaptionStep(
         backend,
-        prompts_for(arguments.fields, arguments.prompt),
-        replace_existing=arguments.replace_existing,
-        max_image_side=arguments.max_image_side,
+        prompts_for(options.fields, options.prompt),
+        replace_existing=options.replace_existing,
+        max_image_side=options.max_image_side,
     )
 
 
-def prompts_for(fields: list[str], choices: list[str]) -> dict[tuple[str, str], Prompt]:
+def prompts_for(fields: Sequence[str], choices: Sequence[str]) -> dict[tuple[str, str], Prompt]:
     """Prompts by field and language: version 1 of each, or what ``FIELD/LANGUAGE=NAME`` choices say."""
     names = {(field, language): f"{FIELDS[field]}-{language}-1" for field in fields for language in LANGUAGES}
     for choice in choices:
@@ -118,9 +114,9 @@ def prompts_for(fields: list[str], choices: list[str]) -> dict[tuple[str, str], 
             known = ", ".join(f"{field}/{language}" for field, language in names)
             raise ValueError(f"--prompt {choice!r} does not fit; write FIELD/LANGUAGE=NAME with one of: {known}")
         names[field, language] = name
-    return {key: load_prompt(name) for key, name in names.items()}
+    return {key: load_caption_prompt(name) for key, name in names.items()}
 
 
 def run(arguments: argparse.Namespace) -> int:
-    step = caption_step(arguments, arguments.server, arguments.transformers, arguments.out)
-    return run_step_command(step, arguments, index=False)
+    step = make_step(read_options(arguments), arguments.out)
+    return run_step_command(step, arguments, index=INDEX)

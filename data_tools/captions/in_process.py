@@ -11,17 +11,10 @@ import torch
 
 from data_tools.captions.checks import caption_problem
 from data_tools.captions.step import Answer, Question
+from data_tools.execution.device import device_for
 from pipeline.data.images import decode_image
 
 RETRY_TEMPERATURE = 0.7
-
-
-def device_for(worker: int) -> torch.device:
-    """The accelerator of this worker, or the CPU."""
-    if torch.accelerator.is_available():
-        kind = torch.accelerator.current_accelerator().type
-        return torch.device(kind, worker % torch.accelerator.device_count())
-    return torch.device("cpu")
 
 
 class TransformersCaptioner:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from data_tools.captions.checks import caption_problem
-from data_tools.captions.client import AnswerFault, ModelServer, ServerFault, gather_answers
-from data_tools.captions.images import image_message
 from data_tools.captions.step import Answer, Question
+from data_tools.model_server.client import ModelServer, gather_answers
+from data_tools.model_server.faults import AnswerFault, ServerFault
+from data_tools.model_server.images import image_message
 
 ATTEMPTS = 2
 # At temperature 0 a second try with another seed would give the same text again.
@@ -34,7 +35,7 @@ class ServerCaptioner:
         """Connections are closed with each batch."""
 
     def answer(self, questions: Sequence[Question], note: Callable[[Question, Answer], None]) -> None:
-        def asking(question: Question):
+        def asking(question: Question) -> Callable[[ModelServer], Awaitable[None]]:
             async def ask(server: ModelServer) -> None:
                 note(question, await _ask(server, question))
 

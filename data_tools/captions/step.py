@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from data_tools.captions.images import fitted
-from data_tools.captions.prompts import Prompt
 from data_tools.execution.steps import Drop, Record, Shard, Step
+from data_tools.model_server.images import fitted
+from data_tools.text.prompts import Prompt
 from pipeline.data.images import ImageFault
 
 

@@ -13,14 +13,18 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from data_tools.execution.card import write_card
-from data_tools.execution.command import executor_from, print_summary
-from data_tools.execution.shard_work import REPORTS
+from data_tools.execution.command import print_summary, run_and_print
+from data_tools.execution.interface import Step
+from data_tools.execution.options import ExecutionOptions
+from data_tools.execution.shard_work import REPORTS, WORK
 from data_tools.execution.steps import Drop, FunctionStep, Record, run_step
+from pipeline.base.files import write_json
+from pipeline.data.manifest import MANIFEST_NAME
 
 STEP_MODULES = {
     "captions": "data_tools.captions.command",
@@ -29,8 +33,64 @@ STEP_MODULES = {
     "negatives": "data_tools.negatives.command",
 }
 STEPS_FOLDER, DELETED = "steps", "deleted.json"
-NOT_SETTINGS = ("out", "executor", "workers", "ray_address", "gpus_per_worker", "retry_failed", "overwrite", "then")
-NOT_SETTINGS += ("delete_steps", "accept_failed", "run", "run_source", "command")
+
+
+class StepCommand(Protocol):
+    """The module of a step: its options on the command line, as a record, and the step that they describe."""
+
+    INDEX: bool  # whether its shards get an index: they can be trained on as they are
+
+    def add_step_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def read_options(self, arguments: argparse.Namespace) -> Any: ...
+
+    def make_step(self, options: Any, out: Path) -> Step: ...
+
+
+class SourceCommand(Protocol):
+    """The module of a source: its options on the command line, as a record, and the shards made from them."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def read_options(self, arguments: argparse.Namespace) -> Any: ...
+
+    def build(self, options: Any, out: Path, execution: ExecutionOptions) -> int:
+        """Write the source's shards to ``out``; the exit status."""
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A step of a build: ``text`` as it was asked for, ``options`` as the step's module reads it."""
+
+    name: str
+    text: str
+    module: StepCommand
+    options: Any
+
+
+@dataclass(frozen=True)
+class Build:
+    """A source and the steps after it, with everything parsed and checked."""
+
+    source_name: str
+    source: SourceCommand
+    source_options: Any  # a frozen dataclass of the source's module
+    steps: tuple[PlannedStep, ...]
+    out: Path
+    execution: ExecutionOptions
+    delete_steps: bool = False
+    accept_failed: bool = False
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where the source and each step write to."""
+        names = ["images", *(step.name for step in self.steps)]
+        return [self.out / STEPS_FOLDER / f"{number}-{name}" for number, name in enumerate(names, start=1)]
+
+    def prefix(self, number: int) -> list[Any]:
+        """What the shards of ``folders[number]`` were made with."""
+        options = {name: str(value) for name, value in asdict(self.source_options).items()}
+        return [{"source": self.source_name, **options}, *(step.text for step in self.steps[:number])]
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,67 +108,60 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_pipeline(arguments: argparse.Namespace, run_source: Callable[[argparse.Namespace], int]) -> int:
-    """Run the source and every ``--then`` step; the exit status of the first that was not finished, or 0.
+def run_build(build: Build) -> int:
+    """Run the source and every step; the exit status of the first that was not finished, or 0.
 
     Raises:
-        ValueError: a step is unknown, its options are wrong, or deleted steps were made with other options.
+        ValueError: an option is wrong, or deleted steps were made with other options.
     """
-    out = Path(arguments.out)
-    steps = [_parse(text) for text in arguments.then]
-    if not steps:
-        status = run_source(arguments)
-        if status == 0 and (out / "manifest.json").exists():
-            print(f"data card: {write_card(out)}")
+    if not build.steps:
+        status = build.source.build(build.source_options, build.out, build.execution)
+        if status == 0 and (build.out / MANIFEST_NAME).exists():
+            print(f"data card: {write_card(build.out)}")
         return status
-    folders = [
-        out / STEPS_FOLDER / f"{n + 1}-{name}" for n, name in enumerate(["images", *(name for name, _ in steps)])
-    ]
-    made = {name: str(value) for name, value in sorted(vars(arguments).items()) if name not in NOT_SETTINGS}
-    prefixes = [[made, *arguments.then[:number]] for number in range(len(folders))]
-    start = _first_not_deleted(folders, prefixes)
+    folders = build.folders
+    start = _first_not_deleted(build)
+    # All steps are made before the first is run: a model that is not there is found now, not after the captions.
+    made = [step.module.make_step(step.options, folders[n]) for n, step in enumerate(build.steps, 1) if n >= start]
     for number in range(start, len(folders)):
         if number == 0:
-            status = run_source(argparse.Namespace(**{**vars(arguments), "out": folders[0]}))
+            status = build.source.build(build.source_options, folders[0], build.execution)
         else:
-            name, options = steps[number - 1]
-            print(f"step {number + 1}/{len(folders)}: {name}", file=sys.stderr, flush=True)
-            status = _run_command([name, str(folders[number - 1]), "--out", str(folders[number]), *options], arguments)
-        if status != 0 and not (arguments.accept_failed and number and _all_reported(folders[number - 1 : number + 1])):
+            status = _run_step(build, number, made[number - len(folders)])
+        if status != 0 and not (build.accept_failed and number and _all_reported(folders[number - 1 : number + 1])):
             print(f"build stopped at {folders[number]}; the same command goes on from there", file=sys.stderr)
             return status
-        if arguments.delete_steps and number:
-            _delete(folders[number - 1], prefixes[number - 1])
+        if build.delete_steps and number:
+            _delete(folders[number - 1], build.prefix(number - 1))
     if start < len(folders):
-        status = _finish(folders[-1], out, arguments)
+        status = _finish(folders[-1], build)
         if status != 0:
             return status
-        if arguments.delete_steps:
-            _delete(folders[-1], prefixes[-1])
-    print(f"data card: {write_card(out)}")
+        if build.delete_steps:
+            _delete(folders[-1], build.prefix(len(folders) - 1))
+    print(f"data card: {write_card(build.out)}")
     return 0
 
 
-def _parse(text: str) -> tuple[str, list[str]]:
-    """Name and options of a step; wrong options end the program before anything is made."""
-    name, *options = shlex.split(text) or [""]
+def _run_step(build: Build, number: int, step: Step) -> int:
+    planned, folders = build.steps[number - 1], build.folders
+    print(f"step {number + 1}/{len(folders)}: {planned.name}", file=sys.stderr, flush=True)
+    return run_and_print(step, folders[number - 1], folders[number], build.execution, index=planned.module.INDEX)
+
+
+def parse_step(text: str) -> PlannedStep:
+    """A step from the text of ``--then``; wrong options end the program before anything is made.
+
+    Raises:
+        ValueError: it names no step.
+    """
+    name, *words = shlex.split(text) or [""]
     if name not in STEP_MODULES:
         raise ValueError(f"--then {text!r} names no step; it must begin with one of: {', '.join(STEP_MODULES)}")
+    module: StepCommand = importlib.import_module(STEP_MODULES[name])  # type: ignore[assignment]
     parser = argparse.ArgumentParser(prog=f'build --then "{name}"', add_help=False)
-    importlib.import_module(STEP_MODULES[name]).add_arguments(parser)
-    parser.parse_args(["shards", "--out", "out", *options])
-    return name, options
-
-
-def _run_command(command: list[str], arguments: argparse.Namespace) -> int:
-    from data_tools.__main__ import main
-
-    command += ["--executor", arguments.executor, "--gpus-per-worker", str(arguments.gpus_per_worker)]
-    for option, value in (("--workers", arguments.workers), ("--ray-address", arguments.ray_address)):
-        command += [option, str(value)] if value is not None else []
-    for option, given in (("--retry-failed", arguments.retry_failed), ("--overwrite", arguments.overwrite)):
-        command += [option] if given else []
-    return main(command)
+    module.add_step_arguments(parser)
+    return PlannedStep(name, text, module, module.read_options(parser.parse_args(words)))
 
 
 def _all_reported(folders: list[Path]) -> bool:
@@ -119,35 +172,33 @@ def _all_reported(folders: list[Path]) -> bool:
 
 def _delete(folder: Path, prefix: list[Any]) -> None:
     """Free a finished step's space; its reports stay. The mark comes first, so a kill in between repeats nothing."""
-    aside = folder / f"{DELETED}.aside"
-    aside.write_text(json.dumps(prefix, ensure_ascii=False), encoding="utf-8")
-    aside.replace(folder / DELETED)
-    for path in [*folder.glob("*.tar"), *folder.glob("*.index.parquet"), folder / "manifest.json"]:
+    write_json(folder / DELETED, prefix, indent=None, durable=True)
+    for path in [*folder.glob("*.tar"), *folder.glob("*.index.parquet"), folder / MANIFEST_NAME]:
         path.unlink(missing_ok=True)
-    shutil.rmtree(folder / ".work", ignore_errors=True)
+    shutil.rmtree(folder / WORK, ignore_errors=True)
 
 
-def _first_not_deleted(folders: list[Path], prefixes: list[list[Any]]) -> int:
+def _first_not_deleted(build: Build) -> int:
     """The first step that is still to be run or checked: those before it were finished and then deleted."""
     start = 0
-    for number, (folder, prefix) in enumerate(zip(folders, prefixes, strict=True)):
+    for number, folder in enumerate(build.folders):
         mark = folder / DELETED
         if not mark.exists():
             continue
-        if json.loads(mark.read_text(encoding="utf-8")) != prefix:
+        if json.loads(mark.read_text(encoding="utf-8")) != build.prefix(number):
             raise ValueError(f"{folder} was finished with other options and then deleted; give another --out")
         start = number + 1
     return start
 
 
-def _finish(last: Path, out: Path, arguments: argparse.Namespace) -> int:
+def _finish(last: Path, build: Build) -> int:
     print("last step: shards", file=sys.stderr, flush=True)
     summary = run_step(
         FunctionStep("shards", "1", keep_captioned),
         last,
-        out,
-        executor=executor_from(arguments),
-        overwrite=arguments.overwrite,
+        build.out,
+        executor=build.execution.make_executor(),
+        overwrite=build.execution.overwrite,
     )
     status = print_summary(summary)
     if status == 0 and not summary.samples_out:

@@ -17,33 +17,48 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from data_tools.captions.command import add_server_arguments, server_from
-from data_tools.execution.command import add_execution_arguments, run_step_command
+from data_tools.execution.command import run_step_command
+from data_tools.execution.options import add_execution_arguments, options_from
+from data_tools.model_server.options import ServerOptions, add_server_arguments
 from data_tools.negatives.interface import NEGATIVES_A_PHRASE, Generator, Request, phrase_seed
 from data_tools.negatives.prompts import PLACES, load_negatives_prompt
 from data_tools.negatives.rules import RuleGenerator
 from data_tools.negatives.server import ServerGenerator
 from data_tools.negatives.step import NegativesStep
-from pipeline.data.schema import LANGUAGES
+from data_tools.text.prompts import Prompt
+from pipeline.base.constants import LANGUAGES
 
+INDEX = True
 MAX_TOKENS = 1024  # fourteen long phrases as JSON; a caption needs half of it
 
 
+@dataclass(frozen=True)
+class NegativesOptions:
+    """Where negatives come from (``rules`` or ``server``), and when a region gets them."""
+
+    server: ServerOptions
+    generator: str = "rules"
+    negatives_prompt: tuple[str, ...] = ()
+    minimum: int = NEGATIVES_A_PHRASE
+    seed: int = 0
+    replace_existing: bool = False
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shards", nargs="?", help="folder of shards to read")
-    parser.add_argument("--out", help="folder for the shards with negatives")
-    add_negatives_arguments(parser)
+    parser.add_argument("shards", nargs="?", type=Path, help="folder of shards to read")
+    parser.add_argument("--out", type=Path, help="folder for the shards with negatives")
     parser.add_argument("--phrase", help="print the rule generator's negatives of this one phrase and end")
     parser.add_argument("--language", choices=LANGUAGES, default="en", help="of --phrase (default: en)")
-    add_server_arguments(parser)
-    parser.set_defaults(max_tokens=MAX_TOKENS)
+    add_step_arguments(parser)
     add_execution_arguments(parser)
 
 
-def add_negatives_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `negatives_step`."""
+def add_step_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `NegativesOptions`."""
     group = parser.add_argument_group("negatives")
     group.add_argument("--generator", choices=["rules", "server"], default="rules", help="(default: rules)")
     group.add_argument("--server", metavar="URL", help="of an OpenAI-compatible server, up to and with /v1")
@@ -62,26 +77,32 @@ def add_negatives_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--seed", type=int, default=0, help="of the choice among alternatives (default: 0)")
     group.add_argument("--replace-existing", action="store_true", help="make negatives anew that are there already")
+    add_server_arguments(parser, max_tokens=MAX_TOKENS)
 
 
-def negatives_step(arguments: argparse.Namespace, server: str | None, out: str | Path) -> NegativesStep:
+def read_options(arguments: argparse.Namespace) -> NegativesOptions:
+    """The parsed options as a record."""
+    server, prompts = options_from(arguments, ServerOptions), tuple(arguments.negatives_prompt)
+    return options_from(arguments, NegativesOptions, server=server, negatives_prompt=prompts)
+
+
+def make_step(options: NegativesOptions, out: Path) -> NegativesStep:
     """The step that the options describe.
 
     Raises:
         ValueError: an option is missing or out of its range.
     """
     generator: Generator = RuleGenerator()
-    if arguments.generator == "server":
-        if server is None:
+    if options.generator == "server":
+        if options.server.server is None:
             raise ValueError("--generator server needs an address; add --server http://HOST:PORT/v1 and --model NAME")
-        prompts = _prompts(arguments.negatives_prompt)
-        generator = ServerGenerator(server_from(arguments, server, out), prompts)
+        generator = ServerGenerator(options.server.connect(out), _prompts(options.negatives_prompt))
     return NegativesStep(
-        generator, minimum=arguments.minimum, seed=arguments.seed, replace_existing=arguments.replace_existing
+        generator, minimum=options.minimum, seed=options.seed, replace_existing=options.replace_existing
     )
 
 
-def _prompts(choices: list[str]) -> dict:
+def _prompts(choices: Sequence[str]) -> dict[tuple[str, str], Prompt]:
     prompts = {}
     for choice in choices:
         where, equals, path = choice.partition("=")
@@ -97,15 +118,15 @@ def _prompts(choices: list[str]) -> dict:
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.phrase is not None:
-        return _show(arguments)
+        return _show(arguments.phrase, arguments.language, arguments.seed)
     if arguments.shards is None or arguments.out is None:
         raise ValueError("give the folder of shards and --out FOLDER; --help has examples")
-    return run_step_command(negatives_step(arguments, arguments.server, arguments.out), arguments)
+    return run_step_command(make_step(read_options(arguments), arguments.out), arguments, index=INDEX)
 
 
-def _show(arguments: argparse.Namespace) -> int:
-    seed = phrase_seed(arguments.seed, "", 0, arguments.phrase)
-    outcome = RuleGenerator().one(Request(arguments.phrase, arguments.language, (), seed))
+def _show(phrase: str, language: str, seed: int) -> int:
+    seed = phrase_seed(seed, "", 0, phrase)
+    outcome = RuleGenerator().one(Request(phrase, language, (), seed))
     for negative in outcome.negatives:
         print(f"{'+'.join(negative.attributes)}\t{negative.text}")
     if outcome.reason:

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeGuard
 
-from data_tools.captions.client import AnswerFault, ModelServer, ServerFault, gather_answers
-from data_tools.captions.prompts import Prompt
+from data_tools.model_server.client import ModelServer, gather_answers
+from data_tools.model_server.faults import AnswerFault, ServerFault
 from data_tools.negatives.interface import Negative, Outcome, Request
 from data_tools.negatives.prompts import load_negatives_prompt
 from data_tools.negatives.validate import Validator
+from data_tools.text.prompts import Prompt
 
 VERSION = 1
 SPARE = 4  # asked for beyond those wanted; assumption: a good model loses about a quarter to the validators
 MAX_TRUE_PHRASES = 12  # named in the prompt; the validators know them all
 ATTEMPTS = 2
 SECOND_TEMPERATURE = 0.7  # at 0 the second answer would be the first one again
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """A string that UTF-8 can hold: JSON may escape half of a character."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def answer_schema(count: int) -> dict[str, Any]:
@@ -56,7 +62,7 @@ class ServerGenerator:
         # A phrase keeps its turn until it is done: those half done at a kill, whose answers are lost, stay few.
         turns = asyncio.Semaphore(self.server.limits.concurrency)
 
-        def asking(number: int, request: Request):
+        def asking(number: int, request: Request) -> Callable[[ModelServer], Awaitable[None]]:
             async def ask(server: ModelServer) -> None:
                 async with turns:
                     note(number, await self._ask(server, request))
@@ -106,12 +112,12 @@ class ServerGenerator:
         for phrase in phrases:
             if len(outcome.negatives) == request.wanted:
                 break
-            problem = "not_text" if not isinstance(phrase, str) else validator.problem(phrase.strip())
+            problem = validator.problem(phrase.strip()) if _is_text(phrase) else "not_text"
             if problem is None:
                 outcome.negatives.append(Negative(phrase.strip(), validator.changed_attributes(phrase.strip())))
             else:
                 outcome.rejected[problem] += 1
-                refused.append(str(phrase))
+                refused.append(str(phrase).encode("utf-8", "replace").decode())
         return refused
 
     def _first_message(self, request: Request) -> dict[str, str]:

@@ -15,7 +15,7 @@ import re
 import rjieba
 
 from data_tools.negatives.interface import grammar
-from data_tools.phrases.interface import Found, words
+from data_tools.phrases.interface import Phrase, words
 
 LETTERS = {
     "m": "Q", "q": "Q", "r": "Q", "n": "N", "j": "N", "l": "N", "e": "N", "o": "N", "g": "N", "i": "J", "a": "J",
@@ -53,7 +53,7 @@ class ChinesePhrases:
         self.no_clause = frozenset(data["no_clause"])
         self.grammar = grammar("zh")
 
-    def find(self, caption: str) -> list[Found]:
+    def find(self, caption: str) -> list[Phrase]:
         tokens, position = [], 0
         for word, name in rjieba.tag(caption):
             tokens.append((word, name, position, position + len(word)))
@@ -75,7 +75,7 @@ class ChinesePhrases:
                 end = short_end = short_end - 1  # 桌面上 is one word to jieba; the thing is 桌面
             if end == short_end and set(match[0]) == {"N"}:
                 continue  # a bare noun refers to nothing in particular
-            found.append(Found(caption[start:end], start, end, caption[start:short_end], start, short_end))
+            found.append(Phrase(caption[start:end], start, end, caption[start:short_end], start, short_end))
         return found
 
     def _other_clause(self, word: str) -> bool:

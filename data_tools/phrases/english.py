@@ -15,7 +15,7 @@ from textblob.en import tag
 
 from data_tools.negatives.english import TOKEN
 from data_tools.negatives.interface import grammar
-from data_tools.phrases.interface import Found, words
+from data_tools.phrases.interface import Phrase, words
 
 LETTERS = {
     "DT": "D", "PRP$": "D", "PDT": "D", "CD": "C", "JJ": "J", "JJR": "J", "JJS": "J", "NN": "N", "NNS": "N",
@@ -55,14 +55,14 @@ class EnglishPhrases:
         materials = self.grammar.lexicon.surfaces.items()
         self.materials = {word for word, found in materials if any(m.group.attribute == "material" for m in found)}
 
-    def find(self, caption: str) -> list[Found]:
+    def find(self, caption: str) -> list[Phrase]:
         found, start = [], 0
         for end in [*(match.start() for match in SENTENCE_END.finditer(caption)), len(caption)]:
             found += self._in_sentence(caption[start:end], start)
             start = end + 1
         return found
 
-    def _in_sentence(self, sentence: str, offset: int) -> list[Found]:
+    def _in_sentence(self, sentence: str, offset: int) -> list[Phrase]:
         tokens = [(match[0], *match.span()) for match in TOKEN.finditer(sentence)]
         if not tokens:
             return []
@@ -79,7 +79,7 @@ class EnglishPhrases:
                 continue  # one bare noun refers to nothing in particular
             spans = tokens[first][1], tokens[last][2], tokens[places[end - 1][1]][2]
             found.append(
-                Found(
+                Phrase(
                     sentence[spans[0] : spans[2]], offset + spans[0], offset + spans[2],
                     sentence[spans[0] : spans[1]], offset + spans[0], offset + spans[1],
                 )

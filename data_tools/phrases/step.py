@@ -7,7 +7,8 @@ from typing import Any
 
 from data_tools.execution.shards import with_source
 from data_tools.execution.steps import Drop, Record, Shard, Step
-from data_tools.phrases.interface import VERSION, finder, words
+from data_tools.phrases.finders import finder
+from data_tools.phrases.interface import VERSION, words
 from pipeline.data.schema import Sample
 
 FIELDS = ("long_caption", "short_caption")

@@ -24,18 +24,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.execution.command import add_execution_arguments, executor_from, print_summary
+from data_tools.execution.command import print_summary
 from data_tools.execution.interface import Shard, Step
+from data_tools.execution.options import ExecutionOptions, options_from
 from data_tools.execution.shards import Drop
 from data_tools.execution.steps import run_shards
 from data_tools.shards import DEFAULT_SAMPLES_PER_SHARD, Record
 from data_tools.sources.boxes import BoxProblem, iou, usable_box
 from data_tools.sources.coco_files import Entry, read_entries
 from data_tools.sources.images import ImageProblem, read_image
-from pipeline.data.schema import LANGUAGES, Region, Sample
+from pipeline.base.constants import LANGUAGES
+from pipeline.data.schema import Region, Sample
 
 SHAPE_TOLERANCE = 0.02  # relative difference of aspect ratio between file and annotation; rounding at resizing
 LOST_IMAGE_KINDS = ("missing_image", "unreadable_image", "unsupported_format", "size_mismatch")
+
+
+@dataclass(frozen=True)
+class CocoOptions:
+    """The files to read, and what counts as the same box and as too many missing images."""
+
+    images: Path
+    captions: Path
+    instances: Path
+    fgovd: tuple[Path, ...] = ()
+    language: str = "en"
+    box_iou: float = 0.9
+    max_missing_share: float = 0.01
+    samples_per_shard: int = DEFAULT_SAMPLES_PER_SHARD
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,14 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", required=True, type=Path, help="COCO caption annotations (JSON)")
     parser.add_argument("--instances", required=True, type=Path, help="COCO or LVIS instance annotations (JSON)")
     parser.add_argument("--fgovd", nargs="*", type=Path, default=[], metavar="FILE", help="FG-OVD rows (JSONL or JSON)")
-    parser.add_argument("--out", required=True, type=Path, help="folder for the shards")
     parser.add_argument("--language", choices=LANGUAGES, default="en", help="of captions and category names")
     parser.add_argument("--box-iou", type=float, default=0.9, help="at which two boxes are the same (default 0.9)")
     parser.add_argument(
         "--max-missing-share", type=float, default=0.01, help="stop when more of the images are missing (default 0.01)"
     )
     parser.add_argument("--samples-per-shard", type=int, default=DEFAULT_SAMPLES_PER_SHARD)
-    add_execution_arguments(parser)
 
 
 @dataclass(frozen=True)
@@ -96,54 +110,69 @@ class CountRegions(Step):
         return list(records)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def read_options(arguments: argparse.Namespace) -> CocoOptions:
+    """The parsed options as a record.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+    options = options_from(arguments, CocoOptions, fgovd=tuple(arguments.fgovd))
     for name, low, high in (("box_iou", 0, 1), ("max_missing_share", 0, 1), ("samples_per_shard", 1, 10**9)):
-        value = getattr(arguments, name)
+        value = getattr(options, name)
         if not low <= value <= high:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be from {low} to {high}")
-    entries, without_caption = read_entries(arguments.captions, arguments.instances, arguments.fgovd)
+    return options
+
+
+def build(options: CocoOptions, out: Path, execution: ExecutionOptions) -> int:
+    """Write the annotated images to ``out`` as shards.
+
+    Raises:
+        ValueError: an annotation file cannot be used, or too many images cannot.
+    """
+    entries, without_caption = read_entries(options.captions, options.instances, list(options.fgovd))
     if without_caption:
-        print(f"{without_caption} images have no caption in {arguments.captions} and are left out", file=sys.stderr)
-    _check_images(entries, arguments)
-    size = arguments.samples_per_shard
+        print(f"{without_caption} images have no caption in {options.captions} and are left out", file=sys.stderr)
+    _check_images(entries, options)
+    size = options.samples_per_shard
     shards = [
         CocoShard(
             f"coco-{i // size:06d}",
-            arguments.images,
+            options.images,
             tuple(entries[i : i + size]),
-            arguments.language,
-            arguments.box_iou,
+            options.language,
+            options.box_iou,
         )
         for i in range(0, len(entries), size)
     ]
-    files = [arguments.captions, arguments.instances, *arguments.fgovd]
+    files = [options.captions, options.instances, *options.fgovd]
     settings = {
         "files": [{"name": path.name, "bytes": path.stat().st_size} for path in files],
-        "language": arguments.language,
-        "box_iou": arguments.box_iou,
+        "language": options.language,
+        "box_iou": options.box_iou,
     }
     summary = run_shards(
         shards,
         CountRegions(settings),
-        arguments.out,
-        executor=executor_from(arguments),
-        retry_failed=arguments.retry_failed,
-        overwrite=arguments.overwrite,
+        out,
+        executor=execution.make_executor(),
+        retry_failed=execution.retry_failed,
+        overwrite=execution.overwrite,
         title="coco",
     )
     status = print_summary(summary)
     lost = sum(summary.dropped[kind] for kind in LOST_IMAGE_KINDS)
-    if lost > arguments.max_missing_share * len(entries):
-        raise ValueError(_too_many(lost, len(entries), "missing or unusable", arguments.max_missing_share))
+    if lost > options.max_missing_share * len(entries):
+        raise ValueError(_too_many(lost, len(entries), "missing or unusable", options.max_missing_share))
     return status
 
 
-def _check_images(entries: list[Entry], arguments: argparse.Namespace) -> None:
+def _check_images(entries: list[Entry], options: CocoOptions) -> None:
     """Stop before any work if too many images are not there."""
-    missing = [entry for entry in entries if _find_image(arguments.images, entry.file_name) is None]
-    if len(missing) > arguments.max_missing_share * len(entries):
-        reason = _too_many(len(missing), len(entries), "missing", arguments.max_missing_share)
-        raise ValueError(f"{reason}; first: {missing[0].file_name}, looked for in {arguments.images}")
+    missing = [entry for entry in entries if _find_image(options.images, entry.file_name) is None]
+    if len(missing) > options.max_missing_share * len(entries):
+        reason = _too_many(len(missing), len(entries), "missing", options.max_missing_share)
+        raise ValueError(f"{reason}; first: {missing[0].file_name}, looked for in {options.images}")
 
 
 def _too_many(lost: int, total: int, what: str, limit: float) -> str:

@@ -21,8 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.execution.command import add_execution_arguments, executor_from, print_summary
+from data_tools.execution.command import print_summary
 from data_tools.execution.interface import Shard, Step
+from data_tools.execution.options import ExecutionOptions, options_from
+from data_tools.execution.shard_work import REPORTS, WORK
 from data_tools.execution.shards import Drop
 from data_tools.execution.steps import RunSummary, run_shards
 from data_tools.shards import DEFAULT_SAMPLES_PER_SHARD, Record
@@ -37,13 +39,21 @@ LEFT_OUT = "left_out.jsonl"
 PRINTED = 20  # of what was left out; the file has all
 
 
+@dataclass(frozen=True)
+class FineHardOptions:
+    """The release's folders and the downloads."""
+
+    annotations: Path
+    url_keys: Path
+    images: Path
+    samples_per_shard: int = DEFAULT_SAMPLES_PER_SHARD
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--annotations", required=True, type=Path, help="FineHARD/jsonfiles")
     parser.add_argument("--url-keys", required=True, type=Path, help="FineHARD/url2key_jsons")
     parser.add_argument("--images", required=True, type=Path, help="img2dataset's output folder")
-    parser.add_argument("--out", required=True, type=Path, help="folder for the shards")
     parser.add_argument("--samples-per-shard", type=int, default=DEFAULT_SAMPLES_PER_SHARD)
-    add_execution_arguments(parser)
 
 
 @dataclass
@@ -97,33 +107,47 @@ class CountRegions(Step):
         return list(records)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    size = arguments.samples_per_shard
-    if size < 1:
-        raise ValueError(f"--samples-per-shard is {size}; it must be at least 1")
-    files = sorted(arguments.annotations.glob("*.json"))
+def read_options(arguments: argparse.Namespace) -> FineHardOptions:
+    """The parsed options as a record.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+    options = options_from(arguments, FineHardOptions)
+    if options.samples_per_shard < 1:
+        raise ValueError(f"--samples-per-shard is {options.samples_per_shard}; it must be at least 1")
+    return options
+
+
+def build(options: FineHardOptions, out: Path, execution: ExecutionOptions) -> int:
+    """Write the release's items to ``out`` as shards.
+
+    Raises:
+        ValueError: a folder or file of the release is missing or damaged.
+    """
+    files = sorted(options.annotations.glob("*.json"))
     if not files:
-        raise ValueError(f"{arguments.annotations} holds no *.json; give FineHARD's jsonfiles folder")
-    database = arguments.out / ".work" / "downloads.sqlite"
-    num_keys, num_downloads = build_index(database, arguments.url_keys, arguments.images)
+        raise ValueError(f"{options.annotations} holds no *.json; give FineHARD's jsonfiles folder")
+    database = out / WORK / "downloads.sqlite"
+    num_keys, num_downloads = build_index(database, options.url_keys, options.images)
     print(f"{num_keys} keys with URLs, {num_downloads} downloads noted", flush=True)
-    index = DownloadIndex(database, arguments.images)
+    index = DownloadIndex(database, options.images)
     shards = [
         FineHardShard(f"{path.stem}-{number:06d}", span, index)
         for path in files
-        for number, span in enumerate(item_spans(path, size))
+        for number, span in enumerate(item_spans(path, options.samples_per_shard))
     ]
     summary = run_shards(
         shards,
         CountRegions(),
-        arguments.out,
-        executor=executor_from(arguments),
-        retry_failed=arguments.retry_failed,
-        overwrite=arguments.overwrite,
+        out,
+        executor=execution.make_executor(),
+        retry_failed=execution.retry_failed,
+        overwrite=execution.overwrite,
         title="finehard",
     )
     status = print_summary(summary)
-    _report(arguments.out, summary, [shard.name for shard in shards])
+    _report(out, summary, [shard.name for shard in shards])
     return status
 
 
@@ -218,7 +242,7 @@ def _report(out: Path, summary: RunSummary, shards: list[str]) -> None:
 
 def _left_out(out: Path, name: str) -> Iterator[dict[str, Any]]:
     """The items and regions of one shard that were left out, each with its key, kind and reason."""
-    path = out / "reports" / f"{name}.json"
+    path = out / REPORTS / f"{name}.json"
     if not path.is_file():
         return  # an unfinished shard; the summary names it
     report = json.loads(path.read_text(encoding="utf-8"))

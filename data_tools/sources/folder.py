@@ -19,11 +19,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.execution.options import ExecutionOptions, options_from
 from data_tools.execution.shards import Drop
 from data_tools.shards import DEFAULT_SAMPLES_PER_SHARD, Record
-from data_tools.sources.pairs import UniqueKeys, add_pair_arguments, decode_text, digest, make_record, run_source
+from data_tools.sources.pairs import (
+    PairOptions,
+    UniqueKeys,
+    add_pair_arguments,
+    build_pairs,
+    decode_text,
+    digest,
+    make_record,
+)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # the last four: named, left out
+
+
+@dataclass(frozen=True)
+class FolderOptions(PairOptions):
+    """The folder of images, and what the captions beside them are."""
+
+    images: Path = Path()
+    samples_per_shard: int = DEFAULT_SAMPLES_PER_SHARD
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,27 +85,38 @@ class FolderShard:
             )
 
 
-def run(arguments: argparse.Namespace) -> int:
-    if arguments.samples_per_shard < 1:
-        raise ValueError(f"--samples-per-shard is {arguments.samples_per_shard}; it must be at least 1")
-    if not arguments.images.is_dir():
-        raise ValueError(f"--images is {arguments.images}, which is no folder; give the folder that holds the images")
-    size, keys = arguments.samples_per_shard, UniqueKeys()
-    files = [(keys.key(os.path.splitext(path)[0], path), path) for path in sorted(_walk(arguments.images))]
+def read_options(arguments: argparse.Namespace) -> FolderOptions:
+    """The parsed options as a record.
+
+    Raises:
+        ValueError: a number is out of its range, or the folder does not exist.
+    """
+    options = options_from(arguments, FolderOptions)
+    if options.samples_per_shard < 1:
+        raise ValueError(f"--samples-per-shard is {options.samples_per_shard}; it must be at least 1")
+    if not options.images.is_dir():
+        raise ValueError(f"--images is {options.images}, which is no folder; give the folder that holds the images")
+    return options
+
+
+def build(options: FolderOptions, out: Path, execution: ExecutionOptions) -> int:
+    """Write the shards of the folder to ``out``."""
+    size, keys = options.samples_per_shard, UniqueKeys()
+    files = [(keys.key(os.path.splitext(path)[0], path), path) for path in sorted(_walk(options.images))]
     if not files:
         known = ", ".join(IMAGE_SUFFIXES)
-        raise ValueError(f"{arguments.images} holds no image; files must end in one of {known}")
+        raise ValueError(f"{options.images} holds no image; files must end in one of {known}")
     shards = [
         FolderShard(
             f"images-{start // size:06d}",
-            arguments.images,
+            options.images,
             tuple(files[start : start + size]),
-            arguments.language,
-            arguments.caption_field,
+            options.language,
+            options.caption_field,
         )
         for start in range(0, len(files), size)
     ]
-    return run_source("folder", shards, arguments)
+    return build_pairs("folder", shards, options, out, execution)
 
 
 def _walk(root: Path) -> Iterator[str]:

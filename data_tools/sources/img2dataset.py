@@ -20,13 +20,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.execution.shards import Drop
+from data_tools.execution.options import ExecutionOptions, options_from
+from data_tools.execution.shards import Drop, ShardSource
 from data_tools.shards import Record
-from data_tools.sources.pairs import add_pair_arguments, caption_of, make_record, run_source, sample_key
+from data_tools.sources.pairs import PairOptions, add_pair_arguments, build_pairs, caption_of, make_record, sample_key
 from data_tools.sources.webdataset import KEPT_METADATA, tar_sources
 from pipeline.data.schema import IMAGE_EXTENSIONS
 
 STATS = ("count", "successes", "failed_to_download", "failed_to_resize")
+
+
+@dataclass(frozen=True)
+class Img2DatasetOptions(PairOptions):
+    """The downloader's output folder, and what its captions are."""
+
+    downloads: Path = Path()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,17 +66,17 @@ class FilesShard:
                 by_stem.setdefault(stem, {})[extension.lower()] = path
         for stem, files in by_stem.items():
             where, key = f"{self.folder.name}/{stem}", sample_key(f"{self.name}-{stem}")
-            extension = next((e for e in IMAGE_EXTENSIONS if e in files), None)
-            if extension is None:
+            image = next((files[e] for e in IMAGE_EXTENSIONS if e in files), None)
+            if image is None:
                 yield Drop(key, "incomplete_sample", f"{where} has no image; it has {sorted(files)}")
                 continue
-            members = {name: files[name].read_bytes() for name in ("txt", "json") if name in files}
+            members: dict[str, bytes] = {name: files[name].read_bytes() for name in ("txt", "json") if name in files}
             caption, metadata = caption_of(members, ("caption",))
             source = {"dataset": self.dataset, "name": where}
             source |= {field: metadata[field] for field in KEPT_METADATA if field in metadata}
             yield make_record(
                 key,
-                files[extension].read_bytes(),
+                image.read_bytes(),
                 where,
                 caption,
                 language=self.language,
@@ -77,22 +85,33 @@ class FilesShard:
             )
 
 
-def run(arguments: argparse.Namespace) -> int:
-    root: Path = arguments.downloads
-    if not root.is_dir():
-        raise ValueError(f"--downloads is {root}, which is no folder; give the output folder of img2dataset")
-    shards: list[Any] = list(tar_sources(root, arguments, ("caption",)))
+def read_options(arguments: argparse.Namespace) -> Img2DatasetOptions:
+    """The parsed options as a record.
+
+    Raises:
+        ValueError: the folder does not exist.
+    """
+    options = options_from(arguments, Img2DatasetOptions)
+    if not options.downloads.is_dir():
+        raise ValueError(f"--downloads is {options.downloads}, which is no folder; give img2dataset's output folder")
+    return options
+
+
+def build(options: Img2DatasetOptions, out: Path, execution: ExecutionOptions) -> int:
+    """Write a shard to ``out`` for every tar and every folder of images."""
+    root = options.downloads
+    shards: list[ShardSource] = list(tar_sources(root, options, ("caption",)))
     # A folder with images in it, at any depth: several downloads may lie side by side.
     for folder, subfolders, names in os.walk(root):
         subfolders.sort()
         if any(name.lower().endswith(tuple(f".{e}" for e in IMAGE_EXTENSIONS)) for name in names):
             path = Path(folder)
             name = sample_key(str(path.relative_to(root))) or root.name
-            shards.append(FilesShard(name, path, arguments.language, arguments.caption_field, root.name))
+            shards.append(FilesShard(name, path, options.language, options.caption_field, root.name))
     stats = _download_stats(root)
     if stats:
         print("img2dataset: " + ", ".join(f"{name} {stats[name]}" for name in STATS if name in stats))
-    return run_source("img2dataset", shards, arguments)
+    return build_pairs("img2dataset", shards, options, out, execution)
 
 
 def _download_stats(root: Path) -> Counter[str]:

@@ -7,29 +7,39 @@ import argparse
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.captions.checks import text_language
-from data_tools.execution.command import add_execution_arguments, executor_from, print_summary
+from data_tools.execution.command import print_summary
+from data_tools.execution.options import ExecutionOptions
 from data_tools.execution.shards import Drop, ShardSource
 from data_tools.execution.steps import Record, Shard, Step, run_shards
 from data_tools.sources.images import ImageProblem, check_image
+from data_tools.text.language import text_language
+from pipeline.base.constants import LANGUAGES
 from pipeline.data.images import ImageFault, image_size
-from pipeline.data.schema import LANGUAGES, MAX_TEXT_LENGTH, Sample
+from pipeline.data.schema import MAX_TEXT_LENGTH, Sample
 
 CAPTION_FIELDS = ("short_caption", "long_caption")
 
 
+@dataclass(frozen=True)
+class PairOptions:
+    """What the captions are; ``language`` may be ``auto``."""
+
+    language: str = "auto"
+    caption_field: str = "short_caption"
+
+
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", required=True, type=Path, help="folder for the shards")
+    """The options of `PairOptions`."""
     parser.add_argument(
         "--language", choices=[*LANGUAGES, "auto"], default="auto", help="of the captions (auto: by their script)"
     )
     parser.add_argument(
         "--caption-field", choices=CAPTION_FIELDS, default="short_caption", help="what the captions are"
     )
-    add_execution_arguments(parser)
 
 
 def make_record(
@@ -49,7 +59,7 @@ def make_record(
         source, caption = {**source, "caption_left_out": "too_long"}, ""
     if language == "auto":
         language = "zh" if caption and text_language(caption, "zh") == "zh" else "en"
-    captions = {field: caption} if caption else {}
+    captions = {name: caption if caption and name == field else None for name in CAPTION_FIELDS}
     return Record(key, image, checked.extension, Sample(language, width, height, source=source, **captions))
 
 
@@ -98,18 +108,20 @@ class CountCaptions(Step):
         return list(records)
 
 
-def run_source(name: str, shards: Sequence[ShardSource], arguments: argparse.Namespace) -> int:
-    """Write ``shards`` to ``arguments.out``; index them if every sample has a caption, else say what comes next."""
+def build_pairs(
+    name: str, shards: Sequence[ShardSource], options: PairOptions, out: Path, execution: ExecutionOptions
+) -> int:
+    """Write ``shards`` to ``out``; index them if every sample has a caption, else say what comes next."""
     if not shards:
         raise ValueError(f"nothing to read for build {name}; check the folder that you gave")
-    settings = {"language": arguments.language, "caption_field": arguments.caption_field}
+    settings = {"language": options.language, "caption_field": options.caption_field}
     summary = run_shards(
         shards,
         CountCaptions(name, settings),
-        arguments.out,
-        executor=executor_from(arguments),
-        retry_failed=arguments.retry_failed,
-        overwrite=arguments.overwrite,
+        out,
+        executor=execution.make_executor(),
+        retry_failed=execution.retry_failed,
+        overwrite=execution.overwrite,
         index=False,
         title=name,
     )
@@ -119,11 +131,11 @@ def run_source(name: str, shards: Sequence[ShardSource], arguments: argparse.Nam
     if status == 0 and not summary.counts["without_caption"]:
         from pipeline.data.index import index_folder  # loads torch and arrow
 
-        index_folder(arguments.out)
+        index_folder(out)
     elif status == 0:
         print(
             f"{summary.counts['without_caption']} samples have no caption yet; next: "
-            f"python -m data_tools captions {arguments.out} --out … (or build with --then captions)"
+            f"python -m data_tools captions {out} --out … (or build with --then captions)"
         )
     return status
 

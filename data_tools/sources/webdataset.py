@@ -16,12 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.execution.options import ExecutionOptions, options_from
 from data_tools.execution.shards import Drop, read_members
 from data_tools.shards import Record
-from data_tools.sources.pairs import add_pair_arguments, caption_of, make_record, run_source, sample_key
+from data_tools.sources.pairs import PairOptions, add_pair_arguments, build_pairs, caption_of, make_record, sample_key
 from pipeline.data.schema import IMAGE_EXTENSIONS
 
 KEPT_METADATA = ("url", "sha256", "license", "similarity", "key")  # what provenance keeps of a sample's own JSON
+
+
+@dataclass(frozen=True)
+class WebDatasetOptions(PairOptions):
+    """The folder of tars, and the names under which KEY.json may hold a caption."""
+
+    tars: Path = Path()
+    caption_keys: tuple[str, ...] = ("caption", "text")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,14 +89,14 @@ class WebDatasetShard:
                 )
 
 
-def tar_sources(folder: Path, arguments: argparse.Namespace, caption_keys: tuple[str, ...]) -> list[WebDatasetShard]:
+def tar_sources(folder: Path, options: PairOptions, caption_keys: tuple[str, ...]) -> list[WebDatasetShard]:
     """One source a tar of ``folder``, named by its path there."""
     return [
         WebDatasetShard(
             sample_key(str(path.relative_to(folder)).removesuffix(".tar")),
             path,
-            arguments.language,
-            arguments.caption_field,
+            options.language,
+            options.caption_field,
             caption_keys,
             folder.name,
             sample_key(f"{path.parent.relative_to(folder)}/-") if path.parent != folder else "",
@@ -96,7 +105,19 @@ def tar_sources(folder: Path, arguments: argparse.Namespace, caption_keys: tuple
     ]
 
 
-def run(arguments: argparse.Namespace) -> int:
-    if not arguments.tars.is_dir():
-        raise ValueError(f"--tars is {arguments.tars}, which is no folder; give the folder that holds the tars")
-    return run_source("webdataset", tar_sources(arguments.tars, arguments, tuple(arguments.caption_keys)), arguments)
+def read_options(arguments: argparse.Namespace) -> WebDatasetOptions:
+    """The parsed options as a record.
+
+    Raises:
+        ValueError: the folder does not exist.
+    """
+    options = options_from(arguments, WebDatasetOptions, caption_keys=tuple(arguments.caption_keys))
+    if not options.tars.is_dir():
+        raise ValueError(f"--tars is {options.tars}, which is no folder; give the folder that holds the tars")
+    return options
+
+
+def build(options: WebDatasetOptions, out: Path, execution: ExecutionOptions) -> int:
+    """Write a shard to ``out`` for every tar."""
+    sources = tar_sources(options.tars, options, options.caption_keys)
+    return build_pairs("webdataset", sources, options, out, execution)

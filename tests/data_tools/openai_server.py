@@ -11,8 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 # A reply is a text (a good answer) or a dict: text, finish_reason, status, headers, raw (bytes sent as they are),
-# sleep_seconds, break_off (the connection ends in mid-body).
+# sleep_seconds, break_off (the connection ends in mid-body), endless (bytes sent again and again, without a length;
+# with pause_seconds between).
 Reply = str | dict[str, Any]
+
+
+MAX_ENDLESS_BYTES = 200 << 20
 
 
 class FakeServer:
@@ -20,7 +24,7 @@ class FakeServer:
 
     def __init__(self, answer: Callable[[dict, int], Reply]) -> None:
         self.answer, self.requests, self.headers = answer, [], []
-        self.in_flight = self.most_in_flight = 0
+        self.in_flight = self.most_in_flight = self.bytes_sent = 0
         self._lock, self._seen = threading.Lock(), Counter()
 
     def __enter__(self) -> FakeServer:
@@ -58,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        attempt = self.fake.enter(body, dict(self.headers))
+        attempt = self.fake.enter(body, {name.title(): value for name, value in self.headers.items()})
         try:
             reply = self.fake.answer(body, attempt) if self.path == "/v1/chat/completions" else {"status": 404}
             self._send({"text": reply} if isinstance(reply, str) else reply, body.get("stream", False))
@@ -86,12 +90,24 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in reply.get("headers", {}).items():
             self.send_header(name, value)
+        if "endless" in reply:
+            self._send_without_end(reply["endless"], reply.get("pause_seconds", 0))
+            return
         self.send_header("Content-Length", str(len(payload)))
         self.end_headers()
         if reply.get("break_off"):
             payload = payload[: len(payload) // 2]
             self.close_connection = True
         self.wfile.write(payload)
+
+    def _send_without_end(self, data: bytes, pause_seconds: float) -> None:
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.close_connection = True
+        while self.fake.bytes_sent < MAX_ENDLESS_BYTES:  # a client without a bound ends here, and its test fails
+            self.wfile.write(data)
+            self.fake.bytes_sent += len(data)
+            time.sleep(pause_seconds)
 
     def log_message(self, *arguments: object) -> None:
         """Quiet: the tests count requests themselves."""

@@ -11,7 +11,8 @@ from PIL import Image
 from data_tools.__main__ import main
 from data_tools.boxes.choose import BoxLimits, choose_boxes
 from data_tools.boxes.detectors import Detection, Detector
-from data_tools.boxes.step import BoxStep, RegionTextFilter
+from data_tools.boxes.similarity import RegionTextFilter
+from data_tools.boxes.step import BoxStep
 from data_tools.execution.interface import Shard
 from data_tools.execution.jobs import InProcess
 from data_tools.execution.journal import Journal

@@ -9,7 +9,7 @@ import pytest
 
 from data_tools.captions.checks import caption_problem
 from data_tools.captions.command import prompts_for
-from data_tools.captions.prompts import FOLDER, load_prompt
+from data_tools.captions.prompts import FOLDER, load_caption_prompt
 from tests.shared_data import shared
 
 ENGLISH = "A small red bus stands in front of a stone house, and two people in long coats walk to its open door."
@@ -42,23 +42,25 @@ CHINESE = "一辆红色的小巴士停在石头房子前面，两个穿着长外
         ("The bus is red red red red red and it stands in front of a house.", "en", "repetition"),
         ("A small red bus stands in front of a stone house, and two people in long", "en", "cut_off"),
         ("一辆红色的小巴士停在石头房子前面，两个穿着长外套的", "zh", "cut_off"),
+        ("A red bus. " * 3000, "en", "too_long"),
+        ("一辆红色的巴士。" * 3000, "zh", "too_long"),
         ("A bus.", "en", "too_short"),
         ("巴士。", "zh", "too_short"),
     ],
 )
 def test_problems_are_named(text, language, problem):
-    assert caption_problem(text, language, load_prompt(f"long-{language}-1").text) == problem
+    assert caption_problem(text, language, load_caption_prompt(f"long-{language}-1").text) == problem
 
 
 def test_echoes_of_the_prompt_are_found():
     for language in ("en", "zh"):
-        prompt = load_prompt(f"long-{language}-1").text
+        prompt = load_caption_prompt(f"long-{language}-1").text
         assert caption_problem(prompt, language, prompt) == "prompt_echo"
     assert (
         caption_problem(
             "Write one paragraph in English that says what can be seen in this image.",
             "en",
-            load_prompt("long-en-1").text,
+            load_caption_prompt("long-en-1").text,
         )
         == "prompt_echo"
     )
@@ -77,11 +79,11 @@ def test_real_captions_pass_and_the_refusals_among_them_do_not(language):
 
 def test_prompts_are_named_by_their_content(tmp_path):
     for path in FOLDER.glob("*.txt"):
-        assert load_prompt(path.stem).name.startswith(path.stem + "@")
+        assert load_caption_prompt(path.stem).name.startswith(path.stem + "@")
     own = tmp_path / "own.txt"
     own.write_text("Say it.", encoding="utf-8")
     assert prompts_for(["long_caption"], [f"long_caption/zh={own}"])["long_caption", "zh"].text == "Say it."
     with pytest.raises(ValueError, match="FIELD/LANGUAGE=NAME"):
         prompts_for(["long_caption"], ["long_caption/fr=x"])
     with pytest.raises(ValueError, match="neither a file nor"):
-        load_prompt("long-fr-1")
+        load_caption_prompt("long-fr-1")

@@ -12,13 +12,13 @@ import time
 import pytest
 
 from data_tools.__main__ import main
-from data_tools.captions.client import ModelServer
 from data_tools.captions.command import prompts_for
 from data_tools.captions.server import ServerCaptioner
 from data_tools.captions.step import CaptionStep
 from data_tools.execution.jobs import InProcess
 from data_tools.execution.shards import TarShard
 from data_tools.execution.steps import run_step
+from data_tools.model_server.client import ModelServer
 from data_tools.shards import Record, write_shard
 from pipeline.data.schema import Sample
 from tests.data_tools.openai_server import FakeServer, question_of

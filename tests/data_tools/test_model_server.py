@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import gzip
 import multiprocessing
 import pickle
 import time
 
 import pytest
 
-from data_tools.captions.client import AnswerFault, ModelServer, ServerDown, ServerFault, gather_answers
-from data_tools.captions.limits import BudgetSpent
+from data_tools.model_server.client import ModelServer, gather_answers
+from data_tools.model_server.faults import AnswerFault, ServerDown, ServerFault
+from data_tools.model_server.limits import BudgetSpent
+from data_tools.model_server.transport import MAX_ANSWER_BYTES, MAX_ERROR_BYTES, retry_after
 from tests.data_tools.openai_server import FakeServer, question_of
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -169,6 +172,121 @@ def test_all_processes_together_keep_the_limit(tmp_path):
             assert worker.exitcode == 0
     assert len(fake.requests) == 16
     assert 1 < fake.most_in_flight <= 3
+
+
+def answer_with(content='"yes"', finish='"stop"', usage='{"total_tokens": 3}'):
+    message = f'{{"role": "assistant", "content": {content}}}'
+    return f'{{"choices": [{{"message": {message}, "finish_reason": {finish}}}], "usage": {usage}}}'.encode()
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+BAD_BODIES = {
+    "content is a list": answer_with('[{"type": "text", "text": "yes"}]'),
+    "content is a number": answer_with("5"),
+    "content is an object": answer_with('{"a": 1}'),
+    "content is true": answer_with("true"),
+    "content is half an emoji": answer_with('"\\ud83d"'),
+    "finish reason is a list": answer_with(finish="[1]"),
+    "nested deep": answer_with(DEEP),
+    "nested deep elsewhere": b'{"x": %s}' % DEEP.encode(),
+    "tokens are infinite": answer_with(usage='{"total_tokens": 1e999}'),
+    "tokens are negative": answer_with(usage='{"total_tokens": -1}'),
+    "tokens without end": answer_with(usage='{"total_tokens": %s}' % ("9" * 5000)),
+    "tokens are text": answer_with(usage='{"total_tokens": "many"}'),
+    "choices are an object": b'{"choices": {"0": 1}}',
+    "choices are numbers": b'{"choices": [1, 2]}',
+    "a list": b"[]",
+    "null": b"null",
+    "a string": b'"yes"',
+    "no UTF-8": b"\xff\xfe\x00",
+}
+
+
+@pytest.mark.parametrize("body", BAD_BODIES.values(), ids=BAD_BODIES)
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_of_other_types_is_named_and_tried_again(body, stream):
+    if stream:
+        body = b"data: " + body.replace(b'"message"', b'"delta"') + b"\n\ndata: [DONE]\n\n"
+    with FakeServer(first_then_good({"raw": body})) as fake:
+        assert ask(fake.url, ["x"], stream=stream) == ["good: x"]
+    with FakeServer(lambda _, attempt: {"raw": body}) as fake:
+        (fault,) = ask(fake.url, ["x"], stream=stream, max_retries=1)
+    assert isinstance(fault, ServerFault) and fault.kind == "bad_body" and len(fake.requests) == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("piece", [b'{"choices": [' + b" " * 65536, b"data: " + b"x" * 65536, b"data: {}\n\n" * 6000])
+def test_an_endless_answer_is_left_at_its_bound(piece, stream):
+    with FakeServer(lambda body, attempt: {"endless": piece}) as fake:
+        (fault,) = ask(fake.url, ["x"], stream=stream, max_retries=0, timeout_seconds=60)
+    assert isinstance(fault, ServerFault) and fault.kind == "bad_body"
+    assert fake.bytes_sent < 4 * MAX_ANSWER_BYTES, "what lay in buffers on the way, no more"
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_an_endless_error_body_is_left_at_its_bound(status):
+    with FakeServer(lambda body, attempt: {"status": status, "endless": b"no " * 20_000}) as fake:
+        try:
+            (fault,) = ask(fake.url, ["x"], max_retries=0, timeout_seconds=60)
+        except ServerDown as error:
+            fault = error
+    assert f"HTTP {status}: no no" in str(fault) and len(str(fault)) < 1000
+    assert fake.bytes_sent < 200 * MAX_ERROR_BYTES
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_body_that_unpacks_to_gigabytes_is_not_unpacked(status):
+    bomb = gzip.compress(bytes(200 << 20), 1)
+    reply = {"status": status, "raw": bomb, "headers": {"Content-Encoding": "gzip"}}
+    with FakeServer(lambda body, attempt: reply) as fake:
+        (fault,) = ask(fake.url, ["x"], max_retries=0)
+    assert fake.headers[0]["Accept-Encoding"] == "identity"
+    assert fault.kind == ("bad_body" if status == 200 else "rejected") and "\0" not in str(fault)
+
+
+def test_a_slow_body_is_given_up_after_the_time_for_the_whole_answer():
+    with FakeServer(lambda body, attempt: {"endless": b" ", "pause_seconds": 0.05}) as fake:
+        (fault,) = ask(fake.url, ["x"], max_retries=0, timeout_seconds=0.5)
+    assert fault.kind == "time_out", "bytes keep coming, the answer does not"
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_images_are_not_sent_on_to_another_host(status):
+    with FakeServer(lambda body, attempt: "stolen") as other:
+        target = other.url.replace("127.0.0.1", "localhost") + "/chat/completions"
+        reply = {"status": status, "headers": {"Location": target}}
+        with FakeServer(lambda body, attempt: reply) as fake, pytest.raises(ServerDown, match="localhost"):
+            ask(fake.url, ["x"])
+    assert not other.requests
+
+
+def test_what_an_error_says_is_shown_as_text():
+    body = "\x1b[2J\x1b]0;owned\x07 out of memory 内存不足".encode()
+    with FakeServer(lambda _, attempt: {"status": 400, "raw": body}) as fake:
+        (fault,) = ask(fake.url, ["x"])
+    assert "\x1b" not in str(fault) and "\\x1b[2J" in str(fault) and "内存不足" in str(fault)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("7", 7.0), ("0.5", 0.5), ("inf", None), ("-inf", None), ("nan", None), ("-1", None), ("soon", None), ("", None)],
+)
+def test_only_a_finite_pause_is_taken_from_retry_after(value, seconds):
+    assert retry_after(value) == seconds
+    assert retry_after("Fri, 31 Dec 9999 23:59:59 GMT") > 1e9 and retry_after("Mon, 01 Jan 1990 00:00:00 GMT") == 0
+
+
+@pytest.mark.parametrize("value", ["1000000000", "Fri, 31 Dec 9999 23:59:59 GMT", "1e300"])
+def test_a_pause_of_years_is_not_waited_for(value):
+    with FakeServer(lambda body, attempt: {"status": 429, "headers": {"Retry-After": value}}) as fake:
+        (fault,) = ask(fake.url, ["x"])
+    assert fault.kind == "status_429" and "asks to wait" in str(fault) and len(fake.requests) == 1
+
+
+def test_deep_json_inside_an_answer_is_an_answer_without_use():
+    with FakeServer(lambda body, attempt: "[" * 50_000) as fake:
+        (fault,) = ask(fake.url, ["x"], SCHEMA)
+    assert isinstance(fault, AnswerFault) and fault.kind == "bad_json"
 
 
 def test_it_can_be_sent_to_workers_and_needs_opening():

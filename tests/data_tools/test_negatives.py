@@ -14,7 +14,7 @@ from data_tools.__main__ import main
 from data_tools.negatives.interface import Outcome, Request, grammar, outcomes, phrase_seed
 from data_tools.negatives.lexicon import Lexicon, load_lexicon
 from data_tools.negatives.rules import RuleGenerator
-from data_tools.phrases.interface import finder
+from data_tools.phrases.finders import finder
 from tests.shared_data import shared
 
 # FG-OVD's own vocabulary (that of PACO's annotations), by attribute: not taken from the lexicons.

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from data_tools.__main__ import main
-from data_tools.captions.client import ModelServer
 from data_tools.execution.jobs import InProcess
 from data_tools.execution.local import LocalExecutor
 from data_tools.execution.shards import tar_shards
 from data_tools.execution.steps import run_step
+from data_tools.model_server.client import ModelServer
 from data_tools.negatives.prompts import load_negatives_prompt
 from data_tools.negatives.rules import RuleGenerator
 from data_tools.negatives.server import ServerGenerator

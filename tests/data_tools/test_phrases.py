@@ -12,7 +12,7 @@ from data_tools.__main__ import main
 from data_tools.execution.jobs import InProcess
 from data_tools.execution.shards import tar_shards
 from data_tools.execution.steps import run_step
-from data_tools.phrases.interface import MissingParser, finder
+from data_tools.phrases.finders import MissingParser, finder
 from data_tools.phrases.step import PhrasesStep, find_phrases
 from data_tools.shards import Record, write_shard
 from pipeline.data.schema import Sample

@@ -1,36 +1,19 @@
-"""Prompts, one file each: FIELD-LANGUAGE-VERSION.txt. A changed prompt is a new file, so that provenance stays true."""
+"""Prompts for captions, one file each: FIELD-LANGUAGE-VERSION.txt."""
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from pathlib import Path
+
+from data_tools.text.prompts import Prompt, load_prompt
 
 FOLDER = Path(__file__).parent
 FIELDS = {"long_caption": "long", "short_caption": "short"}
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt's text and the name that provenance gives it, ``long-en-1@`` and the start of its SHA-256."""
-
-    name: str
-    text: str
-
-
-def load_prompt(path_or_name: str | Path) -> Prompt:
+def load_caption_prompt(path_or_name: str | Path) -> Prompt:
     """A prompt of this folder by name (``long-en-1``), or any UTF-8 text file by path.
 
     Raises:
         ValueError: there is no such prompt, or it is empty.
     """
-    path = Path(path_or_name)
-    if not path.is_file():
-        path = FOLDER / f"{path_or_name}.txt"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.txt")))
-        raise ValueError(f"prompt {str(path_or_name)!r} is neither a file nor one of: {known}")
-    text = path.read_text(encoding="utf-8").strip()
-    if not text:
-        raise ValueError(f"prompt {path} is empty; write what the model is to do")
-    return Prompt(f"{path.stem}@{hashlib.sha256(text.encode()).hexdigest()[:8]}", text)
+    return load_prompt(path_or_name, FOLDER)

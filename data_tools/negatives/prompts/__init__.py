@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_tools.captions.prompts import Prompt, load_prompt
+from data_tools.text.prompts import Prompt, load_prompt
 
 FOLDER = Path(__file__).parent
 VERSION = 1
@@ -17,7 +17,7 @@ def load_negatives_prompt(purpose: str, language: str, path: Path | None = None)
     Raises:
         ValueError: there is no such file, it is empty, or a place to fill in is missing.
     """
-    prompt = load_prompt(path if path is not None else FOLDER / f"{purpose}-{language}-{VERSION}.txt")
+    prompt = load_prompt(path if path is not None else f"{purpose}-{language}-{VERSION}", FOLDER)
     missing = [place for place in PLACES[purpose] if place not in prompt.text]
     if missing:
         raise ValueError(f"prompt {prompt.name} lacks {', '.join(missing)}; write them where they are to be filled in")

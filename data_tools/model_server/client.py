@@ -10,55 +10,22 @@ tried again with growing, random pauses, or after the server's ``Retry-After``. 
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import json
 import os
 import random
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
+from data_tools.model_server.faults import AnswerFault, ServerDown, ServerFault, TransportFault
+from data_tools.model_server.limits import SharedLimits
 
-from data_tools.captions.limits import SharedLimits
-from data_tools.execution.jobs import StopRun
+if TYPE_CHECKING:
+    from data_tools.model_server.transport import ChatTransport, Completion
 
-# 409 is what some gateways answer while a model is being loaded; 425 and 408 ask for another try by definition.
-RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
-# These do not depend on the request's content: every other request would fail the same way.
-HOPELESS_STATUS = frozenset({401, 402, 403, 404, 405})
-MAX_RETRY_AFTER_SECONDS = 300.0  # assumption: a server that asks for a longer pause is down
+MAX_RETRY_AFTER_SECONDS = 300.0  # assumption: a server that asks for a longer pause is down for this request
 MAX_BACKOFF_SECONDS = 60.0
 JSON_ATTEMPTS = 3  # structured output rarely fails, and when it does, mostly once
-
-
-class ServerFault(RuntimeError):
-    """No answer after all attempts. ``kind``: connection, time_out, status_NNN, bad_body; or rejected (HTTP 4xx)."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-class ServerDown(StopRun):
-    """So many requests failed in a row, or in such a way, that going on is pointless. The job stops and can resume."""
-
-
-class AnswerFault(ValueError):
-    """An answer came but is no use. ``kind``: cut_off, empty, refused, bad_json; ``text`` is what came."""
-
-    def __init__(self, kind: str, message: str, text: str = "") -> None:
-        super().__init__(message)
-        self.kind, self.text = kind, text
-
-
-class _Retry(Exception):
-    """Try again, not earlier than after ``wait_seconds`` (None: back off)."""
-
-    def __init__(self, kind: str, message: str, wait_seconds: float | None = None) -> None:
-        super().__init__(message)
-        self.kind, self.wait_seconds = kind, wait_seconds
 
 
 class ModelServer:
@@ -88,7 +55,7 @@ class ModelServer:
     ) -> None:
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"server address is {base_url!r}; it must start with http:// or https:// and end in /v1")
-        self.url = base_url.rstrip("/") + "/chat/completions"
+        self.base_url = base_url.rstrip("/")
         self.model = model
         self.timeout_seconds, self.max_retries, self.backoff_seconds = timeout_seconds, max_retries, backoff_seconds
         self.max_tokens, self.temperature, self.stream = max_tokens, temperature, stream
@@ -98,27 +65,26 @@ class ModelServer:
         )
         self._failures_in_a_row = 0
         self._down = ""  # why, once it is known that further requests are pointless
-        self._session: aiohttp.ClientSession | None = None
+        self._transport: ChatTransport | None = None
 
     def settings(self) -> dict[str, Any]:
         """What an answer depends on; belongs in the provenance of what is made from it."""
         return {"model": self.model, "max_tokens": self.max_tokens, "temperature": self.temperature}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_session": None}
+        return {**self.__dict__, "_transport": None}
 
     async def __aenter__(self) -> ModelServer:
+        from data_tools.model_server.transport import ChatTransport  # --help does without openai's half second
+
         key = os.environ.get(self.api_key_variable)
-        self._session = aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=aiohttp.ClientTimeout(total=self.timeout_seconds),
-            connector=aiohttp.TCPConnector(limit=0),  # the slots are the limit
-        )
+        self._transport = ChatTransport(self.base_url, key, self.timeout_seconds)
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        session, self._session = self._session, None
-        await session.close()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            await transport.close()
 
     async def complete(
         self,
@@ -147,14 +113,14 @@ class ModelServer:
                 return text
             try:
                 json.loads(text)
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 problem = f"the answer is no JSON ({error}): {text[:120]!r}"
             else:
                 return text
         raise AnswerFault("bad_json", problem, text)
 
-    def _body(self, messages: list[dict], json_schema: dict | None, seed: int) -> dict[str, Any]:
-        body = {
+    def _body(self, messages: list[dict[str, Any]], json_schema: dict[str, Any] | None, seed: int) -> dict[str, Any]:
+        body: dict[str, Any] = {
             "model": self.model,
             "messages": messages,
             "max_tokens": self.max_tokens,
@@ -164,94 +130,60 @@ class ModelServer:
         if json_schema is not None:
             schema = {"name": "answer", "schema": json_schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        if self.stream:
-            body |= {"stream": True, "stream_options": {"include_usage": True}}
         return body
 
     async def _with_retries(self, body: dict[str, Any]) -> str:
-        if self._session is None:
+        if self._transport is None:
             raise RuntimeError("the server is not open; use 'async with server:' around the calls")
         for attempt in range(self.max_retries + 1):
             try:
-                async with self.limits.slot():
-                    if self._down:  # found out while this request waited for its slot
-                        raise ServerDown(self._down)
-                    self.limits.charge_request()
-                    text, finish_reason = await self._once(body)
-            except _Retry as fault:
-                last = fault
+                answer = await self._once(self._transport, body)
+            except TransportFault as fault:
+                last = self._judged(fault)
+                if not fault.retry or (fault.wait_seconds or 0) > MAX_RETRY_AFTER_SECONDS:
+                    break
                 if attempt < self.max_retries:
                     await asyncio.sleep(self._pause(attempt, fault.wait_seconds))
                 continue
             self._failures_in_a_row = 0
-            return _checked(text, finish_reason)
+            return _checked(answer.text, answer.finish_reason)
+        raise self._given_up(last, attempt + 1)
+
+    async def _once(self, transport: ChatTransport, body: dict[str, Any]) -> Completion:
+        async with self.limits.slot():
+            if self._down:  # found out while this request waited for its slot
+                raise ServerDown(self._down)
+            self.limits.charge_request()
+            answer = await transport.ask(body, stream=self.stream)
+            self.limits.charge_tokens(answer.tokens)
+            return answer
+
+    def _judged(self, fault: TransportFault) -> TransportFault:
+        """The fault, unless no other request could go better."""
+        if fault.hopeless:
+            detail = f"{self.base_url}: {fault}"
+            self._down = f"{detail}; check the address, the model's name and {self.api_key_variable}"
+            raise ServerDown(self._down) from fault
+        return fault
+
+    def _given_up(self, fault: TransportFault, attempts: int) -> ServerFault | ServerDown:
+        """What to raise for a request that got no answer."""
+        if fault.kind == "rejected":
+            return ServerFault("rejected", f"{self.base_url}: {fault}")
         self._failures_in_a_row += 1
-        message = f"{self.url}: {last} ({last.kind}, {self.max_retries + 1} attempts)"
+        message = f"{self.base_url}: {fault} ({fault.kind}, {attempts} attempts)"
+        if fault.wait_seconds is not None and fault.wait_seconds > MAX_RETRY_AFTER_SECONDS:
+            message += (
+                f"; it asks to wait {fault.wait_seconds:.0f} s, at most {MAX_RETRY_AFTER_SECONDS:.0f} s are waited"
+            )
         if self._failures_in_a_row >= self.max_failures_in_a_row:
             self._down = f"{message}; {self._failures_in_a_row} requests failed in a row, so the job stops here"
-            raise ServerDown(self._down)
-        raise ServerFault(last.kind, message)
+            return ServerDown(self._down)
+        return ServerFault(fault.kind, message)
 
     def _pause(self, attempt: int, wait_seconds: float | None) -> float:
         backoff = min(self.backoff_seconds * 2**attempt, MAX_BACKOFF_SECONDS) * (0.5 + random.random())
-        return backoff if wait_seconds is None else min(wait_seconds, MAX_RETRY_AFTER_SECONDS) + 0.1 * backoff
-
-    async def _once(self, body: dict[str, Any]) -> tuple[str, str | None]:
-        try:
-            async with self._session.post(self.url, json=body) as response:
-                if response.status in RETRIED_STATUS:
-                    wait = _retry_after(response.headers.get("Retry-After"))
-                    raise _Retry(f"status_{response.status}", f"HTTP {response.status} {response.reason}", wait)
-                if response.status >= 400:
-                    detail = f"{self.url}: HTTP {response.status}: {(await response.text())[:300]}"
-                    if response.status in HOPELESS_STATUS:
-                        self._down = f"{detail}; check the address, the model's name and {self.api_key_variable}"
-                        raise ServerDown(self._down)
-                    raise ServerFault("rejected", detail)
-                if self.stream:
-                    return await self._read_stream(response)
-                text, finish_reason, tokens = _parse_answer(await response.read())
-                self.limits.charge_tokens(tokens)
-                return text, finish_reason
-        except TimeoutError as error:
-            raise _Retry("time_out", f"no answer within {self.timeout_seconds:g} seconds") from error
-        except aiohttp.ClientPayloadError as error:
-            raise _Retry("bad_body", f"the answer broke off ({error})") from error
-        except aiohttp.ClientError as error:
-            raise _Retry("connection", f"{type(error).__name__}: {error}") from error
-
-    async def _read_stream(self, response: aiohttp.ClientResponse) -> tuple[str, str | None]:
-        parts: list[str] = []
-        finish_reason, done = None, False
-        async for line in response.content:
-            line = line.strip()
-            if not line.startswith(b"data:"):
-                continue  # comments and blank lines keep the connection alive
-            payload = line[5:].strip()
-            if payload == b"[DONE]":
-                done = True
-                break
-            text, reason, tokens = _parse_answer(payload, part="delta")
-            self.limits.charge_tokens(tokens)
-            parts.append(text)
-            finish_reason = reason or finish_reason
-        if not done and finish_reason is None:
-            raise _Retry("bad_body", "the stream ended before its last event")
-        return "".join(parts), finish_reason
-
-
-def _parse_answer(body: bytes, part: str = "message") -> tuple[str, str | None, int]:
-    """Text, finish reason and tokens used, of a whole answer or of one event of a stream (``part="delta"``)."""
-    try:
-        answer = json.loads(body)
-        tokens = int((answer.get("usage") or {}).get("total_tokens") or 0)
-        if part == "delta" and not answer.get("choices"):
-            return "", None, tokens  # the last event of a stream only tells the usage
-        choice = answer["choices"][0]
-        return choice[part].get("content") or "", choice.get("finish_reason"), tokens
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        # Any of these means a body that is not the protocol's: proxies send pages of HTML with status 200.
-        raise _Retry("bad_body", f"the body is no chat completion ({type(error).__name__}: {error})") from error
+        return backoff if wait_seconds is None else wait_seconds + 0.1 * backoff
 
 
 def _checked(text: str, finish_reason: str | None) -> str:
@@ -262,20 +194,6 @@ def _checked(text: str, finish_reason: str | None) -> str:
     if not text.strip():
         raise AnswerFault("empty", "the answer is empty", text)
     return text.strip()
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds to wait from a Retry-After header: a number or an HTTP date; None where it is neither."""
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
 
 
 def gather_answers(

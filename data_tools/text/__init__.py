@@ -1,0 +1,1 @@
+"""What the steps share about texts: their language and their prompts."""
