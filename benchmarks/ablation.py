@@ -87,8 +87,8 @@ def score(run: Path, settings: tuple[str, ...], seed: int, arguments: argparse.N
                  f"train.seed={seed}", f"train.max_steps={arguments.steps}", f"train.run_folder={run}",
                  f"data.shards=[{demo / 'data' / 'train'}]", f"tokenizer.path={demo / 'tokenizer'}",
                  f"model.start_from={demo / 'stage1'}", f"tracking.parent_run={demo / 'stage1'}"]  # fmt: skip
-        evaluate = [sys.executable, "-m", "pipeline.evaluation", str(run), "--task", "fgovd", "--task", "retrieval",
-                    "--task", "boxes", "--data", str(demo / "data" / "test"), "--json", str(scores)]  # fmt: skip
+        evaluate = [sys.executable, "-m", "pipeline.evaluation", "scenes", str(run),
+                    "--data", str(demo / "data" / "test"), "--json", str(scores)]  # fmt: skip
         log = run.with_suffix(".log")
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "ab") as output:

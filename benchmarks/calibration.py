@@ -3,7 +3,7 @@
 The CLIP-shaped model (class token, one text path) is trained here on the scenes' short captions with the contrastive
 loss of CLIP, for a few hundred steps. Each is scored on maps of colours and of shapes, with every rule for the
 background, with each part of the calibration switched off, and without the class token or, for ours, with each
-of its stand-ins and none. The signs are whatever they are.
+of its substitutes and none. The signs are whatever they are.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from benchmarks.reporting import Row, benchmark_parser, report
 from pipeline.data.images import decode_image
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluation import evaluate
-from pipeline.evaluation.clip import CLIPEvaluation
 from pipeline.evaluation.formats.shards import read_shards
-from pipeline.evaluation.models import EvaluationModel, FGCLIP2Evaluation, load_model
-from pipeline.evaluation.scclip import PARTS, STAND_INS
+from pipeline.evaluation.models.base import EvaluationModel
+from pipeline.evaluation.models.clip import CLIPEvaluation
+from pipeline.evaluation.models.fgclip2 import FGCLIP2Evaluation
+from pipeline.evaluation.models.load import load_model
+from pipeline.evaluation.scclip import PARTS, SUBSTITUTES
 
 SIDE, PATCH, TEXT_LENGTH = 128, 16, 32
 RULES = ("none", "threshold")
@@ -88,11 +90,11 @@ def compared(name: str, model: EvaluationModel, test: Path, max_images: int, cla
         for part in PARTS:
             rows.append(Row(f"{what}: without {part}", miou(calibrate=True, switch_off=(part,)), "% mIoU", plain))
         value = miou(calibrate=True, class_token_weight=0.0)
-        rows.append(Row(f"{what}: without class token or stand-in", value, "% mIoU", plain))
+        rows.append(Row(f"{what}: without class token or substitute", value, "% mIoU", plain))
         if not model.has_class_token:
-            for stand_in in STAND_INS:
-                value = miou(calibrate=True, stand_in=stand_in)
-                rows.append(Row(f"{what}: stand-in {stand_in}", value, "% mIoU", plain))
+            for substitute in SUBSTITUTES:
+                value = miou(calibrate=True, class_token_substitute=substitute)
+                rows.append(Row(f"{what}: substitute {substitute}", value, "% mIoU", plain))
     return rows
 
 

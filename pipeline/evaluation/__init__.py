@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from pipeline.evaluation.results import EvaluationError
-from pipeline.evaluation.run import evaluate
-from pipeline.evaluation.scenes import scene_scores
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["EvaluationError", "evaluate", "scene_scores"]
+from pipeline.evaluation.results import EvaluationError
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.run import evaluate
+
+__all__ = ["EvaluationError", "evaluate"]
+
+
+def __getattr__(name: str) -> Any:
+    """``evaluate`` when it is asked for: it imports torch, which ``--help`` must not."""
+    if name == "evaluate":
+        from pipeline.evaluation.run import evaluate
+
+        return evaluate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

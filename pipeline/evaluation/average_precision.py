@@ -42,7 +42,7 @@ def average_precision(
     evaluator.run()
     stats = [float(value) for value in evaluator.all_stats]
     values = stats[:3] + (stats[-3:] if lvis else [])
-    found = {name: value for name, value in zip(names, values, strict=True) if value >= 0}  # -1: no such class there
-    if "ap" not in found:
+    scores = {name: value for name, value in zip(names, values, strict=True) if value >= 0}  # -1: no such class there
+    if "ap" not in scores:
         raise EvaluationError("none of the evaluated images has a box; average precision needs some")
-    return found
+    return scores

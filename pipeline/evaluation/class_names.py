@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pipeline.evaluation.features import encode_texts
 from pipeline.evaluation.formats.paths import read_json, text_lines
-from pipeline.evaluation.models import EvaluationModel
-from pipeline.evaluation.options import Options
+from pipeline.evaluation.models.base import EvaluationModel
+from pipeline.evaluation.options.base import ClassNameOptions
 from pipeline.evaluation.ranks import Ranks
 from pipeline.evaluation.results import EvaluationError
 
@@ -41,7 +41,7 @@ IMAGE_TEMPLATES = {
 REGION_TEMPLATES = {"en": ("{}",), "zh": ("{}",)}
 
 
-def templates_of(options: Options, kind: str) -> list[str]:
+def templates_of(options: ClassNameOptions, kind: str) -> list[str]:
     """The templates in force for images (``short``) or regions.
 
     Raises:
@@ -65,12 +65,12 @@ def class_embeddings(
     """
     if not names:
         raise EvaluationError("there are no class names; give --class-names a file with one a line")
-    for at, name in enumerate(names):
+    for number, name in enumerate(names):
         if not name.strip():
-            raise EvaluationError(f"class {at} has an empty name; give every class a phrase")
+            raise EvaluationError(f"class {number} has an empty name; give every class a phrase")
     texts = [template.format(name) for name in names for template in templates]
-    embeds, number = encode_texts(model, texts, kind, ranks)
-    rows = embeds[[number[text] for text in texts]].view(len(names), len(templates), -1)
+    embeds, row_of = encode_texts(model, texts, kind, ranks)
+    rows = embeds[[row_of[text] for text in texts]].view(len(names), len(templates), -1)
     return torch.nn.functional.normalize(rows.mean(1), dim=-1)
 
 
@@ -81,11 +81,11 @@ def read_class_names(path: Path) -> dict[int, str]:
         pairs = content.items() if isinstance(content, dict) else enumerate(content)
         return {int(number): str(name) for number, name in pairs}
     names = {}
-    for at, line in enumerate(text_lines(path)):
+    for line_number, line in enumerate(text_lines(path)):
         number, tab, name = line.partition("\t")
         if tab and not number.strip().isdigit():
             raise EvaluationError(
-                f"{path}: line {at + 1} is {line!r:.80}; write NAME, or ID<tab>NAME with a whole number"
+                f"{path}: line {line_number + 1} is {line!r:.80}; write NAME, or ID<tab>NAME with a whole number"
             )
-        names[int(number) if tab else at] = name.strip() if tab else line.strip()
+        names[int(number) if tab else line_number] = name.strip() if tab else line.strip()
     return names

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -24,9 +22,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline.base.files import write_aside
+from pipeline.data.images import ImageFault, decode_image
 from pipeline.evaluation.formats.items import ImageItem, RegionRow
-from pipeline.evaluation.models import EvaluationModel, Prepared
+from pipeline.evaluation.models.base import EncodedImages, EvaluationModel, Prepared
+from pipeline.evaluation.progress import ProgressLine
 from pipeline.evaluation.ranks import Ranks
+from pipeline.evaluation.results import Accounting
+
+Box = tuple[float, float, float, float]  # normalised xyxy
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,12 @@ def encode_set(
         wanted[row.image].append(number)
     starts = range(0, len(images), settings.chunk_size)
     fingerprint = model.fingerprint() if settings.cache_folder else ""
-    report = Progress(label, len(images), settings.report_every_seconds if ranks.is_first else None)
+    report = ProgressLine(label, len(images), settings.report_every_seconds if ranks.is_main else None)
     mine = []
     with ThreadPoolExecutor(settings.num_threads) as pool:
         for chunk in ranks.share(len(starts)):
             numbers = range(starts[chunk], min(starts[chunk] + settings.chunk_size, len(images)))
-            chunk_boxes = [(number, at, boxes[at].box) for number in numbers for at in wanted.get(number, ())]
+            chunk_boxes = [(number, row, boxes[row].box) for number in numbers for row in wanted.get(number, ())]
             mine.append(_chunk(model, images, numbers, chunk_boxes, bool(boxes), settings, pool, fingerprint))
             report.advance(len(numbers))
     chunks = [chunk for share in ranks.gather(mine) for chunk in share]
@@ -91,6 +95,22 @@ def encode_set(
             regions[chunk["rows"]], valid[chunk["rows"]] = chunk["regions"], chunk["valid"]
         faults.update(chunk["faults"])
     return SetFeatures(embeds, regions, valid, faults)
+
+
+def usable_rows(
+    rows: Sequence[RegionRow], span: range, features: SetFeatures, items: Sequence[ImageItem], accounting: Accounting
+) -> list[int]:
+    """The rows of ``span`` whose image was read and whose box gave a vector; the others are retracted and counted."""
+    keep = []
+    for number in span:
+        image = rows[number].image
+        if image in features.faults:
+            accounting.retract(features.faults[image], items[image].key, 1)
+        elif not features.region_valid[number]:
+            accounting.retract("box_without_area", f"{items[image].key}: {rows[number].box}", 1)
+        else:
+            keep.append(number)
+    return keep
 
 
 def encode_texts(
@@ -110,7 +130,16 @@ def encode_texts(
     }
 
 
-def _chunk(model, images, numbers, boxes, dense: bool, settings: EncodeSettings, pool, fingerprint: str) -> dict:
+def _chunk(
+    model: EvaluationModel,
+    images: Sequence[ImageItem],
+    numbers: range,
+    boxes: list[tuple[int, int, Box]],
+    dense: bool,
+    settings: EncodeSettings,
+    pool: ThreadPoolExecutor,
+    fingerprint: str,
+) -> dict[str, Any]:
     """One chunk's features, from the cache where it holds them. ``boxes``: (image, row, box)."""
     path = None
     if settings.cache_folder:
@@ -124,18 +153,14 @@ def _chunk(model, images, numbers, boxes, dense: bool, settings: EncodeSettings,
             return kept | {"faults": {int(number): what for number, what in faults.items()}}
     encoded = _encode_chunk(model, images, numbers, boxes, dense, settings, pool)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}.part")
         tensors = {key: value.contiguous() for key, value in encoded.items() if isinstance(value, Tensor)}
-        save_file(tensors, aside, metadata={"faults": json.dumps(encoded["faults"])})
-        os.replace(aside, path)
+        with write_aside(path) as partial:
+            save_file(tensors, partial, metadata={"faults": json.dumps(encoded["faults"])})
     return encoded
 
 
 def read_image(item: ImageItem, max_megapixels: float) -> Image.Image | str:
     """The decoded image, or the reason why there is none."""
-    from pipeline.data.images import ImageFault, decode_image
-
     try:
         return decode_image(item.read(), max_megapixels)
     except ImageFault as fault:
@@ -144,25 +169,35 @@ def read_image(item: ImageItem, max_megapixels: float) -> Image.Image | str:
         return f"unreadable_file_{type(error).__name__}"
 
 
-def _encode_chunk(model, images, numbers, boxes, dense: bool, settings: EncodeSettings, pool) -> dict:
+def _encode_chunk(
+    model: EvaluationModel,
+    images: Sequence[ImageItem],
+    numbers: range,
+    boxes: list[tuple[int, int, Box]],
+    dense: bool,
+    settings: EncodeSettings,
+    pool: ThreadPoolExecutor,
+) -> dict[str, Any]:
+    """The features of ``numbers`` and the regions of ``boxes`` (image, row, box), as tensors by name, and faults."""
+
     def load(number: int) -> Prepared | str:
         image = read_image(images[number], settings.max_megapixels)
         return image if isinstance(image, str) else model.prepare(image, dense)
 
     loaded = dict(zip(numbers, pool.map(load, numbers), strict=True))
     faults = {number: what for number, what in loaded.items() if isinstance(what, str)}
-    groups: dict[tuple, list[int]] = defaultdict(list)
-    for number, prepared in loaded.items():
-        if number not in faults:
-            groups[prepared.group].append(number)
-    of_image: dict[int, list[tuple[int, tuple]]] = defaultdict(list)
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    prepared = {number: what for number, what in loaded.items() if not isinstance(what, str)}
+    for number, one in prepared.items():
+        groups[one.group].append(number)
+    of_image: dict[int, list[tuple[int, Box]]] = defaultdict(list)
     for number, row, box in boxes:
         of_image[number].append((row, box))
-    kept: dict[str, list] = {"numbers": [], "embeds": [], "rows": [], "regions": [], "valid": []}
+    kept: dict[str, list[Any]] = {"numbers": [], "embeds": [], "rows": [], "regions": [], "valid": []}
     for members in groups.values():
         for start in range(0, len(members), settings.batch_size):
             part = members[start : start + settings.batch_size]
-            features = model.encode_images([loaded[number] for number in part], dense=dense)
+            features = model.encode_images([prepared[number] for number in part], dense=dense)
             kept["numbers"] += part
             kept["embeds"].append(features.embeds)
             _pool(model, features, part, of_image, kept)
@@ -176,36 +211,25 @@ def _encode_chunk(model, images, numbers, boxes, dense: bool, settings: EncodeSe
     }
 
 
-def _pool(model, features, part: list[int], of_image: dict, kept: dict) -> None:
+def _pool(
+    model: EvaluationModel,
+    features: EncodedImages,
+    part: list[int],
+    of_image: dict[int, list[tuple[int, Box]]],
+    kept: dict[str, list[Any]],
+) -> None:
     """The regions of one batch, each distinct box of an image pooled once."""
-    places: dict[tuple[int, tuple], int] = {}
-    rows, at = [], []
+    distinct: dict[tuple[int, Box], int] = {}
+    rows, pooled = [], []
     for position, number in enumerate(part):
         for row, box in of_image.get(number, ()):
             rows.append(row)
-            at.append(places.setdefault((position, tuple(box)), len(places)))
+            pooled.append(distinct.setdefault((position, box), len(distinct)))
     if not rows:
         return
-    boxes = torch.tensor([box for _, box in places], dtype=torch.float32)
-    owner = torch.tensor([position for position, _ in places])
+    boxes = torch.tensor([box for _, box in distinct], dtype=torch.float32)
+    owner = torch.tensor([position for position, _ in distinct])
     embeds, valid = model.pool_regions(features, boxes, owner)
     kept["rows"] += rows
-    kept["regions"].append(embeds[at])
-    kept["valid"].append(valid[at])
-
-
-class Progress:
-    """A line on standard error now and then; ``every_seconds`` None says nothing."""
-
-    def __init__(self, label: str, total: int, every_seconds: float | None) -> None:
-        self.label, self.total, self.every = label, total, every_seconds
-        self.done, self.start = 0, time.monotonic()
-        self.next = self.start + (every_seconds or 0)
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        now = time.monotonic()
-        if self.every is not None and now >= self.next:
-            self.next = now + self.every
-            rate = self.done / (now - self.start)
-            print(f"{self.label}: {self.done} of {self.total}, {rate:.0f}/s on this rank", file=sys.stderr, flush=True)
+    kept["regions"].append(embeds[pooled])
+    kept["valid"].append(valid[pooled])

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from pipeline.base.files import write_json
 from pipeline.drawing.boxes import draw_boxes
 from pipeline.drawing.fonts import can_draw, drawable, load_font
 from pipeline.drawing.save import save_picture
-from pipeline.evaluation.results import write_json
 
 TEXT_HEIGHT = 14  # pixels
 NUM_COLOURS = 256  # of a written picture
@@ -67,7 +67,7 @@ def detection_picture(image: Image.Image, boxes: Sequence[tuple[Sequence[float],
     shown = [label if can_draw(label) else str(number) for number, (_, label) in enumerate(boxes, start=1)]
     draw_boxes(panel, normalised, shown)
     save_picture(panel, path, NUM_COLOURS)
-    labels = [{"number": at, "label": text} for at, (_, text) in enumerate(boxes, start=1)]
+    labels = [{"number": number, "label": text} for number, (_, text) in enumerate(boxes, start=1)]
     add_to_index(path.parent, {path.name: {"boxes": labels}})
 
 

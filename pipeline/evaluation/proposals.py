@@ -71,11 +71,11 @@ def read_proposals(
             rows.setdefault(row["image_id"], []).append((box, float(row["score"]), label_of[row["category_id"]]))
     return {
         image: Proposals(
-            torch.tensor([box for box, _, _ in found], dtype=torch.float64),
-            torch.tensor([score for _, score, _ in found], dtype=torch.float64),
-            torch.tensor([label for _, _, label in found]),
+            torch.tensor([box for box, _, _ in own], dtype=torch.float64),
+            torch.tensor([score for _, score, _ in own], dtype=torch.float64),
+            torch.tensor([label for _, _, label in own]),
         )
-        for image, found in rows.items()
+        for image, own in rows.items()
     }
 
 
@@ -91,15 +91,15 @@ def made_proposals(boxes: Tensor, labels: Tensor, num_classes: int, generator: t
     moved = boxes + 0.1 * torch.randn(count, 4, generator=generator) * torch.stack([width, height, width, height], 1)
     centre, size = torch.rand(count, 2, generator=generator), 0.15 + 0.3 * torch.rand(count, 2, generator=generator)
     anywhere = torch.cat([centre - size / 2, centre + size / 2], 1)
-    found = torch.cat([moved, anywhere]).clamp(0, 1)
+    proposed = torch.cat([moved, anywhere]).clamp(0, 1)
     objectness = torch.cat([torch.full((count,), 1.0), torch.full((count,), -1.0)])
     objectness = (objectness + torch.randn(2 * count, generator=generator)).sigmoid()
     logits = torch.randn(2 * count, num_classes, generator=generator)
     # The largest of C standard normal numbers lies near this, so that the true class wins about two times in three
     logits[torch.arange(count), labels] += math.sqrt(2 * math.log(num_classes))
-    keep = (found[:, 2] - found[:, 0] > 0.01) & (found[:, 3] - found[:, 1] > 0.01)
+    keep = (proposed[:, 2] - proposed[:, 0] > 0.01) & (proposed[:, 3] - proposed[:, 1] > 0.01)
     class_scores = objectness[:, None] * logits.softmax(1)
-    return Proposals.of_class_scores(found[keep].double(), class_scores[keep].double())
+    return Proposals.of_class_scores(proposed[keep].double(), class_scores[keep].double())
 
 
 class TransformersDetector:
@@ -125,10 +125,10 @@ class TransformersDetector:
         """All boxes of one image with a confidence for each class."""
         boxes, scores = [], []
         for part in self._prompts(names):
-            found, confidences = self._pass(image, [names[at] for at in part])
-            row = torch.zeros(len(found), len(names), dtype=torch.float64)
+            of_pass, confidences = self._pass(image, [names[number] for number in part])
+            row = torch.zeros(len(of_pass), len(names), dtype=torch.float64)
             row[:, part] = confidences.double()
-            boxes.append(found)
+            boxes.append(of_pass)
             scores.append(row)
         return Proposals.of_class_scores(torch.cat(boxes), torch.cat(scores))
 
@@ -138,12 +138,12 @@ class TransformersDetector:
             return [list(range(len(names)))]
         parts: list[list[int]] = [[]]
         used = 0
-        for at, name in enumerate(names):
+        for number, name in enumerate(names):
             length = len(self.processor.tokenizer(name, add_special_tokens=False)["input_ids"]) + 1
             if used + length > PROMPT_TOKENS and parts[-1]:
                 parts.append([])
                 used = 0
-            parts[-1].append(at)
+            parts[-1].append(number)
             used += length
         return parts
 
@@ -175,11 +175,11 @@ def token_spans(tokenizer: Any, names: Sequence[str], ids: list[int]) -> list[li
     spans, start = [], 0
     for name in names:
         own = tokenizer(name, add_special_tokens=False)["input_ids"]
-        at = next((p for p in range(start, len(ids) - len(own) + 1) if ids[p : p + len(own)] == own), None)
-        if at is None or not own:
+        first = next((p for p in range(start, len(ids) - len(own) + 1) if ids[p : p + len(own)] == own), None)
+        if first is None or not own:
             raise EvaluationError(
                 f"class {name!r} is not in the detector's prompt; its text was cut, use shorter names"
             )
-        spans.append(list(range(at, at + len(own))))
-        start = at + len(own)
+        spans.append(list(range(first, first + len(own))))
+        start = first + len(own)
     return spans

@@ -6,12 +6,9 @@ the sums are checked before a result is written.
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 MAX_EXAMPLES = 5  # places named per reason; enough to find the fault, few enough to read
@@ -91,15 +88,6 @@ class Accounting:
             "notes": dict(self.notes),
             "examples": self.examples,
         }
-
-
-def write_json(path: str | Path, content: dict[str, Any]) -> None:
-    """Write aside, then rename: a reader never sees half a file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    aside.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 def flat_scores(scores: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""SC-CLIP (arXiv 2411.15869): training-free calibration of a frozen tower's patch features. method.md section 7.
+"""SC-CLIP (arXiv 2411.15869): training-free calibration of a frozen tower's patch features.
 
 Works on a list of transformer blocks with ``layer_norm1``, ``self_attn`` (q, k, v, out projections) and an MLP, as
 transformers' CLIP and SigLIP 2 have them. Five parts, each of which can be switched off:
@@ -13,7 +13,7 @@ With all five off the result is the tower's own patch features. Indices of block
 and scale with the depth.
 
 Where the class token is added, a tower without one (SigLIP 2, FG-CLIP 2) adds, from the same place in the network, each
-patch's own state (STAND_INS ``patch``: what remains of the residual, on which its heads were trained) or the mean of
+patch's own state (SUBSTITUTES ``patch``: what remains of the residual, on which its heads were trained) or the mean of
 the image's patches (``mean``). docs/inference.md has both measured.
 
 Letters: B images, P patches, D width, H heads, L blocks.
@@ -23,17 +23,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.evaluation.options import Options
+from pipeline.evaluation.options.base import CalibrationOptions
 from pipeline.evaluation.results import EvaluationError
 
 PARTS = ("outliers", "early", "attention", "late", "levels")
-STAND_INS = ("patch", "mean")
+SUBSTITUTES = ("patch", "mean")
 EPSILON = 1e-6  # keeps a row without any similar patch from dividing by zero, as the published code
 
 
@@ -47,7 +47,9 @@ class Calibration:
     beta: float = 0.4  # similarities below it count as 0
     sharpness: float = 3.0
     class_token_weight: float = 0.3
-    stand_in: str | None = None  # for the class token, of a tower without one; None: the first of STAND_INS
+    class_token_substitute: str | None = (
+        None  # for the class token, of a tower without one; None: the first of SUBSTITUTES
+    )
     early_block: int = 8
     late_block: int = 3
     first_level: int = 3
@@ -57,21 +59,27 @@ class Calibration:
         for part in self.off:
             if part not in PARTS:
                 raise EvaluationError(f"part {part!r} cannot be switched off; the parts are {', '.join(PARTS)}")
-        if self.stand_in not in (None, *STAND_INS):
-            raise EvaluationError(f"stand_in is {self.stand_in!r}; it must be one of {', '.join(STAND_INS)}")
+        if self.class_token_substitute not in (None, *SUBSTITUTES):
+            raise EvaluationError(
+                f"class_token_substitute is {self.class_token_substitute!r}; it must be one of {', '.join(SUBSTITUTES)}"
+            )
 
     @classmethod
-    def of(cls, options: Options) -> Calibration | None:
+    def of(cls, options: CalibrationOptions) -> Calibration | None:
         """What the options ask for; None where they want the plain features."""
         if not options.calibrate:
             return None
-        weight = {} if options.class_token_weight is None else {"class_token_weight": options.class_token_weight}
-        return cls(off=frozenset(options.switch_off), stand_in=options.stand_in, **weight)
+        weight = options.class_token_weight
+        return cls(
+            off=frozenset(options.switch_off),
+            class_token_substitute=options.class_token_substitute,
+            class_token_weight=cls.class_token_weight if weight is None else weight,
+        )
 
     def to_json(self, has_class_token: bool) -> dict[str, Any]:
         """Everything that influences a score."""
         shown = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "off"}
-        shown["stand_in"] = None if has_class_token else self.stand_in or STAND_INS[0]
+        shown["class_token_substitute"] = None if has_class_token else self.class_token_substitute or SUBSTITUTES[0]
         return {"parts": [part for part in PARTS if self.has(part)], **shown}
 
     def has(self, part: str) -> bool:
@@ -170,8 +178,8 @@ def similarity_attention(similar: Tensor, mask: Tensor, sharpness: float) -> Ten
 
 def calibrated_attention(block: nn.Module, patches: Tensor, by_similarity: Tensor, mask: Tensor) -> Tensor:
     """The block's values, half by ``by_similarity`` and half by its keys among themselves; [B, P, D]."""
-    attention = block.self_attn
-    normed = block.layer_norm1(patches)
+    attention: Any = block.self_attn
+    normed = cast(nn.Module, block.layer_norm1)(patches)
     keys = attention.k_proj(normed).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
     values = attention.v_proj(normed).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
     # Two attentions over the same values: their mean needs no [B, H, P, P] of its own
@@ -198,18 +206,22 @@ def calibrated_patches(
         run: applies one block as the tower does (with its attention mask).
         mask: [B, P] bool, True for a patch; grids: [B, 2] patches, height and width.
     Raises:
-        EvaluationError: fewer than 3 blocks: there is no middle to calibrate from; or a stand-in for a class token
+        EvaluationError: fewer than 3 blocks: there is no middle to calibrate from; or a substitute for a class token
             that the tower has.
     """
-    if has_class_token and settings.stand_in is not None:
-        raise EvaluationError(f"stand_in is {settings.stand_in!r}, but this tower has a class token; leave it out")
+    if has_class_token and settings.class_token_substitute is not None:
+        raise EvaluationError(
+            f"class_token_substitute is {settings.class_token_substitute!r}; leave it out, this tower has a class token"
+        )
     if len(blocks) < 3:
         raise EvaluationError(f"the tower has {len(blocks)} blocks; SC-CLIP needs at least 3, use it plain")
     first = int(has_class_token)
-    levels = range(*(settings.scaled(at, len(blocks)) for at in (settings.first_level, settings.last_level)))
-    early_block, late_block = (settings.scaled(at, len(blocks)) for at in (settings.early_block, settings.late_block))
+    levels = range(*(settings.scaled(index, len(blocks)) for index in (settings.first_level, settings.last_level)))
+    early_block, late_block = (
+        settings.scaled(index, len(blocks)) for index in (settings.early_block, settings.late_block)
+    )
     kept: dict[int, Tensor] = {}
-    summed: Tensor | float = 0.0
+    summed = torch.zeros_like(hidden)
     for number, block in enumerate(blocks[:-1]):
         hidden = run(block, hidden)
         if number in (early_block, late_block):
@@ -225,11 +237,11 @@ def calibrated_patches(
     late = similarity(kept[late_block], mask) if settings.has("late") else None
 
     def finish(part: Tensor, whole: Tensor) -> Tensor:
-        """The last block on ``part`` [B, P, D]; ``whole`` is what the class token's stand-in is taken from."""
+        """The last block on ``part`` [B, P, D]; ``whole`` is what the class token's substitute is taken from."""
         if has_class_token:
             token = whole[:, :1]
         else:
-            token = _mean(whole, mask) if settings.stand_in == "mean" else whole
+            token = _mean(whole, mask) if settings.class_token_substitute == "mean" else whole
         if settings.has("attention"):
             done = calibrated_attention(blocks[-1], part, by_similarity, mask) + settings.class_token_weight * token
         else:

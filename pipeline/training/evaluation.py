@@ -49,9 +49,9 @@ def _scores(
     config: FGCLIP2Config, weights: dict[str, Tensor], tokenizer: Tokenizer, run: Run, data: Path
 ) -> dict[str, float]:
     # Here, not at the top: most runs do not evaluate, and need not load what the tasks import.
-    from pipeline.evaluation.models import FGCLIP2Evaluation
+    from pipeline.evaluation.models.fgclip2 import FGCLIP2Evaluation
     from pipeline.evaluation.results import flat_scores
-    from pipeline.evaluation.run import evaluate_tasks
+    from pipeline.evaluation.run import evaluate_several
 
     settings = run.settings
     copy = FGCLIP2(config)
@@ -61,10 +61,10 @@ def _scores(
     evaluated = FGCLIP2Evaluation(
         copy.to(run.device).eval(),
         tokenizer,
-        levels=settings.data.patch_budgets,
-        prefixes=settings.data.short_caption_prefix,
+        patch_budgets=settings.data.patch_budgets,
+        prefixes={str(language): prefix for language, prefix in settings.data.short_caption_prefix.items()},
     )
-    results = evaluate_tasks(evaluated, settings.evaluation.tasks, [data])
+    results = evaluate_several(evaluated, settings.evaluation.tasks, data)
     return {
         f"score/{name}/{key}": value
         for name, result in results.items()

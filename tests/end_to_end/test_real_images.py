@@ -49,7 +49,7 @@ def test_both_stages_learn_from_photographs_of_1024_patches(coco: tuple[Path, Pa
         assert set(curves(tmp_path / stage, "global_long")["global_long"].values()) == {0.0}
     done = python("-m", "pipeline.evaluation", "fgovd", tmp_path / "stage2", "--images", source,
                   *[word for name in LEVELS for word in ("--data", source / "fgovd" / f"{name}.jsonl")],
-                  "--levels", 128, "--json", tmp_path / "fgovd.json")  # fmt: skip
+                  "--patch-budgets", 128, "--json", tmp_path / "fgovd.json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "fgovd.json").read_text(encoding="utf-8"))["results"]["fgovd"]
     assert len(found["accounting"]) >= 1 and found["scores"]

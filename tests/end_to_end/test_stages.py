@@ -61,8 +61,8 @@ def test_a_run_killed_in_stage_2_ends_as_if_it_had_not_been(material: Material, 
 
 
 def test_the_result_is_evaluated_and_holds_every_score(material: Material, two_processes: Path, tmp_path: Path):
-    done = python("-m", "pipeline.evaluation", two_processes / "stage2", "--task", "fgovd", "--task", "retrieval",
-                  "--task", "boxes", "--data", material.test, "--json", tmp_path / "scores.json")  # fmt: skip
+    done = python("-m", "pipeline.evaluation", "scenes", two_processes / "stage2", "--data", material.test,
+                  "--json", tmp_path / "scores.json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
     for part in (scores, scores["by_language"]["en"], scores["by_language"]["zh"]):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.evaluation.models import EvaluationModel, ImageFeatures, Prepared
+from pipeline.evaluation.models.base import EncodedImages, EvaluationModel, Prepared
 
 GRID = 4  # patches a side
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "红": (1, 0, 0), "绿": (0, 1, 0), "蓝": (0, 0, 1)}
@@ -44,7 +44,7 @@ class FakeModel(EvaluationModel):
         small = image.convert("RGB").resize(size, Image.Resampling.BOX)
         return Prepared(torch.from_numpy(np.array(small)).float() / 255, size)
 
-    def encode_images(self, prepared: Sequence[Prepared], dense: bool = False) -> ImageFeatures:
+    def encode_images(self, prepared: Sequence[Prepared], dense: bool = False) -> EncodedImages:
         self.images_encoded += len(prepared)
         pixels = torch.stack([one.pixels for one in prepared])  # [B, h, w, 3]
         features = torch.cat([pixels - 0.4, pixels.roll(1, -1) ** 2 * 0.1], -1)
@@ -52,16 +52,16 @@ class FakeModel(EvaluationModel):
         embeds = torch.nn.functional.normalize(features.mean((1, 2)), dim=-1)
         flat = features.flatten(1, 2)
         mask = torch.ones(flat.shape[:2], dtype=torch.int32)
-        return ImageFeatures(embeds, flat if dense else None, mask, shapes)
+        return EncodedImages(embeds, flat if dense else None, mask, shapes)
 
-    def encode_dense(self, prepared: Sequence[Prepared], calibration=None) -> ImageFeatures:
+    def encode_dense(self, prepared: Sequence[Prepared], calibration=None) -> EncodedImages:
         return self.encode_images(prepared, dense=True)
 
     def encode_texts(self, texts: Sequence[str], kind: str) -> Tensor:
         self.kinds_asked.add(kind)
         return torch.stack([text_vector(text, kind) for text in texts])
 
-    def pool_regions(self, features: ImageFeatures, boxes: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
+    def pool_regions(self, features: EncodedImages, boxes: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
         """The mean of the patches, each weighted by how much of the box lies in it."""
         pooled, valid = [], []
         for box, image in zip(boxes.tolist(), image_index.tolist(), strict=True):

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw
 
 from pipeline.evaluation import EvaluationError, evaluate
 from pipeline.evaluation.average_precision import average_precision
-from pipeline.evaluation.detection import fuse
 from pipeline.evaluation.proposals import Proposals, TransformersDetector, made_proposals
+from pipeline.evaluation.tasks.detection import fuse
 from tests.data_tools.tiny_models import save_grounding_dino, save_owlv2
 from tests.evaluation.fake import FakeModel
 from tests.shared_data import shared

@@ -11,8 +11,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.evaluation import EvaluationError, evaluate, scene_scores
-from pipeline.evaluation.models import load_model, run_folder_of
+from pipeline.evaluation import EvaluationError, evaluate
+from pipeline.evaluation.models.load import load_model, run_folder_of
 from pipeline.evaluation.scclip import Calibration
 from tests.evaluation.fake import noisy
 
@@ -96,9 +96,12 @@ def our_run(tmp_path_factory):
 
 def test_a_run_is_read_with_the_levels_and_prefix_it_was_trained_with(our_run):
     model = load_model(our_run)
-    assert model.levels == (16, 64) and model.short_prefix("en") == "a photo of " and model.short_prefix("zh") == ""
-    assert run_folder_of(our_run / "final") == our_run.resolve()
-    assert load_model(our_run / "final", levels=[32]).levels == (32,)
+    assert model.patch_budgets == (16, 64) and (model.short_prefix("en"), model.short_prefix("zh")) == (
+        "a photo of ",
+        "",
+    )
+    assert run_folder_of(our_run / "final").path == our_run
+    assert load_model(our_run / "final").with_patch_budgets([32]).patch_budgets == (32,)
     image = noisy(1, (200, 120))
     prepared = model.prepare(image)
     features = model.encode_images([prepared], dense=True)
@@ -122,7 +125,7 @@ def test_the_library_and_the_evaluation_see_the_same_image(our_run):
 def test_siglip2_folders_are_read_and_their_copied_heads_stated(siglip_folder, scenes):
     from transformers import Siglip2Model
 
-    model = load_model(siglip_folder, levels=[64])
+    model = load_model(siglip_folder).with_patch_budgets([64])
     assert "copies of its own heads" in model.settings()["heads"]
     ids = model.tokenizer(["a red circle", "红 色"], 24)
     with torch.no_grad():
@@ -130,7 +133,7 @@ def test_siglip2_folders_are_read_and_their_copied_heads_stated(siglip_folder, s
     assert torch.allclose(
         model.encode_texts(["a red circle", "红 色"], "short"), torch.nn.functional.normalize(own, dim=-1), atol=1e-5
     )
-    assert set(scene_scores(model, None, scenes)) >= {"hard", "boxes_top1", "t2i_r1"}
+    assert set(evaluate(model, "scenes", scenes)["scores"]) >= {"hard", "boxes_top1", "t2i_r1"}
 
 
 @torch.no_grad()
@@ -156,9 +159,9 @@ def test_siglip2_of_fixed_resolution_gives_transformers_own_embeddings_and_does_
     attended = probe_free.attention(states, states, states)[0]
     assert torch.allclose(dense, attended + probe_free.mlp(probe_free.layernorm(attended)), atol=1e-5)
     assert "copy of the pooling head" in model.region_path() and "24 tokens" in model.text_path("long")
-    assert 0 <= scene_scores(model, None, scenes)["hard"] <= 1
+    assert 0 <= evaluate(model, "scenes", scenes)["scores"]["hard"] <= 1
     calibrated = evaluate(model, "segmentation", scenes, calibrate=True)
-    assert calibrated["settings"]["calibration"]["stand_in"] == "patch"
+    assert calibrated["settings"]["calibration"]["class_token_substitute"] == "patch"
 
 
 @torch.no_grad()
@@ -184,14 +187,14 @@ def test_clip_folders_give_transformers_own_embeddings(clip_folder):
 
 def test_clip_does_every_task_on_scenes_and_says_how(clip_folder, scenes, tmp_path):
     model = load_model(clip_folder)
-    scores = scene_scores(model, None, scenes)
-    assert 0 <= scores["hard"] <= 1 and "squeezed" in scores["settings"]["model"]["preparation"]
+    result = evaluate(model, "scenes", scenes)
+    assert 0 <= result["scores"]["hard"] <= 1 and "squeezed" in result["settings"]["model"]["preparation"]
     assert "cut to 16 tokens" in model.text_path("long") and "no dense head" in model.region_path()
     plain = evaluate(model, "segmentation", scenes, window=32, short_side=40)
     calibrated = evaluate(model, "segmentation", scenes, window=32, short_side=40, calibrate=True)
-    assert calibrated["settings"]["calibration"]["stand_in"] is None
+    assert calibrated["settings"]["calibration"]["class_token_substitute"] is None
     with pytest.raises(EvaluationError, match="this tower has a class token"):
-        evaluate(model, "segmentation", scenes, calibrate=True, stand_in="mean")
+        evaluate(model, "segmentation", scenes, calibrate=True, class_token_substitute="mean")
     assert plain["scores"]["miou"] != calibrated["scores"]["miou"]
     maps = evaluate(model, "dense-maps", scenes, phrases=("a red circle",), out=tmp_path, max_images=1)
     assert len(maps["scores"]) == 1
@@ -207,19 +210,19 @@ def test_clip_takes_windows_of_other_sizes_plain_and_calibrated(clip_folder):
         assert features.dense.isfinite().all()
 
 
-def test_our_models_are_calibrated_on_scenes_and_the_stand_in_is_stated(our_run, scenes):
+def test_our_models_are_calibrated_on_scenes_and_the_class_token_substitute_is_stated(our_run, scenes):
     model = load_model(our_run)
     shown = [
         evaluate(model, "segmentation", scenes, calibrate=True, switch_off=("late",), **further)["settings"]
-        for further in ({}, {"class_token_weight": 0.0, "stand_in": "mean"})
+        for further in ({}, {"class_token_weight": 0.0, "class_token_substitute": "mean"})
     ]
-    for settings, weight, stand_in in zip(shown, (0.3, 0.0), ("patch", "mean"), strict=True):
+    for settings, weight, class_token_substitute in zip(shown, (0.3, 0.0), ("patch", "mean"), strict=True):
         assert settings["calibration"]["parts"] == ["outliers", "early", "attention", "levels"]
-        assert settings["calibration"]["stand_in"] == stand_in
+        assert settings["calibration"]["class_token_substitute"] == class_token_substitute
         assert settings["calibration"]["class_token_weight"] == weight
 
 
-def test_the_stand_in_and_its_weight_reach_the_features(our_run):
+def test_the_class_token_substitute_and_its_weight_reach_the_features(our_run):
     model = load_model(our_run)
     prepared = [model.prepare(noisy(1, (64, 48)), dense=True)]
 
@@ -227,11 +230,13 @@ def test_the_stand_in_and_its_weight_reach_the_features(our_run):
         return model.encode_dense(prepared, Calibration(**numbers)).dense
 
     assert not torch.allclose(dense(), dense(class_token_weight=0.0), atol=1e-3)
-    assert not torch.allclose(dense(), dense(stand_in="mean"), atol=1e-3)
-    assert torch.equal(dense(class_token_weight=0.0), dense(class_token_weight=0.0, stand_in="mean"))
+    assert not torch.allclose(dense(), dense(class_token_substitute="mean"), atol=1e-3)
+    assert torch.equal(dense(class_token_weight=0.0), dense(class_token_weight=0.0, class_token_substitute="mean"))
 
 
-@pytest.mark.parametrize("option", [{"switch_off": ("late",)}, {"class_token_weight": 0.1}, {"stand_in": "mean"}])
+@pytest.mark.parametrize(
+    "option", [{"switch_off": ("late",)}, {"class_token_weight": 0.1}, {"class_token_substitute": "mean"}]
+)
 def test_options_of_the_calibration_without_it_are_refused(our_run, scenes, option):
     with pytest.raises(EvaluationError, match="give --calibrate too"):
         evaluate(load_model(our_run), "segmentation", scenes, **option)
@@ -265,7 +270,7 @@ def test_unknown_text_kinds_are_refused(our_run, clip_folder):
 
 
 def test_fingerprints_tell_weights_and_settings_apart(our_run):
-    one, same, other = load_model(our_run), load_model(our_run), load_model(our_run, levels=[16])
+    one, same, other = load_model(our_run), load_model(our_run), load_model(our_run).with_patch_budgets([16])
     assert one.fingerprint() == same.fingerprint() != other.fingerprint()
     with torch.no_grad():
         same.module.boxtext_head.weight[0, 0] += 1e-3

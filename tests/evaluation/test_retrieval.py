@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline.evaluation import EvaluationError, evaluate
 from pipeline.evaluation.formats.captions import READERS, read_captions, recognise
 from pipeline.evaluation.formats.paths import ImageFinder
-from pipeline.evaluation.retrieval import ranks_of_matches, recalls
+from pipeline.evaluation.tasks.retrieval import ranks_of_matches, recalls
 from tests.evaluation.fake import FakeModel, noisy, text_vector
 from tests.shared_data import shared
 

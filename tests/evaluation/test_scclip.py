@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipeline.evaluation import EvaluationError
-from pipeline.evaluation.models import FGCLIP2Evaluation
+from pipeline.evaluation.models.fgclip2 import FGCLIP2Evaluation
 from pipeline.evaluation.scclip import (
     PARTS,
     Calibration,
@@ -149,7 +149,7 @@ def tower():
     from pipeline.model import FGCLIP2, preset_config
 
     torch.manual_seed(0)
-    return FGCLIP2Evaluation(FGCLIP2.from_scratch(preset_config("tiny", 64)).eval(), None, levels=[64])
+    return FGCLIP2Evaluation(FGCLIP2.from_scratch(preset_config("tiny", 64)).eval(), None, patch_budgets=[64])
 
 
 @torch.no_grad()

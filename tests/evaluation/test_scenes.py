@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.evaluation import EvaluationError, evaluate, scene_scores
+from pipeline.base.ranks import RankError
+from pipeline.evaluation import EvaluationError, evaluate
 from pipeline.evaluation.features import EncodeSettings
-from pipeline.evaluation.ranks import RankError, Ranks
+from pipeline.evaluation.ranks import Ranks
 from pipeline.evaluation.results import flat_scores
-from pipeline.evaluation.run import evaluate_tasks
+from pipeline.evaluation.run import evaluate_several
 from tests.evaluation.fake import FakeModel, text_vector
 from tests.ranks import run_ranks
 
@@ -32,6 +33,12 @@ def samples(folder):
                 yield key, Image.open(io.BytesIO(members[f"{key}.jpg"])), json.loads(data)
 
 
+def scene_scores(model, folder, **options):
+    """Scores, settings and accounting in one dict."""
+    result = evaluate(model, "scenes", folder, **options)
+    return result["scores"] | {name: result[name] for name in ("settings", "accounting")}
+
+
 def numbers(scores):
     return {
         name: value for name, value in flat_scores(scores).items() if not name.startswith(("accounting", "seconds"))
@@ -40,7 +47,7 @@ def numbers(scores):
 
 def test_fg_sets_and_boxes_are_those_of_a_loop(scenes):
     model = FakeModel()
-    scores = scene_scores(model, None, scenes)
+    scores = scene_scores(model, scenes)
     images = {
         key: (model.encode_images([model.prepare(image)], dense=True), record) for key, image, record in samples(scenes)
     }
@@ -73,7 +80,7 @@ def test_fg_sets_and_boxes_are_those_of_a_loop(scenes):
 
 def test_retrieval_is_of_long_captions_each_language_apart(scenes):
     model = FakeModel()
-    scores = scene_scores(model, None, scenes, tasks=["retrieval"], retrieval_images=15)
+    scores = scene_scores(model, scenes, parts=["retrieval"], retrieval_images=15)
     assert model.kinds_asked == {"long"}
     means = []
     for language in ("en", "zh"):
@@ -89,7 +96,7 @@ def test_retrieval_is_of_long_captions_each_language_apart(scenes):
 
 def test_all_rows_are_accounted_for_and_each_image_is_encoded_once(scenes):
     model = FakeModel()
-    scores = scene_scores(model, None, scenes)
+    scores = scene_scores(model, scenes)
     assert model.images_encoded == 40
     rows = len((scenes / "fgovd" / "hard.jsonl").read_text(encoding="utf-8").splitlines())
     assert [account["rows"] for account in scores["accounting"]] == [rows] * 5 + [40]
@@ -107,8 +114,8 @@ def test_a_broken_image_costs_its_rows_and_is_named(scenes, tmp_path):
     data[first.offset_data : first.offset_data + 400] = bytes(400)
     path.write_bytes(data)
     with pytest.raises(EvaluationError, match="broken_image"):
-        scene_scores(FakeModel(), None, folder)
-    scores = scene_scores(FakeModel(), None, folder, max_skipped_share=0.2)
+        scene_scores(FakeModel(), folder)
+    scores = scene_scores(FakeModel(), folder, max_skipped_share=0.2)
     for account in scores["accounting"]:
         assert account["skipped"]["broken_image"] >= 1
         assert account["evaluated"] + account["skipped"]["broken_image"] == account["rows"]
@@ -117,7 +124,7 @@ def test_a_broken_image_costs_its_rows_and_is_named(scenes, tmp_path):
 
 def scores_on_this_rank(folder: str, out: str) -> dict:
     model = FakeModel()
-    scores = scene_scores(model, None, folder, ranks=Ranks.from_environment(), settings=EncodeSettings(chunk_size=8))
+    scores = scene_scores(model, folder, ranks=Ranks.from_environment(), settings=EncodeSettings(chunk_size=8))
     found = {"numbers": numbers(scores), "encoded": model.images_encoded}
     for task in ("segmentation", "detection"):
         found[task] = evaluate(FakeModel(), task, folder, ranks=Ranks.from_environment())["scores"]
@@ -127,7 +134,7 @@ def scores_on_this_rank(folder: str, out: str) -> dict:
 
 
 def test_two_processes_share_the_work_and_agree_with_one(scenes, tmp_path):
-    alone = numbers(scene_scores(FakeModel(), None, scenes))
+    alone = numbers(scene_scores(FakeModel(), scenes))
     tasks = {task: evaluate(FakeModel(), task, scenes)["scores"] for task in ("segmentation", "detection")}
     found = run_ranks(2, scores_on_this_rank, str(scenes), str(tmp_path))
     assert len(json.loads((tmp_path / "pictures.json").read_text(encoding="utf-8"))) == len(found[0]["maps"]) == 6
@@ -141,7 +148,17 @@ def test_two_processes_share_the_work_and_agree_with_one(scenes, tmp_path):
 def test_rank_variables_that_make_no_group_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "2")
-    with pytest.raises(RankError, match="RANK=2 and WORLD_SIZE=2"):
+    with pytest.raises(RankError, match="rank 2 of 2"):
+        Ranks.from_environment()
+
+
+def test_srun_without_a_meeting_place_on_several_hosts_is_refused_by_name(monkeypatch):
+    for name, value in (("SLURM_PROCID", "3"), ("SLURM_STEP_NUM_TASKS", "4"), ("SLURM_LOCALID", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2(x2)")
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(RankError, match="4 processes on several hosts, but MASTER_ADDR is not set"):
         Ranks.from_environment()
 
 
@@ -157,28 +174,28 @@ def test_an_interrupted_evaluation_goes_on_from_its_cache(scenes, tmp_path):
 
     first.encode_images = interrupted
     with pytest.raises(KeyboardInterrupt):
-        scene_scores(first, None, scenes, settings=settings)
+        scene_scores(first, scenes, settings=settings)
     assert first.images_encoded == 16
     second = FakeModel()
-    scores = scene_scores(second, None, scenes, settings=settings)
+    scores = scene_scores(second, scenes, settings=settings)
     assert second.images_encoded == 40 - 16
-    assert numbers(scores) == pytest.approx(numbers(scene_scores(FakeModel(), None, scenes)))
+    assert numbers(scores) == pytest.approx(numbers(scene_scores(FakeModel(), scenes)))
     other = FakeModel()
     other.module.weight.data += 1  # other weights: nothing of the cache may be used
-    scene_scores(other, None, scenes, settings=settings)
+    scene_scores(other, scenes, settings=settings)
     assert other.images_encoded == 40
 
 
 def test_training_mode_and_gradients_come_back_after_an_evaluation(scenes):
     model = FakeModel()
     model.module.train()
-    scene_scores(model, None, scenes, tasks=["boxes"])
+    scene_scores(model, scenes, parts=["boxes"])
     assert model.module.training and torch.is_grad_enabled()
 
 
 def test_scene_tasks_share_one_pass_and_others_run_beside(scenes):
     model = FakeModel()
-    results = evaluate_tasks(model, ["fgovd", "boxes", "segmentation"], [scenes])
+    results = evaluate_several(model, ["fgovd", "boxes", "segmentation"], scenes)
     assert list(results) == ["scenes", "segmentation"]
     assert model.images_encoded == 80
 
@@ -188,10 +205,10 @@ def test_shards_are_scored_task_by_task_too(scenes, tmp_path):
         shutil.copy(path, tmp_path)
     boxes = evaluate(FakeModel(), "boxes", tmp_path, language="zh")
     assert boxes["scores"]["boxes_top1"] == pytest.approx(
-        scene_scores(FakeModel(), None, scenes)["by_language"]["zh"]["boxes_top1"]
+        scene_scores(FakeModel(), scenes)["by_language"]["zh"]["boxes_top1"]
     )
     long = evaluate(FakeModel(), "retrieval", tmp_path, language="zh", text_kind="long")
-    whole = scene_scores(FakeModel(), None, scenes)["by_language"]["zh"]
+    whole = scene_scores(FakeModel(), scenes)["by_language"]["zh"]
     assert long["scores"]["t2i_r1"] == pytest.approx(whole["t2i_r1"])
     phrases = evaluate(FakeModel(), "fgovd", tmp_path)
     assert 0 <= phrases["scores"]["shards"] <= 1 and phrases["accounting"][0]["evaluated"] > 0
@@ -199,9 +216,9 @@ def test_shards_are_scored_task_by_task_too(scenes, tmp_path):
 
 def test_folders_that_hold_no_scenes_are_refused(tmp_path):
     with pytest.raises(EvaluationError, match="holds no shard"):
-        scene_scores(FakeModel(), None, tmp_path)
+        scene_scores(FakeModel(), tmp_path)
     (tmp_path / "x.tar").write_bytes(b"garbage" * 200)
     with pytest.raises(EvaluationError, match="not a whole tar"):
-        scene_scores(FakeModel(), None, tmp_path)
-    with pytest.raises(EvaluationError, match="not scored on scenes"):
-        scene_scores(FakeModel(), None, Path(tmp_path), tasks=["detection"])
+        scene_scores(FakeModel(), tmp_path)
+    with pytest.raises(EvaluationError, match="'detection'; it must be 'fgovd', 'retrieval' or 'boxes'"):
+        scene_scores(FakeModel(), Path(tmp_path), parts=["detection"])

@@ -12,11 +12,11 @@ from PIL import Image
 
 from pipeline.evaluation import EvaluationError, evaluate
 from pipeline.evaluation.formats.items import ImageItem
+from pipeline.evaluation.formats.scenes import scene_masks
 from pipeline.evaluation.formats.segmentation import CLASS_LISTS, IGNORE, LAYOUTS, read_segmentation
 from pipeline.evaluation.formats.shards import read_shards
-from pipeline.evaluation.options import Options
-from pipeline.evaluation.scenes import scene_masks
-from pipeline.evaluation.segmentation import Windows, intersection_over_union, segment
+from pipeline.evaluation.options.segmentation import SegmentationOptions
+from pipeline.evaluation.tasks.segmentation import Windows, intersection_over_union, segment
 from tests.evaluation.fake import COLOURS, FakeModel, text_vector
 
 CLASSES = ["red", "green", "blue"]
@@ -136,9 +136,9 @@ def test_windows_cover_the_image_and_average_where_they_overlap():
             count[top : top + 16, left : left + 16] += 1
     assert number == 0 and torch.allclose(logits, total / count, atol=1e-6)
     with pytest.raises(EvaluationError, match="multiple of the patch size, 4"):
-        Windows.of(Options.make(window=18), model)
+        Windows.of(SegmentationOptions(data=("x",), window=18), model)
     with pytest.raises(EvaluationError, match="above the window"):
-        Windows.of(Options.make(window=16, stride=20), model)
+        Windows.of(SegmentationOptions(data=("x",), window=16, stride=20), model)
 
 
 def test_images_whose_label_cannot_be_used_are_counted(truth, tmp_path):

@@ -96,8 +96,8 @@ def list_rows(path: Path, kind: str, split: str) -> Iterator[Row]:
         if record.get("split", split) != split:
             continue
         name = next((str(record[field]) for field in IMAGE_FIELDS if record.get(field)), None)
-        found = next((record[field] for field in fields if record.get(field)), None)
-        for text in found if isinstance(found, list) else [found]:
+        texts = next((record[field] for field in fields if record.get(field)), None)
+        for text in texts if isinstance(texts, list) else [texts]:
             yield name, text, place
 
 
@@ -157,7 +157,7 @@ def read_captions(path: Path, form: str, kind: str, split: str, find: Callable[[
         raise EvaluationError(f"format is {form!r}; for captions it must be one of shards, {', '.join(READERS)}")
     accounting = Accounting("captions")
     numbers: dict[str, int] = {}
-    found = CaptionSet([], [], accounting)
+    pairs = CaptionSet([], [], accounting)
     for name, text, place in _checked_rows(path, form, kind, split):
         if name is None:
             accounting.skip("unknown_image", place)
@@ -169,11 +169,11 @@ def read_captions(path: Path, form: str, kind: str, split: str, find: Callable[[
             accounting.skip("missing_image", f"{place}: {name}")
         else:
             if item.key not in numbers:
-                numbers[item.key] = len(found.images)
-                found.images.append(item)
-            found.captions.append(Caption(numbers[item.key], text.strip()))
+                numbers[item.key] = len(pairs.images)
+                pairs.images.append(item)
+            pairs.captions.append(Caption(numbers[item.key], text.strip()))
             accounting.take()
-    return found
+    return pairs
 
 
 def _checked_rows(path: Path, form: str, kind: str, split: str) -> Iterator[Row]:
@@ -189,17 +189,17 @@ def _checked_rows(path: Path, form: str, kind: str, split: str) -> Iterator[Row]
 def shard_captions(folder: Path, kind: str, language: str) -> CaptionSet:
     """The captions of one language of a folder of shards; samples of the other one are no rows of this set."""
     shards = read_shards(folder)
-    found = CaptionSet([], [], Accounting("captions"))
+    pairs = CaptionSet([], [], Accounting("captions"))
     for reason, place in shards.faults:
-        found.accounting.skip(reason, place)
+        pairs.accounting.skip(reason, place)
     for one in shards.samples:
         if one.sample.language != language:
             continue
         text = one.sample.long_caption if kind == "long" else one.sample.short_caption
         if text is None:
-            found.accounting.skip(f"no_{kind}_caption", one.image.key)
+            pairs.accounting.skip(f"no_{kind}_caption", one.image.key)
             continue
-        found.captions.append(Caption(len(found.images), text))
-        found.images.append(one.image)
-        found.accounting.take()
-    return found
+        pairs.captions.append(Caption(len(pairs.images), text))
+        pairs.images.append(one.image)
+        pairs.accounting.take()
+    return pairs

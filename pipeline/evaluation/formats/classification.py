@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data.schema import IMAGE_EXTENSIONS
+from pipeline.data.records import Fault, walk_tar
 from pipeline.evaluation.formats.items import ImageItem
 from pipeline.evaluation.formats.paths import EXTENSIONS, text_lines
+from pipeline.evaluation.formats.shards import stop_at_damage
 from pipeline.evaluation.results import Accounting, EvaluationError
 
 
@@ -31,18 +31,18 @@ def read_class_folders(folder: Path, names: dict[str, str] | None = None) -> Lab
     folders = sorted(path for path in folder.iterdir() if path.is_dir())
     if not folders:
         raise EvaluationError(f"{folder} holds no folder; an image folder has one folder a class")
-    found = LabelledSet([], [], [], Accounting("images"))
+    labelled = LabelledSet([], [], [], Accounting("images"))
     for path in folders:
         images = sorted(image for image in path.rglob("*") if image.suffix.lower() in EXTENSIONS)
         if names is not None and path.name not in names:
-            found.accounting.skip("unknown_class", path.name, len(images))
+            labelled.accounting.skip("unknown_class", path.name, len(images))
             continue
-        found.classes.append(names[path.name] if names else path.name.replace("_", " "))
-        found.images += [ImageItem(f"{path.name}/{image.name}", image) for image in images]
-        found.labels += [len(found.classes) - 1] * len(images)
-        found.accounting.take(len(images))
-        found.accounting.note("classes_without_images", path.name, int(not images))
-    return found
+        labelled.classes.append(names[path.name] if names else path.name.replace("_", " "))
+        labelled.images += [ImageItem(f"{path.name}/{image.name}", image) for image in images]
+        labelled.labels += [len(labelled.classes) - 1] * len(images)
+        labelled.accounting.take(len(images))
+        labelled.accounting.note("classes_without_images", path.name, int(not images))
+    return labelled
 
 
 def read_clip_benchmark(folder: Path, split: str) -> LabelledSet:
@@ -59,37 +59,27 @@ def read_clip_benchmark(folder: Path, split: str) -> LabelledSet:
     classes = [line.strip() for line in text_lines(folder / "classnames.txt")]
     file = folder / "zeroshot_classification_templates.txt"
     templates = [line.strip().replace("{c}", "{}") for line in text_lines(file)] if file.is_file() else []
-    found = LabelledSet([], [], classes, Accounting("images"), templates)
+    labelled = LabelledSet([], [], classes, Accounting("images"), templates)
     for path in tars:
-        try:
-            with tarfile.open(path, "r:") as archive:
-                _read_tar(path, archive, found)
-        except tarfile.TarError as error:
-            raise EvaluationError(f"{path} is not a whole tar ({error}); download it again") from error
-    return found
+        _read_tar(path, labelled)
+    return labelled
 
 
-def _read_tar(path: Path, archive: tarfile.TarFile, found: LabelledSet) -> None:
-    images: dict[str, ImageItem] = {}
-    labels: dict[str, str] = {}
-    for member in archive:
-        key, _, extension = member.name.removeprefix("./").partition(".")
-        if not member.isfile():
-            continue
-        if extension.lower() in IMAGE_EXTENSIONS:
-            images[key] = ImageItem(f"{path.name}/{key}", path, member.offset_data, member.size)
-        elif extension == "cls":
-            stream = archive.extractfile(member)
-            labels[key] = stream.read().decode("utf-8", "replace").strip() if stream else ""
-    for key in dict.fromkeys([*images, *labels]):
-        where = f"{path.name}: {key}"
-        if key not in images:
-            found.accounting.skip("missing_image", where)
-        elif key not in labels:
-            found.accounting.skip("missing_class", where)
-        elif not labels[key].isdigit() or int(labels[key]) >= len(found.classes):
-            found.accounting.skip("unknown_class", f"{where}: {labels[key]!r:.40}")
+def _read_tar(path: Path, labelled: LabelledSet) -> None:
+    def note(fault: Fault) -> None:
+        stop_at_damage(fault, path.parent)
+        labelled.accounting.skip(fault.kind, str(fault))
+
+    for found in walk_tar(path, note):
+        where = f"{path.name}: {found.key}"
+        label = found.read("cls").decode("utf-8", "replace").strip() if "cls" in found.members else None
+        if found.image_extension is None:
+            labelled.accounting.skip("missing_image", where)
+        elif label is None:
+            labelled.accounting.skip("missing_class", where)
+        elif not label.isdecimal() or int(label) >= len(labelled.classes):
+            labelled.accounting.skip("unknown_class", f"{where}: {label!r:.40}")
         else:
-            found.images.append(images[key])
-            found.labels.append(int(labels[key]))
-            found.accounting.take()
+            labelled.images.append(ImageItem(f"{path.name}/{found.key}", path, found.image.offset, found.image.size))
+            labelled.labels.append(int(label))
+            labelled.accounting.take()

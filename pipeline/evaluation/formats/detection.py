@@ -86,11 +86,11 @@ def read_detection(path: Path, images: Path | None, names: dict[int, str] | None
         raise EvaluationError(f"{path} has no images, annotations and categories; COCO and LVIS instances have all")
     find = ImageFinder(images, path)
     categories = sorted(content["categories"], key=lambda one: one["id"])
-    label_of = {category["id"]: at for at, category in enumerate(categories)}
+    label_of = {category["id"]: label for label, category in enumerate(categories)}
     classes = [(names or {}).get(category["id"], class_name(category)) for category in categories]
     per_image = Counter(annotation["image_id"] for annotation in content["annotations"])
     accounting = Accounting("instances")
-    found, ids = [], []
+    items, ids = [], []
     for image in content["images"]:
         count = per_image.pop(image["id"], 0)
         item = find(image_name(image))
@@ -101,14 +101,14 @@ def read_detection(path: Path, images: Path | None, names: dict[int, str] | None
             continue
         accounting.take(count)
         accounting.note("images_without_a_box", image_name(image), int(not count))
-        found.append(item)
+        items.append(item)
         ids.append(image["id"])
     for image_id, count in per_image.items():
         accounting.skip("unknown_image", f"image_id {image_id}", count)
     unknown = [one for one in content["annotations"] if one["category_id"] not in label_of]
     accounting.retract("unknown_class", f"category_id {unknown[0]['category_id']}" if unknown else "", len(unknown))
     known = [one for one in content["annotations"] if one["category_id"] in label_of]
-    return DetectionSet(found, ids, classes, label_of, content | {"annotations": known}, accounting)
+    return DetectionSet(items, ids, classes, label_of, content | {"annotations": known}, accounting)
 
 
 def scene_detection(path: Path, language: str) -> DetectionSet:
@@ -123,7 +123,9 @@ def scene_detection(path: Path, language: str) -> DetectionSet:
     accounting = Accounting(f"objects ({language})")
     for reason, where in folder.faults:
         accounting.skip(reason, where)
-    images, annotations, true_boxes = [], [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    true_boxes: list[tuple[Tensor, Tensor]] = []
     for number, one in enumerate(mine):
         width, height = one.sample.width, one.sample.height
         images.append({"id": number, "file_name": one.image.key, "width": width, "height": height})
@@ -140,8 +142,8 @@ def scene_detection(path: Path, language: str) -> DetectionSet:
             boxes.append(region.box)
             labels.append(label)
         true_boxes.append((torch.tensor(boxes).view(-1, 4), torch.tensor(labels, dtype=torch.long)))
-    categories = [{"id": at, "name": name} for at, name in enumerate(classes)]
+    categories = [{"id": label, "name": name} for label, name in enumerate(classes)]
     truth = {"images": images, "annotations": annotations, "categories": categories, "info": {}}
-    label_of = {at: at for at in range(len(classes))}
+    label_of = {label: label for label in range(len(classes))}
     items = [one.image for one in mine]
     return DetectionSet(items, list(range(len(mine))), classes, label_of, truth, accounting, true_boxes)

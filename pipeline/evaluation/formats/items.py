@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,17 +73,19 @@ class RegionSet:
     classes: list[str] = field(default_factory=list)
 
 
-def normalise_box(box: tuple[float, float, float, float], width: float, height: float, form: str = "xywh"):
-    """A pixel box as normalised xyxy, clipped to the image: ``(box or None, was it clipped)``.
+def normalise_box(
+    box: Sequence[float], width: float, height: float
+) -> tuple[tuple[float, float, float, float] | None, bool]:
+    """A pixel box (x, y, width, height) as normalised xyxy, clipped to the image: ``(box or None, was it clipped)``.
 
     None: nothing of the box lies inside the image, or it has no area.
     """
-    x1, y1, c, d = (float(v) for v in box)
-    x2, y2 = (x1 + c, y1 + d) if form == "xywh" else (c, d)
-    raw = (x1 / width, y1 / height, x2 / width, y2 / height)
-    if not all(v == v and abs(v) != float("inf") for v in raw):
+    x, y, wide, high = (float(value) for value in box)
+    raw = (x / width, y / height, (x + wide) / width, (y + high) / height)
+    if not all(math.isfinite(value) for value in raw):
         return None, False
-    inside = tuple(min(max(v, 0.0), 1.0) for v in raw)
+    x1, y1, x2, y2 = (min(max(value, 0.0), 1.0) for value in raw)
+    inside = (x1, y1, x2, y2)
     if inside[2] <= inside[0] or inside[3] <= inside[1]:
         return None, False
     # COCO boxes end up to a rounding error beyond the edge: that is no clipping worth a note

@@ -41,18 +41,22 @@ def read_instances(
             f"{path} has no images, annotations and categories; COCO and LVIS instances have all three"
         )
     categories = sorted(content["categories"], key=lambda one: one["id"])
-    label = {category["id"]: at for at, category in enumerate(categories)}
+    label = {category["id"]: number for number, category in enumerate(categories)}
     classes = [(names or {}).get(category["id"], class_name(category)) for category in categories]
     images = {image["id"]: image for image in content["images"]}
-    accounting, items, rows = Accounting("instances"), [], []
+    accounting = Accounting("instances")
+    items: list[ImageItem] = []
+    rows: list[RegionRow] = []
     number: dict[Any, int] = {}
     with_boxes = set()
-    for at, annotation in enumerate(content["annotations"]):
-        where = f"{path.name}: annotations[{at}]"
+    for position, annotation in enumerate(content["annotations"]):
+        where = f"{path.name}: annotations[{position}]"
         image = images.get(annotation.get("image_id"))
         with_boxes.add(annotation.get("image_id"))
-        problem = _problem(annotation, image, label)
-        if problem:
+        if image is None:
+            accounting.skip("unknown_image", f"{where}: {annotation.get('image_id')}")
+            continue
+        if problem := _problem(annotation, label):
             accounting.skip(problem, f"{where}: {annotation.get('category_id')}")
             continue
         item = find(image_name(image))
@@ -88,10 +92,8 @@ def image_size(image: dict[str, Any], item: ImageItem) -> tuple[int, int] | None
     return image["width"], image["height"]
 
 
-def _problem(annotation: dict[str, Any], image: dict[str, Any] | None, label: dict[int, int]) -> str | None:
+def _problem(annotation: dict[str, Any], label: dict[int, int]) -> str | None:
     box = annotation.get("bbox")
-    if image is None:
-        return "unknown_image"
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
         return "missing_field"
     if annotation.get("category_id") not in label:
@@ -104,32 +106,32 @@ def shard_objects(folder: Path, language: str) -> RegionSet:
     shards = read_shards(folder)
     mine = [one for one in shards.samples if one.sample.language == language]
     classes = sorted({r.category for one in mine for r in one.sample.regions if r.category is not None})
-    found = RegionSet([one.image for one in mine], [], Accounting("regions"), classes)
+    regions = RegionSet([one.image for one in mine], [], Accounting("regions"), classes)
     for reason, place in shards.faults:
-        found.accounting.skip(reason, place)
+        regions.accounting.skip(reason, place)
     for image, one in enumerate(mine):
-        found.accounting.note("images_without_a_box", one.image.key, int(not one.sample.regions))
-        for at, region in enumerate(one.sample.regions):
+        regions.accounting.note("images_without_a_box", one.image.key, int(not one.sample.regions))
+        for position, region in enumerate(one.sample.regions):
             if region.category is None:
-                found.accounting.skip("no_category", f"{one.image.key}: regions[{at}]")
+                regions.accounting.skip("no_category", f"{one.image.key}: regions[{position}]")
             else:
-                found.accounting.take()
-                found.rows.append(RegionRow(image, region.box, label=classes.index(region.category)))
-    return found
+                regions.accounting.take()
+                regions.rows.append(RegionRow(image, region.box, label=classes.index(region.category)))
+    return regions
 
 
 def shard_phrases(folder: Path, language: str) -> RegionSet:
     """Regions with wrong phrases of a folder of shards, as FG-OVD rows."""
     shards = read_shards(folder)
     mine = [one for one in shards.samples if one.sample.language == language]
-    found = RegionSet([one.image for one in mine], [], Accounting("regions"))
+    regions = RegionSet([one.image for one in mine], [], Accounting("regions"))
     for reason, place in shards.faults:
-        found.accounting.skip(reason, place)
+        regions.accounting.skip(reason, place)
     for image, one in enumerate(mine):
-        for at, region in enumerate(one.sample.regions):
+        for position, region in enumerate(one.sample.regions):
             if not region.negatives:  # not a row of this task: counted, so that the sum over the set holds
-                found.accounting.note("regions_without_negatives", f"{one.image.key}: regions[{at}]")
+                regions.accounting.note("regions_without_negatives", f"{one.image.key}: regions[{position}]")
                 continue
-            found.accounting.take()
-            found.rows.append(RegionRow(image, region.box, (region.phrase, *region.negatives)))
-    return found
+            regions.accounting.take()
+            regions.rows.append(RegionRow(image, region.box, (region.phrase, *region.negatives)))
+    return regions

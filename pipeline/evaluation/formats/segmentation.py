@@ -114,7 +114,7 @@ def read_segmentation(folder: Path, form: str, split: str, language: str, names:
     """The images of ``folder`` in layout ``form`` (``auto``: recognised).
 
     Raises:
-        EvaluationError: unknown layout, nothing found, or another number of class names than the set has.
+        EvaluationError: unknown layout, nothing there, or another number of class names than the set has.
     """
     if form == "auto":
         fitting = [
@@ -134,18 +134,18 @@ def read_segmentation(folder: Path, form: str, split: str, language: str, names:
                 f"{names} has {len(given)} names; {form} has {len(classes)} classes, give one a line each"
             )
         classes = given
-    found = SegmentationSet([], [], {language: classes}, [], layout.zero, Accounting("images with masks"))
+    dataset = SegmentationSet([], [], {language: classes}, [], layout.zero, Accounting("images with masks"))
     for stem in _stems(folder, layout, split):
         image = folder / layout.images / f"{stem}{layout.image_ending}"
         label = folder / layout.labels / f"{stem}{layout.label_ending}"
         if not image.is_file() or not label.is_file():
-            found.accounting.skip("missing_mask" if image.is_file() else "missing_image", stem)
+            dataset.accounting.skip("missing_mask" if image.is_file() else "missing_image", stem)
             continue
-        found.images.append(ImageItem(stem, image))
-        found.labels.append(ImageItem(stem, label))
-        found.languages.append(language)
-        found.accounting.take()
-    return found
+        dataset.images.append(ImageItem(stem, image))
+        dataset.labels.append(ImageItem(stem, label))
+        dataset.languages.append(language)
+        dataset.accounting.take()
+    return dataset
 
 
 def _stems(folder: Path, layout: Layout, split: str) -> list[str]:

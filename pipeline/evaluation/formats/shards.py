@@ -1,14 +1,18 @@
-"""Evaluation rows from this project's own shards: a tar is walked header by header, images stay where they are."""
+"""Evaluation rows from this project's own shards: records are read, images stay where they are."""
 
 from __future__ import annotations
 
-import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.data.schema import IMAGE_EXTENSIONS, Sample, SampleError, parse_sample
+from pipeline.data.records import Fault, walk_folder, walk_records
+from pipeline.data.schema import Sample
+from pipeline.data.tar import Member
 from pipeline.evaluation.formats.items import ImageItem
 from pipeline.evaluation.results import EvaluationError
+
+# What is wrong with the tar and not with one of its samples: the rest of it cannot be read
+DAMAGE = ("empty_shard", "damaged_header", "truncated_shard")
 
 
 @dataclass(frozen=True)
@@ -28,47 +32,42 @@ class ShardFolder:
     faults: list[tuple[str, str]] = field(default_factory=list)
 
     def by_key(self) -> dict[str, ImageItem]:
-        return {found.image.key: found.image for found in self.samples}
+        return {one.image.key: one.image for one in self.samples}
 
 
 def read_shards(folder: str | Path) -> ShardFolder:
     """The samples of every ``*.tar`` below ``folder`` itself.
 
     Raises:
-        EvaluationError: no such folder, no tar in it, or a file that is no tar.
+        EvaluationError: no such folder, no tar in it, or a file that is no whole tar.
     """
-    folder = Path(folder)
-    tars = sorted(folder.glob("*.tar")) if folder.is_dir() else []
-    if not tars:
-        raise EvaluationError(f"{folder} holds no shard (*.tar); give a folder that data_tools wrote")
-    found = ShardFolder([])
+    try:
+        tars = walk_folder(folder)
+    except FileNotFoundError as error:
+        raise EvaluationError(f"{folder} holds no shard (*.tar); give a folder that data_tools wrote") from error
+    result = ShardFolder([])
+
+    def note(fault: Fault) -> None:
+        stop_at_damage(fault, Path(folder))
+        result.faults.append((fault.kind, str(fault)))
+
     for path in tars:
-        try:
-            with tarfile.open(path, "r:") as archive:
-                _read_shard(path, archive, found)
-        except tarfile.TarError as error:
-            raise EvaluationError(
-                f"{path} is not a whole tar ({error}); run data_tools verify on the folder"
-            ) from error
-    return found
+        for found, sample in walk_records(path, note):
+            mask = found.members.get("mask.png")
+            image = item_of(found.key, path, found.image)
+            result.samples.append(ShardSample(image, sample, item_of(found.key, path, mask) if mask else None))
+    return result
 
 
-def _read_shard(path: Path, archive: tarfile.TarFile, found: ShardFolder) -> None:
-    parts: dict[str, dict[str, ImageItem]] = {}
-    for member in archive:
-        if member.isfile():
-            key, _, extension = member.name.rpartition("/")[2].partition(".")
-            place = ImageItem(key, path, member.offset_data, member.size)
-            kind = "image" if extension.lower() in IMAGE_EXTENSIONS else extension.lower()
-            parts.setdefault(key, {})[kind] = place
-    for key, members in parts.items():
-        if "image" not in members or "json" not in members:
-            missing = "image" if "image" not in members else "json"
-            found.faults.append((f"missing_{missing}", f"{path.name}: {key}"))
-            continue
-        try:
-            sample = parse_sample(members["json"].read(), key=key, shard=path.name)
-        except SampleError as error:
-            found.faults.append((error.kind, str(error)))
-            continue
-        found.samples.append(ShardSample(members["image"], sample, members.get("mask.png")))
+def item_of(key: str, path: Path, member: Member) -> ImageItem:
+    """The place of a member of a tar."""
+    return ImageItem(key.rpartition("/")[2], path, member.offset, member.size)
+
+
+def stop_at_damage(fault: Fault, folder: Path) -> None:
+    """Raises EvaluationError where the fault is the tar's own."""
+    if fault.kind in DAMAGE:
+        raise EvaluationError(
+            f"{folder / fault.shard} is not a whole tar ({fault.message}); run data_tools verify on the folder, or "
+            "download it again"
+        )

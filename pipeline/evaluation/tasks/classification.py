@@ -7,54 +7,53 @@ from typing import Any
 
 import torch
 
-from pipeline.evaluation.boxes import top_hits
+from pipeline.evaluation.accuracy import mean_over_classes, top_hits
 from pipeline.evaluation.class_names import class_embeddings, templates_of
 from pipeline.evaluation.features import EncodeSettings, encode_set
 from pipeline.evaluation.formats.classification import LabelledSet, read_class_folders, read_clip_benchmark
 from pipeline.evaluation.formats.paths import read_json, text_lines
-from pipeline.evaluation.models import EvaluationModel
-from pipeline.evaluation.options import Options
+from pipeline.evaluation.models.base import EvaluationModel
+from pipeline.evaluation.options.classification import ClassificationOptions
 from pipeline.evaluation.ranks import Ranks
 from pipeline.evaluation.results import EvaluationError
 
-READS = ("format", "language", "split", "class_names", "templates")  # options, beside those of all tasks
 
-
-def run(model: EvaluationModel, options: Options, settings: EncodeSettings, ranks: Ranks) -> dict[str, Any]:
+def run(
+    model: EvaluationModel, options: ClassificationOptions, settings: EncodeSettings, ranks: Ranks
+) -> dict[str, Any]:
     """The task on a folder of class folders or on CLIP_benchmark's WebDataset layout."""
-    found = read_set(options)
-    features = encode_set(model, found.images, settings=settings, ranks=ranks, label="images")
+    images = read_set(options)
+    features = encode_set(model, images.images, settings=settings, ranks=ranks, label="images")
     keep = []
-    for at in range(len(found.images)):
-        if at in features.faults:
-            found.accounting.retract(features.faults[at], found.images[at].key, 1)
+    for number, item in enumerate(images.images):
+        if number in features.faults:
+            images.accounting.retract(features.faults[number], item.key, 1)
         else:
-            keep.append(at)
-    found.accounting.check(options.max_skipped_share)
-    own = found.templates if found.templates and not options.templates and options.language == "en" else None
+            keep.append(number)
+    images.accounting.check(options.max_skipped_share)
+    own = images.templates if images.templates and not options.templates and options.language == "en" else None
     templates = own or templates_of(options, "short")
-    classes = class_embeddings(model, found.classes, templates, "short", ranks)
-    labels = torch.tensor([found.labels[at] for at in keep])
+    classes = class_embeddings(model, images.classes, templates, "short", ranks)
+    labels = torch.tensor([images.labels[number] for number in keep])
     top1, top5 = top_hits(features.embeds[keep], classes, labels)
-    by_class = torch.stack([top1[labels == label].double().mean() for label in labels.unique()])
     return {
         "scores": {
             "top1": top1.double().mean().item(),
             "top5": top5.double().mean().item(),
-            "top1_mean_over_classes": by_class.mean().item(),
+            "top1_mean_over_classes": mean_over_classes(top1, labels),
         },
         "settings": {
             "data": str(options.one_data()),
-            "num_classes": len(found.classes),
+            "num_classes": len(images.classes),
             "language": options.language,
             "templates": templates,
             "split": options.split,
         },
-        "accounting": [found.accounting.to_json()],
+        "accounting": [images.accounting.to_json()],
     }
 
 
-def read_set(options: Options) -> LabelledSet:
+def read_set(options: ClassificationOptions) -> LabelledSet:
     """The set in the format that the options name or that the folder's form shows."""
     folder = options.one_data()
     if not folder.is_dir():
@@ -66,15 +65,15 @@ def read_set(options: Options) -> LabelledSet:
         return read_class_folders(folder, _folder_names(options.class_names) if options.class_names else None)
     if form != "clip-benchmark":
         raise EvaluationError(f"format is {form!r}; for classification it must be folders or clip-benchmark")
-    found = read_clip_benchmark(folder, options.split)
+    images = read_clip_benchmark(folder, options.split)
     if options.class_names:
         names = [line.strip() for line in text_lines(options.class_names)]
-        if len(names) != len(found.classes):
+        if len(names) != len(images.classes):
             raise EvaluationError(
-                f"{options.class_names} has {len(names)} names; the set has {len(found.classes)} classes, give one each"
+                f"{options.class_names} has {len(names)} names; give one for each of the {len(images.classes)} classes"
             )
-        found.classes = names
-    return found
+        images.classes = names
+    return images
 
 
 def _folder_names(path: Path) -> dict[str, str]:

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.evaluation.models import TEXT_KINDS, EvaluationModel, ImageFeatures, Prepared
+from pipeline.evaluation.models.base import EncodedImages, EvaluationModel, Prepared
 from pipeline.evaluation.results import EvaluationError
 from pipeline.evaluation.scclip import Calibration, calibrated_patches
+from pipeline.model.regions import pool_regions
 
 # OpenAI's normalisation, for folders without preprocessor_config.json
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -32,11 +34,14 @@ class CLIPEvaluation(EvaluationModel):
     has_class_token = True
     module_class = "CLIPModel"
     default_mean, default_std = CLIP_MEAN, CLIP_STD
+    image_size: int  # pixels, of the square that the tower takes
 
-    def __init__(self, module: nn.Module, tokenizer: Any, *, name: str = "clip", preprocessing: dict | None = None):
+    def __init__(
+        self, module: nn.Module, tokenizer: Any, *, name: str = "clip", preprocessing: dict[str, Any] | None = None
+    ) -> None:
         self.module, self.tokenizer, self.name = module, tokenizer, name
-        vision = module.config.vision_config
-        self.image_size, self.patch_size = vision.image_size, vision.patch_size
+        vision = self.module.config.vision_config
+        self.image_size, self.patch_size = int(vision.image_size), int(vision.patch_size)
         chosen = preprocessing or {}
         self.mean = torch.tensor(chosen.get("image_mean", self.default_mean)).view(3, 1, 1)
         self.std = torch.tensor(chosen.get("image_std", self.default_std)).view(3, 1, 1)
@@ -48,8 +53,6 @@ class CLIPEvaluation(EvaluationModel):
         Raises:
             EvaluationError: weights are missing, or there is no tokenizer.
         """
-        import transformers
-
         loader = getattr(transformers, cls.module_class)
         module, report = loader.from_pretrained(folder, output_loading_info=True, local_files_only=True)
         if report["missing_keys"]:
@@ -62,10 +65,6 @@ class CLIPEvaluation(EvaluationModel):
         file = folder / "preprocessor_config.json"
         preprocessing = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
         return cls(module.to(device=device, dtype=dtype), tokenizer, name=str(folder), preprocessing=preprocessing)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.module.parameters()).device
 
     def prepare(self, image: Image.Image, dense: bool = False) -> Prepared:
         size = self.image_size
@@ -85,16 +84,16 @@ class CLIPEvaluation(EvaluationModel):
         pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
         return Prepared((pixels - self.mean) / self.std, tuple(pixels.shape[1:]))
 
-    def encode_images(self, prepared: Sequence[Prepared], dense: bool = False) -> ImageFeatures:
+    def encode_images(self, prepared: Sequence[Prepared], dense: bool = False) -> EncodedImages:
         tower = self.module.vision_model
         pixels = self._pixels(prepared)
         output = tower(pixel_values=pixels, interpolate_pos_encoding=self._stretched(pixels))
         embeds = nn.functional.normalize(self.module.visual_projection(output.pooler_output).float(), dim=-1).cpu()
         if not dense:
-            return ImageFeatures(embeds)
+            return EncodedImages(embeds)
         return self._features(embeds, output.last_hidden_state[:, 1:], pixels)
 
-    def encode_dense(self, prepared: Sequence[Prepared], calibration: Calibration | None) -> ImageFeatures:
+    def encode_dense(self, prepared: Sequence[Prepared], calibration: Calibration | None) -> EncodedImages:
         if calibration is None:
             return self.encode_images(prepared, dense=True)
         pixels = self._pixels(prepared)
@@ -124,14 +123,13 @@ class CLIPEvaluation(EvaluationModel):
         mask = torch.ones(len(pixels), grid[0] * grid[1], dtype=torch.int32, device=pixels.device)
         return mask, torch.tensor([grid] * len(pixels), device=pixels.device)
 
-    def _features(self, embeds: Tensor, patches: Tensor, pixels: Tensor) -> ImageFeatures:
+    def _features(self, embeds: Tensor, patches: Tensor, pixels: Tensor) -> EncodedImages:
         mask, shapes = self._grid(pixels)
         dense = self.module.visual_projection(self.module.vision_model.post_layernorm(patches)).float()
-        return ImageFeatures(embeds, dense, mask, shapes)
+        return EncodedImages(embeds, dense, mask, shapes)
 
     def encode_texts(self, texts: Sequence[str], kind: str) -> Tensor:
-        if kind not in TEXT_KINDS:
-            raise EvaluationError(f"text kind is {kind!r}; it must be one of {', '.join(TEXT_KINDS)}")
+        self.check_kind(kind)
         length = self.module.config.text_config.max_position_embeddings
         ids = self.tokenizer(
             list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
@@ -139,11 +137,9 @@ class CLIPEvaluation(EvaluationModel):
         output = self.module.text_model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"])
         return nn.functional.normalize(self.module.text_projection(output.pooler_output).float(), dim=-1).cpu()
 
-    def pool_regions(self, features: ImageFeatures, boxes: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
-        from pipeline.model.regions import pool_regions
-
+    def pool_regions(self, features: EncodedImages, boxes: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
         boxes, image_index = boxes.to(self.device), image_index.to(self.device)
-        pooled, valid = pool_regions(features.dense, features.shapes, boxes, image_index)
+        pooled, valid = pool_regions(*features.patches(), boxes, image_index)
         return nn.functional.normalize(pooled, dim=-1).cpu(), valid.cpu()
 
     def text_path(self, kind: str) -> str:

@@ -7,7 +7,9 @@ class has a probability below it is background) or ``none`` (background pixels o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,40 +20,22 @@ from torch import Tensor
 
 from pipeline.evaluation.class_names import class_embeddings, templates_of
 from pipeline.evaluation.features import EncodeSettings, encode_texts, read_image
+from pipeline.evaluation.formats.scenes import is_scene_folder, scene_masks
 from pipeline.evaluation.formats.segmentation import IGNORE, SegmentationSet, read_segmentation
-from pipeline.evaluation.models import EvaluationModel, Prepared
-from pipeline.evaluation.options import Options
+from pipeline.evaluation.models.base import EvaluationModel, Prepared
+from pipeline.evaluation.options.segmentation import SegmentationOptions
 from pipeline.evaluation.ranks import Ranks
+from pipeline.evaluation.result_cache import ResultCache
 from pipeline.evaluation.results import EvaluationError
-from pipeline.evaluation.resume import Store
 from pipeline.evaluation.scclip import Calibration
-from pipeline.evaluation.scenes import is_scene_folder, scene_masks
 
-READS = (
-    "format",
-    "language",
-    "split",
-    "class_names",
-    "templates",
-    "calibrate",
-    "switch_off",
-    "class_token_weight",
-    "stand_in",
-    "window",
-    "stride",
-    "short_side",
-    "background",
-    "background_threshold",
-    "temperature",
-    "max_images",
-)  # options, beside those of all tasks
 # Words that stand for background where it is a class; this project's own choice.
 BACKGROUND_WORDS = {
     "en": ("background", "sky", "wall", "ground", "floor", "grass", "water", "plain backdrop"),
     "zh": ("背景", "天空", "墙", "地面", "地板", "草地", "水面", "纯色背景"),
 }
-DEFAULT_THRESHOLD, DEFAULT_TEMPERATURE = 0.5, 1 / 40  # the scale of 40 is SC-CLIP's; the threshold an assumption
 CHUNK = 16  # images whose windows are batched together
+Place = tuple[int, int, int, int]  # of a window on the canvas: top, left, height, width, in pixels
 
 
 @dataclass(frozen=True)
@@ -63,14 +47,14 @@ class Windows:
     short_side: int | None
 
     @classmethod
-    def of(cls, options: Options, model: EvaluationModel) -> Windows:
+    def of(cls, options: SegmentationOptions, model: EvaluationModel) -> Windows:
         """The options, else the model's habit: CLIP slides over 1.5 times its size, the others take the whole image.
 
         Raises:
             EvaluationError: a window that is no whole number of patches, or a stride larger than it.
         """
         window, stride, short = options.window, options.stride, options.short_side
-        if window is None and model.kind == "clip":
+        if window is None and model.kind == "clip" and model.image_size is not None:
             window, short = model.image_size, short or model.image_size * 3 // 2
         if window is not None and window % model.patch_size:
             raise EvaluationError(f"window is {window}; it must be a multiple of the patch size, {model.patch_size}")
@@ -81,45 +65,45 @@ class Windows:
 
     def starts(self, length: int) -> list[int]:
         """Where windows begin along a side; the last ends at its end."""
-        if length <= self.window:
+        if self.window is None or length <= self.window:
             return [0]
         return [*range(0, length - self.window, self.stride), length - self.window]
 
 
-def run(model: EvaluationModel, options: Options, settings: EncodeSettings, ranks: Ranks) -> dict[str, Any]:
+def run(model: EvaluationModel, options: SegmentationOptions, settings: EncodeSettings, ranks: Ranks) -> dict[str, Any]:
     """The task on a folder in one of the layouts, or on scenes."""
     folder = options.one_data()
     if is_scene_folder(folder):  # scenes bring their own prompts, whose mean says nothing but the class
-        found, templates = scene_masks(folder, options.format)
+        dataset, templates = scene_masks(folder, options.format)
     else:
-        found = read_segmentation(folder, options.format, options.split, options.language, options.class_names)
+        dataset = read_segmentation(folder, options.format, options.split, options.language, options.class_names)
         templates = {}
     if options.templates or not templates:
-        templates = {language: templates_of(options, "region") for language in found.classes}
-    found = found.limited(options.max_images)
-    rule = _rule(options, found)
+        templates = {language: templates_of(options, "region") for language in dataset.classes}
+    dataset = dataset.limited(options.max_images)
+    rule = _rule(options, dataset)
     calibration = Calibration.of(options)
     windows = Windows.of(options, model)
-    job = _Job(model, found, templates, windows, calibration, rule, options, settings, ranks)
+    job = _Job(model, dataset, templates, windows, calibration, rule, options, settings, ranks)
     confusion, faults = job.confusion()
     for number, reason in faults.items():
-        found.accounting.retract(reason, found.images[number].key, 1)
-    found.accounting.check(options.max_skipped_share)
-    names = next(iter(found.classes.values())) + (["background"] if rule in ("class", "threshold") else [])
+        dataset.accounting.retract(reason, dataset.images[number].key, 1)
+    dataset.accounting.check(options.max_skipped_share)
+    names = next(iter(dataset.classes.values())) + (["background"] if rule in ("class", "threshold") else [])
     scores, by_class = intersection_over_union(confusion, names)
     return {
         "scores": scores | {"iou": by_class},
         "settings": job.settings_shown(),
-        "accounting": [found.accounting.to_json()],
+        "accounting": [dataset.accounting.to_json()],
     }
 
 
-def _rule(options: Options, found: SegmentationSet) -> str:
+def _rule(options: SegmentationOptions, dataset: SegmentationSet) -> str:
     if options.background == "auto":
-        return "threshold" if found.has_background else "none"
+        return "threshold" if dataset.has_background else "none"
     if options.background not in ("class", "threshold", "none"):
         raise EvaluationError(f"background is {options.background!r}; it must be auto, class, threshold or none")
-    if options.background != "none" and not found.has_background:
+    if options.background != "none" and not dataset.has_background:
         raise EvaluationError(f"background is {options.background!r}, but this set has no background; use none")
     return options.background
 
@@ -135,34 +119,44 @@ def intersection_over_union(confusion: Tensor, names: list[str]) -> tuple[dict[s
     seen = union > 0
     iou = hit / union.clamp(min=1)
     scores = {"miou": iou[seen].mean().item(), "pixel_accuracy": (hit.sum() / confusion.sum().clamp(min=1)).item()}
-    return scores, {name: iou[at].item() for at, name in enumerate(names) if seen[at]}
+    return scores, {name: iou[number].item() for number, name in enumerate(names) if seen[number]}
 
 
 class _Job:
     """One segmentation of one set: texts once, then chunks of images, each to a confusion matrix."""
 
-    def __init__(self, model, found, templates, windows, calibration, rule, options, settings, ranks) -> None:
-        self.model, self.found, self.windows, self.calibration = model, found, windows, calibration
+    def __init__(
+        self,
+        model: EvaluationModel,
+        dataset: SegmentationSet,
+        templates: dict[str, list[str]],
+        windows: Windows,
+        calibration: Calibration | None,
+        rule: str,
+        options: SegmentationOptions,
+        settings: EncodeSettings,
+        ranks: Ranks,
+    ) -> None:
+        self.model, self.dataset, self.windows, self.calibration = model, dataset, windows, calibration
         self.rule, self.options, self.settings, self.ranks = rule, options, settings, ranks
-        self.temperature = options.temperature or DEFAULT_TEMPERATURE
-        given = options.background_threshold
-        self.threshold = DEFAULT_THRESHOLD if given is None else given
+        self.temperature = options.temperature
+        self.threshold = options.background_threshold
         self.templates = templates
-        self.texts = {language: self._texts(language, names) for language, names in found.classes.items()}
+        self.texts = {language: self._texts(language, names) for language, names in dataset.classes.items()}
 
     def _texts(self, language: str, names: list[str]) -> Tensor:
         rows = class_embeddings(self.model, names, self.templates[language], "region", self.ranks)
         if self.rule != "class":
             return rows
-        words, number = encode_texts(self.model, BACKGROUND_WORDS[language], "region", self.ranks)
-        return torch.cat([rows, words[[number[word] for word in BACKGROUND_WORDS[language]]]])
+        words, row_of = encode_texts(self.model, BACKGROUND_WORDS[language], "region", self.ranks)
+        return torch.cat([rows, words[[row_of[word] for word in BACKGROUND_WORDS[language]]]])
 
     def settings_shown(self) -> dict[str, Any]:
         calibration = self.calibration
         shown = {
             "data": str(self.options.one_data()),
             "format": self.options.format,
-            "classes": self.found.num_classes,
+            "classes": self.dataset.num_classes,
             "templates": self.templates,
             "window": self.windows.window,
             "stride": self.windows.stride if self.windows.window else None,
@@ -174,23 +168,23 @@ class _Job:
         if self.rule == "threshold":
             shown["background_threshold"] = self.threshold
         if self.rule == "class":
-            shown["background_words"] = {language: BACKGROUND_WORDS[language] for language in self.found.classes}
+            shown["background_words"] = {language: BACKGROUND_WORDS[language] for language in self.dataset.classes}
         if calibration is not None:
             shown["calibration"] = calibration.to_json(self.model.has_class_token)
         return shown
 
     def confusion(self) -> tuple[Tensor, dict[int, str]]:
         """The whole set's confusion matrix and the images that could not be used, on every rank."""
-        size = self.found.num_classes + (self.rule in ("class", "threshold"))
+        size = self.dataset.num_classes + (self.rule in ("class", "threshold"))
         total, faults = torch.zeros(size, size, dtype=torch.long), {}
-        images = self.found.images
+        images = self.dataset.images
         starts = range(0, len(images), CHUNK)
-        store = Store(self.settings.cache_folder, self.model, self.settings_shown())
+        cache = ResultCache(self.settings.cache_folder, self.model, self.settings_shown())
         mine = []
         for chunk in self.ranks.share(len(starts)):
             numbers = range(starts[chunk], min(starts[chunk] + CHUNK, len(images)))
-            places = [images[number].identity + self.found.labels[number].identity for number in numbers]
-            mine.append(store.get([numbers.start, places], lambda numbers=numbers: self._chunk(numbers, size)))
+            places = [images[number].identity + self.dataset.labels[number].identity for number in numbers]
+            mine.append(cache.get([numbers.start, places], partial(self._chunk, numbers, size)))
         for share in self.ranks.gather(mine):
             for part in share:
                 total += torch.tensor(part["confusion"])
@@ -202,14 +196,13 @@ class _Job:
         truths: dict[int, np.ndarray] = {}
         loaded: dict[int, Image.Image] = {}
         for number in numbers:
-            label = self.found.read_label(number)
-            image = read_image(self.found.images[number], self.settings.max_megapixels)
-            problem = next((one for one in (image, label) if isinstance(one, str)), None)
-            if problem is not None:
-                faults[number] = problem
+            label = self.dataset.read_label(number)
+            image = read_image(self.dataset.images[number], self.settings.max_megapixels)
+            if isinstance(image, str) or isinstance(label, str):
+                faults[number] = image if isinstance(image, str) else str(label)
             else:
                 loaded[number], truths[number] = image, label
-        texts = {number: self.texts[self.found.languages[number]] for number in loaded}
+        texts = {number: self.texts[self.dataset.languages[number]] for number in loaded}
         sizes = {number: truth.shape for number, truth in truths.items()}
         for number, logits in segment(
             self.model, loaded, texts, self.windows, self.calibration, sizes, self.settings.batch_size
@@ -223,35 +216,44 @@ class _Job:
 
     def _decide(self, logits: Tensor) -> Tensor:
         """[C', H, W] cosines -> [H, W] class numbers, background last."""
-        count = self.found.num_classes
+        count = self.dataset.num_classes
         if self.rule == "class":
             return logits.argmax(0).clamp(max=count)  # all background words count as the one class
         best, predicted = (logits / self.temperature).softmax(0).max(0)
         return torch.where(best < self.threshold, count, predicted) if self.rule == "threshold" else predicted
 
 
-def segment(model, images, texts, windows: Windows, calibration, sizes, batch_size: int):
+def segment(
+    model: EvaluationModel,
+    images: dict[int, Image.Image],
+    texts: dict[int, Tensor],
+    windows: Windows,
+    calibration: Calibration | None,
+    sizes: dict[int, tuple[int, int]],
+    batch_size: int,
+) -> Iterator[tuple[int, Tensor]]:
     """``(number, logits [C, height, width])`` of each image: cosines of its texts, at ``sizes[number]`` pixels."""
-    jobs: dict[tuple, list[tuple[int, tuple[int, int, int, int], Prepared]]] = {}
+    jobs: dict[tuple[int, ...], list[tuple[int, Place, Prepared]]] = {}
     canvas: dict[int, tuple[int, int]] = {}
     for number, image in images.items():
         for place, prepared in _windows(model, image, windows, canvas, number):
             jobs.setdefault(prepared.group, []).append((number, place, prepared))
-    parts: dict[int, list[tuple[tuple[int, int, int, int], Tensor]]] = {number: [] for number in images}
+    parts: dict[int, list[tuple[Place, Tensor]]] = {number: [] for number in images}
     for group in jobs.values():
         for start in range(0, len(group), batch_size):
-            some = group[start : start + batch_size]
-            features = model.encode_dense([prepared for _, _, prepared in some], calibration)
-            for at, (number, place, _) in enumerate(some):
-                height, width = features.shapes[at].tolist()
-                unit = F.normalize(features.dense[at, : height * width], dim=-1)
-                grid = (unit @ texts[number].to(unit.device).T).T.reshape(1, -1, height, width)
-                parts[number].append((place, grid.cpu()))
-    for number, found in parts.items():
-        yield number, _stitched(found, canvas[number], sizes[number])
+            batch = group[start : start + batch_size]
+            features = model.encode_dense([prepared for _, _, prepared in batch], calibration)
+            for row, (number, place, _) in enumerate(batch):
+                unit = F.normalize(features.grid(row), dim=-1)  # [h, w, D]
+                similarity = unit @ texts[number].to(unit.device).T
+                parts[number].append((place, similarity.permute(2, 0, 1)[None].cpu()))
+    for number, of_image in parts.items():
+        yield number, _stitched(of_image, canvas[number], sizes[number])
 
 
-def _windows(model, image: Image.Image, windows: Windows, canvas: dict, number: int):
+def _windows(
+    model: EvaluationModel, image: Image.Image, windows: Windows, canvas: dict[int, tuple[int, int]], number: int
+) -> Iterator[tuple[Place, Prepared]]:
     """The image's windows as ``((top, left, height, width) on the canvas, prepared)``."""
     if windows.short_side is not None:
         scale = windows.short_side / min(image.size)
@@ -267,7 +269,7 @@ def _windows(model, image: Image.Image, windows: Windows, canvas: dict, number: 
             yield (top, left, box[3] - top, box[2] - left), model.prepare_window(image.crop(box))
 
 
-def _stitched(parts: list, canvas: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def _stitched(parts: list[tuple[Place, Tensor]], canvas: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Windows' logits on one canvas, averaged where they overlap, at the label's size."""
     if len(parts) == 1:
         return _resized(parts[0][1], size)[0]

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.evaluation.models import EvaluationModel
-from pipeline.evaluation.results import write_json
+from pipeline.base.files import write_json
+from pipeline.evaluation.models.base import EvaluationModel
 
 
-class Store:
+class ResultCache:
     """Small JSON results by what they depend on. ``folder`` None keeps nothing."""
 
     def __init__(self, folder: Path | None, model: EvaluationModel, settings: Any) -> None:

@@ -16,22 +16,10 @@ from pipeline.evaluation.features import EncodeSettings, encode_set, encode_text
 from pipeline.evaluation.formats.captions import LONG_FORMATS, read_captions, recognise, shard_captions
 from pipeline.evaluation.formats.items import Caption, CaptionSet
 from pipeline.evaluation.formats.paths import ImageFinder, text_lines
-from pipeline.evaluation.models import EvaluationModel
-from pipeline.evaluation.options import Options
+from pipeline.evaluation.models.base import EvaluationModel
+from pipeline.evaluation.options.retrieval import RetrievalOptions
 from pipeline.evaluation.ranks import Ranks
-from pipeline.evaluation.results import EvaluationError
 
-READS = (
-    "format",
-    "images",
-    "language",
-    "split",
-    "image_ids",
-    "max_images",
-    "text_kind",
-    "short_prefix",
-    "retrieval_images",
-)  # options, beside those of all tasks
 CHUNK = 1024  # rows of the similarity matrix that exist at one time
 
 
@@ -59,44 +47,44 @@ def ranks_of_matches(images: Tensor, texts: Tensor, text_image: Tensor) -> tuple
     return i2t, t2i
 
 
-def recalls(images: Tensor, texts: Tensor, text_image: Tensor, at: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+def recalls(
+    images: Tensor, texts: Tensor, text_image: Tensor, depths: tuple[int, ...] = (1, 5, 10)
+) -> dict[str, float]:
     """``{"i2t_r1": …, "t2i_r1": …}``, fractions. Arguments as in :func:`ranks_of_matches`."""
     i2t, t2i = ranks_of_matches(images, texts, text_image)
     i2t = i2t[i2t >= 0]
-    scores = {f"i2t_r{k}": (i2t < k).double().mean().item() for k in at}
-    return scores | {f"t2i_r{k}": (t2i < k).double().mean().item() for k in at}
+    scores = {f"i2t_r{k}": (i2t < k).double().mean().item() for k in depths}
+    return scores | {f"t2i_r{k}": (t2i < k).double().mean().item() for k in depths}
 
 
-def run(model: EvaluationModel, options: Options, settings: EncodeSettings, ranks: Ranks) -> dict[str, Any]:
-    """The task: read the set, encode both sides, score. See ``pipeline.evaluation.run.evaluate``."""
+def run(model: EvaluationModel, options: RetrievalOptions, settings: EncodeSettings, ranks: Ranks) -> dict[str, Any]:
+    """The task: read the set, encode both sides, score. See :func:`pipeline.evaluation.run.evaluate`."""
     path = options.one_data()
     form = recognise(path) if options.format == "auto" else options.format
     kind = options.text_kind
     if kind == "auto":
         kind = "long" if form in LONG_FORMATS else "short"
-    if kind not in ("short", "long"):
-        raise EvaluationError(f"text_kind is {options.text_kind!r}; it must be short, long or auto")
     if form == "shards":
-        found = shard_captions(path, kind, options.language)
+        pairs = shard_captions(path, kind, options.language)
     else:
-        found = read_captions(path, form, kind, options.split, ImageFinder(options.images, path))
-    found = _limited(found, options)
+        pairs = read_captions(path, form, kind, options.split, ImageFinder(options.images, path))
+    pairs = _limited(pairs, options)
     prefix = model.short_prefix(options.language) if options.short_prefix is None else options.short_prefix
     prefix = prefix if kind == "short" else ""
-    features = encode_set(model, found.images, settings=settings, ranks=ranks, label="retrieval images")
+    features = encode_set(model, pairs.images, settings=settings, ranks=ranks, label="retrieval images")
     captions = []
-    for caption in found.captions:
+    for caption in pairs.captions:
         if caption.image in features.faults:
-            found.accounting.retract(features.faults[caption.image], found.images[caption.image].key, 1)
+            pairs.accounting.retract(features.faults[caption.image], pairs.images[caption.image].key, 1)
         else:
             captions.append(caption)
-    found.accounting.check(options.max_skipped_share)
+    pairs.accounting.check(options.max_skipped_share)
     kept = sorted({caption.image for caption in captions})
-    place = {image: at for at, image in enumerate(kept)}
+    position = {image: number for number, image in enumerate(kept)}
     texts = [prefix + caption.text for caption in captions]
-    embeds, number = encode_texts(model, texts, kind, ranks)
-    owner = torch.tensor([place[caption.image] for caption in captions])
-    scores = recalls(features.embeds[kept], embeds[[number[text] for text in texts]], owner)
+    embeds, row_of = encode_texts(model, texts, kind, ranks)
+    owner = torch.tensor([position[caption.image] for caption in captions])
+    scores = recalls(features.embeds[kept], embeds[[row_of[text] for text in texts]], owner)
     return {
         "scores": scores,
         "settings": {
@@ -111,24 +99,24 @@ def run(model: EvaluationModel, options: Options, settings: EncodeSettings, rank
             "num_captions": len(captions),
             "ties": "count against the model",
         },
-        "accounting": [found.accounting.to_json()],
+        "accounting": [pairs.accounting.to_json()],
     }
 
 
-def _limited(found: CaptionSet, options: Options) -> CaptionSet:
+def _limited(pairs: CaptionSet, options: RetrievalOptions) -> CaptionSet:
     """The set cut down to ``image_ids`` and the first ``max_images``; what is left out is counted as such."""
     allowed = None
     if options.image_ids is not None:
         allowed = {Path(line.strip().partition("#")[0]).stem for line in text_lines(options.image_ids)}
     chosen: dict[int, int] = {}
-    for number, item in enumerate(found.images):
+    for number, item in enumerate(pairs.images):
         listed = allowed is None or Path(item.key).stem in allowed
         if listed and (options.max_images is None or len(chosen) < options.max_images):
             chosen[number] = len(chosen)
-    captions = [Caption(chosen[c.image], c.text) for c in found.captions if c.image in chosen]
-    left_out = len(found.captions) - len(captions)
+    captions = [Caption(chosen[c.image], c.text) for c in pairs.captions if c.image in chosen]
+    left_out = len(pairs.captions) - len(captions)
     # These rows are outside the set that was asked for, so they do not count as lost rows of it.
-    found.accounting.rows -= left_out
-    found.accounting.evaluated -= left_out
-    found.accounting.note("captions_outside_the_chosen_images", "image_ids or max_images", left_out)
-    return CaptionSet([found.images[number] for number in chosen], captions, found.accounting)
+    pairs.accounting.rows -= left_out
+    pairs.accounting.evaluated -= left_out
+    pairs.accounting.note("captions_outside_the_chosen_images", "image_ids or max_images", left_out)
+    return CaptionSet([pairs.images[number] for number in chosen], captions, pairs.accounting)

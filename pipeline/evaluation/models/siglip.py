@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.evaluation.clip import CLIPEvaluation
-from pipeline.evaluation.models import TEXT_KINDS, ImageFeatures, Prepared
-from pipeline.evaluation.results import EvaluationError
+from pipeline.evaluation.models.base import EncodedImages, Prepared
+from pipeline.evaluation.models.clip import CLIPEvaluation
 from pipeline.evaluation.scclip import Calibration, calibrated_patches
 
 
@@ -32,13 +31,13 @@ class SiglipEvaluation(CLIPEvaluation):
         """SigLIP squeezes every image to its square, whatever is asked for."""
         return self._prepared(image.resize((self.image_size, self.image_size), Image.Resampling.BILINEAR))
 
-    def encode_images(self, prepared: Sequence[Prepared], dense: bool = False) -> ImageFeatures:
+    def encode_images(self, prepared: Sequence[Prepared], dense: bool = False) -> EncodedImages:
         pixels = self._pixels(prepared)
         output = self.module.vision_model(pixel_values=pixels, interpolate_pos_encoding=self._stretched(pixels))
         embeds = nn.functional.normalize(output.pooler_output.float(), dim=-1).cpu()
-        return self._features(embeds, output.last_hidden_state, pixels) if dense else ImageFeatures(embeds)
+        return self._features(embeds, output.last_hidden_state, pixels) if dense else EncodedImages(embeds)
 
-    def encode_dense(self, prepared: Sequence[Prepared], calibration: Calibration | None) -> ImageFeatures:
+    def encode_dense(self, prepared: Sequence[Prepared], calibration: Calibration | None) -> EncodedImages:
         if calibration is None:
             return self.encode_images(prepared, dense=True)
         pixels = self._pixels(prepared)
@@ -55,16 +54,15 @@ class SiglipEvaluation(CLIPEvaluation):
         )
         return self._features(torch.zeros(len(pixels), 0), tower.post_layernorm(patches), pixels)
 
-    def _features(self, embeds: Tensor, patches: Tensor, pixels: Tensor) -> ImageFeatures:
+    def _features(self, embeds: Tensor, patches: Tensor, pixels: Tensor) -> EncodedImages:
         """``patches`` after the final norm."""
         mask, shapes = self._grid(pixels)
         head = self.module.vision_model.head
         attended = head.attention(patches, patches, patches, need_weights=False)[0]
-        return ImageFeatures(embeds, (attended + head.mlp(head.layernorm(attended))).float(), mask, shapes)
+        return EncodedImages(embeds, (attended + head.mlp(head.layernorm(attended))).float(), mask, shapes)
 
     def encode_texts(self, texts: Sequence[str], kind: str) -> Tensor:
-        if kind not in TEXT_KINDS:
-            raise EvaluationError(f"text kind is {kind!r}; it must be one of {', '.join(TEXT_KINDS)}")
+        self.check_kind(kind)
         length = self.module.config.text_config.max_position_embeddings
         lowered = [text.lower() for text in texts]
         ids = self.tokenizer(lowered, padding="max_length", max_length=length, truncation=True, return_tensors="pt")

@@ -1,0 +1,100 @@
+"""The embedded scenes' folder: its records as rows of objects, its class names and prompts, its masks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.base.constants import LANGUAGES
+from pipeline.evaluation.formats.items import RegionRow, RegionSet
+from pipeline.evaluation.formats.segmentation import SegmentationSet
+from pipeline.evaluation.formats.shards import ShardFolder, read_shards
+from pipeline.evaluation.results import Accounting, EvaluationError
+
+SCENE_FORMATS = {"auto": "shape", "scenes-shape": "shape", "scenes-colour": "colour"}  # what the masks' classes are
+NAME_ALONE = {language: ["{}"] for language in LANGUAGES}
+
+
+def is_scene_folder(folder: str | Path) -> bool:
+    """Shards with FG-OVD files beside them: what ``data_tools scenes`` writes as its test split."""
+    return (Path(folder) / "fgovd").is_dir() and any(Path(folder).glob("*.tar"))
+
+
+def object_rows(folder: ShardFolder, names: dict[str, list[str]]) -> RegionSet:
+    """One row an object; ``label`` counts into the class names of its language (``tags["language"]``)."""
+    accounting, rows = Accounting("objects"), []
+    for reason, where in folder.faults:
+        accounting.skip(reason, where)
+    for image, one in enumerate(folder.samples):
+        language = one.sample.language
+        for number, region in enumerate(one.sample.regions):
+            where = f"{one.image.key}: regions[{number}]"
+            if region.category is None:
+                accounting.skip("no_category", where)
+            elif region.category not in names[language]:
+                accounting.skip("unknown_class", f"{where}: {region.category}")
+            else:
+                accounting.take()
+                tags = {"language": language, "combination": _combination(one.sample.source, number)}
+                rows.append(RegionRow(image, region.box, label=names[language].index(region.category), tags=tags))
+    return RegionSet([one.image for one in folder.samples], rows, accounting)
+
+
+def _combination(source: dict[str, Any], number: int) -> str | None:
+    """Of the object itself where the record tells, else of its image."""
+    objects = source.get("objects", [])
+    of_object = objects[number].get("combination") if number < len(objects) else None
+    return of_object or source.get("combination")
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """scenes.json, beside the shards or above; empty where there is none."""
+    for place in (path / "scenes.json", path.parent / "scenes.json"):
+        if place.is_file():
+            return json.loads(place.read_text(encoding="utf-8"))
+    return {}
+
+
+def scene_templates(path: Path) -> dict[str, list[str]]:
+    """Prompts of an object's class by language: scenes.json's, every attribute in every combination, or the name."""
+    return NAME_ALONE | _summary(path).get("region_templates", {})
+
+
+def scene_classes(folder: ShardFolder, path: Path) -> dict[str, list[str]]:
+    """Class names by language: scenes.json's, or those the shards name. Their order is that of the labels."""
+    if classes := _summary(path).get("classes"):
+        return classes
+    names: dict[str, list[str]] = {language: [] for language in LANGUAGES}
+    for one in folder.samples:
+        names[one.sample.language] += [r.category for r in one.sample.regions if r.category is not None]
+    return {language: sorted(set(categories)) for language, categories in names.items()}
+
+
+def scene_masks(path: Path, form: str = "auto") -> tuple[SegmentationSet, dict[str, list[str]]]:
+    """The scenes' masks as maps of shapes or of colours, and the prompts of a class by language.
+
+    Each image is read with the class names of its language.
+
+    Raises:
+        EvaluationError: a form that is none of SCENE_FORMATS, or masks that nothing explains.
+    """
+    if form not in SCENE_FORMATS:
+        raise EvaluationError(f"format is {form!r}; for scenes it must be one of {', '.join(SCENE_FORMATS)}")
+    masks = _summary(path).get("masks")
+    if masks is None:
+        raise EvaluationError(f"{path} has no scenes.json that explains its masks; write it anew: data_tools scenes")
+    of = masks[SCENE_FORMATS[form]]
+    folder, accounting = read_shards(path), Accounting("images with masks")
+    dataset = SegmentationSet([], [], of["classes"], [], "background", accounting, tuple(of["class_of_value"]))
+    for reason, where in folder.faults:
+        dataset.accounting.skip(reason, where)
+    for one in folder.samples:
+        if one.mask is None:
+            dataset.accounting.skip("missing_mask", one.image.key)
+            continue
+        dataset.images.append(one.image)
+        dataset.labels.append(one.mask)
+        dataset.languages.append(one.sample.language)
+        dataset.accounting.take()
+    return dataset, of["templates"]

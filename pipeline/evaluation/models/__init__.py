@@ -1,0 +1,1 @@
+"""The models that can be evaluated, behind the interface in ``base``; ``load`` opens any folder."""

@@ -1,0 +1,116 @@
+"""FG-CLIP 2, ours or public, and SigLIP 2 with its heads copied into FG-CLIP 2's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.base.constants import PATCH_BUDGETS
+from pipeline.data.images import patchify
+from pipeline.data.resolution import level_of
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.evaluation.models.base import EncodedImages, EvaluationModel, Prepared
+from pipeline.evaluation.scclip import Calibration, calibrated_patches
+from pipeline.model import FGCLIP2
+
+
+class FGCLIP2Evaluation(EvaluationModel):
+    """FG-CLIP 2, ours or public; and SigLIP 2 with its heads copied into FG-CLIP 2's (stated in the settings)."""
+
+    patch_size = 16
+
+    def __init__(
+        self,
+        module: FGCLIP2,
+        tokenizer: Tokenizer,
+        *,
+        patch_budgets: Sequence[int] = PATCH_BUDGETS,
+        name: str = "model",
+        prefixes: Mapping[str, str] | None = None,
+        notes: Mapping[str, str] | None = None,
+    ) -> None:
+        """``prefixes``: what the run read before short captions, by language. ``notes``: further settings to state."""
+        self.module, self.tokenizer, self.patch_budgets = module, tokenizer, tuple(patch_budgets)
+        self.name, self.kind = name, "fgclip2"
+        self.prefixes, self.notes = dict(prefixes or {}), dict(notes or {})
+        text = self.module.config.text_config
+        self.lengths = {
+            "short": text.max_position_embeddings,
+            "region": text.max_position_embeddings,
+            "long": text.longtext_len,
+        }
+
+    def with_patch_budgets(self, budgets: Sequence[int]) -> FGCLIP2Evaluation:
+        return FGCLIP2Evaluation(
+            self.module,
+            self.tokenizer,
+            patch_budgets=budgets,
+            name=self.name,
+            prefixes=self.prefixes,
+            notes=self.notes,
+        )
+
+    def prepare(self, image: Image.Image, dense: bool = False) -> Prepared:
+        return self._patches(image, level_of(image.width, image.height, self.patch_budgets))
+
+    def prepare_window(self, image: Image.Image) -> Prepared:
+        grid = (max(image.height // self.patch_size, 1), max(image.width // self.patch_size, 1))
+        return self._patches(image, grid[0] * grid[1], grid)
+
+    def _patches(self, image: Image.Image, budget: int, grid: tuple[int, int] | None = None) -> Prepared:
+        pixels, mask, shape = patchify(image, budget, grid)
+        return Prepared(pixels, (budget,), (mask, tuple(shape)))
+
+    def _batch(self, prepared: Sequence[Prepared]) -> tuple[Tensor, Tensor, Tensor]:
+        pixels = torch.stack([one.pixels for one in prepared]).to(self.device)
+        mask = torch.stack([one.extra[0] for one in prepared]).to(self.device)
+        return pixels, mask, torch.tensor([one.extra[1] for one in prepared], device=self.device)
+
+    def encode_images(self, prepared: Sequence[Prepared], dense: bool = False) -> EncodedImages:
+        pixels, mask, shapes = self._batch(prepared)
+        patches, embeds = self.module.encode_vision(pixels, mask, shapes)
+        features = self.module.dense_features(patches, mask).float() if dense else None
+        return EncodedImages(embeds.float().cpu(), features, mask, shapes)
+
+    def encode_dense(self, prepared: Sequence[Prepared], calibration: Calibration | None) -> EncodedImages:
+        if calibration is None:
+            return self.encode_images(prepared, dense=True)
+        pixels, mask, shapes = self._batch(prepared)
+        tower, visible = self.module.vision_model, mask.bool()
+        seen = visible[:, None, None, :]
+        patches = calibrated_patches(
+            list(tower.encoder["layers"]),
+            tower.embeddings(pixels, shapes),
+            lambda block, hidden: block(hidden, seen),
+            mask=visible,
+            grids=shapes,
+            has_class_token=self.has_class_token,
+            settings=calibration,
+        )
+        features = self.module.dense_features(tower.post_layernorm(patches), mask).float()
+        return EncodedImages(torch.zeros(len(pixels), 0), features, mask, shapes)
+
+    def short_prefix(self, language: str) -> str:
+        return self.prefixes.get(language, "")
+
+    def encode_texts(self, texts: Sequence[str], kind: str) -> Tensor:
+        self.check_kind(kind)
+        ids = self.tokenizer(list(texts), self.lengths[kind]).to(self.device)
+        return self.module.encode_ids(ids, kind).float().cpu()
+
+    def pool_regions(self, features: EncodedImages, boxes: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
+        boxes, image_index = boxes.to(self.device), image_index.to(self.device)
+        embeds, valid = self.module.pool_regions(*features.patches(), boxes, image_index)
+        return embeds.float().cpu(), valid.cpu()
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "patch_budgets": list(self.patch_budgets),
+            "text_lengths": self.lengths,
+            "dtype": str(next(self.module.parameters()).dtype).removeprefix("torch."),
+        } | self.notes
