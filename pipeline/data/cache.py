@@ -2,7 +2,8 @@
 
 Several processes of one machine may share a cache folder. A shard is fetched once, under a lock, into a file aside,
 checked against the manifest's sha256 and then renamed; the cache is kept below its size by removing what was used
-longest ago. Removing a shard that another process reads is safe: its open file stays readable.
+longest ago. Removing a shard that another process reads is safe: its open file stays readable. Only files in folders
+that carry the cache's mark are ever removed: a cache folder may stand above, or in, folders of the user's own shards.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.data.manifest import IndexProblem
+from pipeline.base.border import quoted
+from pipeline.base.files import write_text
+from pipeline.data.manifest import MAX_INDEX_BYTES, IndexProblem
 
 FETCH_ATTEMPTS = 3
 RETRY_SECONDS = 1.0  # doubled each time
 CHUNK_BYTES = 1 << 20
+MARK = ".shard-cache"  # in each folder that a cache made; holds the URL that its files come from
+CACHED_SUFFIXES = (".tar", ".index.parquet")
 
 
 class ShardUnavailable(OSError):
@@ -55,6 +60,8 @@ class CachedFolder:
         self.folder = Path(cache_folder) / hashlib.sha256(self.url.encode()).hexdigest()[:16]
         self.root, self.max_bytes = Path(cache_folder), max_bytes
         self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / MARK).exists():
+            write_text(self.folder / MARK, self.url + "\n")
 
     def open(self, name: str, size: int, sha256: str) -> BinaryIO:
         """A file of the cache, fetched if it is not there. Raises as ``fetch``."""
@@ -75,15 +82,17 @@ class CachedFolder:
         Raises:
             ShardUnavailable: it does not exist, or does not match ``sha256`` after three attempts.
         """
+        if Path(name).name != name or name.startswith("."):
+            raise ShardUnavailable("missing_shard", f"{quoted(name)} is no name of a shard: it leads out of its folder")
         path = self.folder / name
         if not _touch(path):
             with _locked(self.folder / f"{name}.lock"):
                 if not _touch(path):  # another process may have fetched it while this one waited
                     self._make_room(size)
-                    self._download(name, path, sha256)
+                    self._download(name, path, size, sha256)
         return path
 
-    def _download(self, name: str, path: Path, sha256: str) -> None:
+    def _download(self, name: str, path: Path, size: int, sha256: str) -> None:
         import fsspec
 
         aside = path.with_name(f"{name}.{os.getpid()}.part")
@@ -92,9 +101,10 @@ class CachedFolder:
             if attempt:
                 time.sleep(RETRY_SECONDS * 2 ** (attempt - 1))
             try:
-                digest = hashlib.sha256()
+                digest, left = hashlib.sha256(), size or MAX_INDEX_BYTES
                 with fsspec.open(f"{self.url}/{name}", "rb") as source, aside.open("wb") as target:
-                    while chunk := source.read(CHUNK_BYTES):
+                    while left >= 0 and (chunk := source.read(CHUNK_BYTES)):  # a body may have no end
+                        left -= len(chunk)
                         digest.update(chunk)
                         target.write(chunk)
                 if digest.hexdigest() == sha256:
@@ -115,13 +125,12 @@ class CachedFolder:
     def _make_room(self, size: int) -> None:
         with _locked(self.root / "evict.lock"):
             files = []
-            for path in self.root.glob("*/*"):
-                if path.suffix in (".tar", ".parquet"):
-                    try:
-                        status = path.stat()
-                    except FileNotFoundError:
-                        continue
-                    files.append((status.st_mtime_ns, status.st_size, path))
+            for path in self._evictable():
+                try:
+                    status = path.stat()
+                except FileNotFoundError:
+                    continue
+                files.append((status.st_mtime_ns, status.st_size, path))
             used = sum(length for _, length, _ in files)
             for _, length, path in sorted(files):
                 if used + size <= self.max_bytes:
@@ -136,6 +145,14 @@ class CachedFolder:
             free = shutil.disk_usage(self.root).free
             if free < size:
                 raise IndexProblem(f"{self.root} has {free} bytes free and a shard needs {size}; free some or move it")
+
+    def _evictable(self) -> Iterator[Path]:
+        """Shards and indexes in the folders below the cache's that a cache made; links are not followed."""
+        for folder in self.root.iterdir():
+            if (folder / MARK).is_file() and not folder.is_symlink():
+                for path in folder.iterdir():
+                    if path.name.endswith(CACHED_SUFFIXES) and not path.is_symlink():
+                        yield path
 
 
 ShardStore = LocalFolder | CachedFolder

@@ -15,9 +15,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
+from pipeline.base.border import validated
 from pipeline.base.constants import LANGUAGES, PATCH_BUDGETS
 from pipeline.base.files import write_aside, write_bytes
 from pipeline.data.images import ImageFault, image_size
@@ -152,19 +156,36 @@ _SCHEMA = {
 }
 
 
+class ShardSummary(TypedDict):
+    """One shard's line of the manifest, as its index file carries it."""
+
+    shard: str
+    bytes: int
+    sha256: str
+    samples: int
+    regions: int
+    negatives: int
+    counts: dict[str, int]
+    levels: list[int]
+    faults: list[dict[Literal["kind", "shard", "key", "message"], str]]
+
+
+_SUMMARY: TypeAdapter[ShardSummary] = TypeAdapter(ShardSummary)
+
+
 def _index_unless_fresh(shard: Path, patch_budgets: tuple[int, ...], force: bool, max_megapixels: float) -> dict:
     import pyarrow.parquet as pq
-    from pyarrow import ArrowInvalid
+    from pyarrow import ArrowException
 
     index = index_path(shard)
     if not force and index.is_file() and index.stat().st_mtime_ns >= shard.stat().st_mtime_ns:
         try:
             metadata = pq.read_schema(index).metadata or {}
-            summary = json.loads(metadata.get(b"summary", b"{}"))
-        except (ArrowInvalid, OSError, ValueError):
-            summary = {}  # a damaged index is made again
-        if summary.get("bytes") == shard.stat().st_size and summary.get("levels") == list(patch_budgets):
-            return summary | {"index_sha256": hashlib.sha256(index.read_bytes()).hexdigest()}
+            summary = validated(_SUMMARY, metadata.get(b"summary", b"{}"), "summary")
+        except (ArrowException, OSError, ValueError):
+            return index_shard(shard, patch_budgets, max_megapixels)[0]  # a damaged index is made again
+        if summary["bytes"] == shard.stat().st_size and summary["levels"] == list(patch_budgets):
+            return {**summary, "index_sha256": hashlib.sha256(index.read_bytes()).hexdigest()}
     return index_shard(shard, patch_budgets, max_megapixels)[0]
 
 

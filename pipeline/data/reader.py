@@ -15,28 +15,31 @@ from typing import BinaryIO
 
 import numpy as np
 
+from pipeline.base.border import BorderError, quoted, shown
 from pipeline.data.cache import LocalFolder, ShardStore, ShardUnavailable
 from pipeline.data.manifest import (
+    MAX_INDEX_BYTES,
     IndexProblem,
     Manifest,
     ShardIndex,
     index_name,
     load_manifest,
     parse_index,
+    read_at_most,
     read_index,
 )
 from pipeline.data.records import Fault, walk_folder, walk_records
 from pipeline.data.schema import Sample, SampleError, parse_sample
+from pipeline.data.tar import LARGEST_MEMBER_BYTES
 
 OPEN_SHARDS = 64  # files and row indexes that a reader keeps open; about a window's worth
-LARGEST_MEMBER_BYTES = 1 << 30  # a longer one is damage of the index; nothing that long is read into memory
 
 
 class ReadFault(ValueError):
     """A sample cannot be read. ``kind`` is what faults are counted under; ``key`` may be ``?``."""
 
     def __init__(self, kind: str, message: str, *, shard: str, key: str = "?") -> None:
-        super().__init__(f"{shard}: {key}: {kind}: {message}")
+        super().__init__(f"{shown(shard)}: {shown(key)}: {kind}: {message}")
         self.kind, self.shard, self.key = kind, shard, key
 
 
@@ -119,7 +122,7 @@ class ShardReader:
         except ShardUnavailable as error:
             self._lost[number] = ReadFault(error.kind, str(error), shard=name)
             raise self._lost[number] from error
-        except IndexProblem as error:
+        except (IndexProblem, BorderError) as error:
             self._lost[number] = ReadFault("damaged_index", str(error), shard=name)
             raise self._lost[number] from error
         except OSError as error:
@@ -132,11 +135,13 @@ class ShardReader:
 
     def _open_shard(self, number: int, name: str) -> tuple[BinaryIO, ShardIndex, list[np.ndarray]]:
         manifest = self.manifest
-        with self.store.open(index_name(name), 0, manifest.index_sha256[number]) as file:
-            index = parse_index(file.read(), name)
-        if len(index) != manifest.samples[number]:
+        digest = manifest.index_sha256[number]
+        with self.store.open(index_name(name), 0, digest) as file:
+            index = parse_index(read_at_most(file, index_name(name), MAX_INDEX_BYTES), name, digest)
+        if not np.array_equal(index.counts(self.patch_budgets), manifest.counts[number]):
             raise IndexProblem(
-                f"{index_name(name)} has {len(index)} rows, the manifest says {manifest.samples[number]}"
+                f"{index_name(name)} has {len(index)} rows, the manifest says {manifest.samples[number]}, or of other "
+                "languages and sizes; make both again with `python -m data_tools index --force`"
             )
         tar = self.store.open(name, int(manifest.sizes[number]), manifest.sha256[number])
         return tar, index, index.grouped_rows(self.patch_budgets)
@@ -152,7 +157,7 @@ def read_sample(shard: str | Path, key: str) -> tuple[bytes, Sample]:
     shard = Path(shard)
     index = read_index(shard.parent, shard.name)
     if key not in index.keys:
-        raise IndexProblem(f"{shard} has no sample {key!r}; its first keys are {index.keys[:3]}")
+        raise IndexProblem(f"{shard} has no sample {quoted(key)}; its first keys are {index.keys[:3]}")
     manifest = load_manifest(shard.parent)
     reader = ShardReader(manifest, LocalFolder(str(shard.parent)), manifest.patch_budgets)
     try:

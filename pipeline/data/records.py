@@ -32,7 +32,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.data.schema import IMAGE_EXTENSIONS, Sample, SampleError, parse_sample
+from pipeline.base.border import shown
+from pipeline.data.schema import IMAGE_EXTENSIONS, MAX_RECORD_BYTES, Sample, SampleError, parse_sample
 from pipeline.data.tar import Member, group_members
 
 
@@ -46,7 +47,7 @@ class Fault:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.shard}: {self.key}: {self.kind}: {self.message}"
+        return f"{shown(self.shard)}: {shown(self.key)}: {self.kind}: {self.message}"
 
 
 class RecordFault(ValueError):
@@ -67,8 +68,15 @@ class TarSample:
     file: BinaryIO
 
     def read(self, extension: str) -> bytes:
-        """The bytes of a member. Raises ``KeyError`` where there is none."""
+        """The bytes of a member.
+
+        Raises:
+            KeyError: there is none. SampleError: a record that is too long to be one; it is not read.
+        """
         member = self.members[extension]
+        if extension == "json" and member.size > MAX_RECORD_BYTES:
+            rule = f"the JSON member has {member.size} bytes; at most {MAX_RECORD_BYTES} are allowed"
+            raise SampleError("long_record", rule, key=self.key, shard=self.shard.name)
         self.file.seek(member.offset)
         return self.file.read(member.size)
 

@@ -8,6 +8,7 @@ tar can be damaged is an error with its own name, and what stands before the dam
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -16,6 +17,7 @@ BLOCK = 512
 REGULAR, PAX, PAX_GLOBAL, GNU_LONG_NAME = (b"0", b"\0", b"7"), b"x", b"g", b"L"
 DIRECTORY = b"5"
 MAX_DIGITS = 20  # of a decimal number in a pax record: 2^64 has as many
+LARGEST_MEMBER_BYTES = 256 << 20  # members are read whole into memory; images of 100 megapixels are smaller
 MAX_NAME_BYTES = 65536  # assumption: a longer pax or GNU name record is damage or an attack on memory
 
 
@@ -155,6 +157,10 @@ def _member(raw_name: bytes, offset: int, size: int, kind: bytes) -> Member:
         problem = f"it is a link or special file (type {kind.decode('latin-1')!r})"
     elif name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or "\0" in name:
         problem = "its path leaves the tar"
+    elif not name.isprintable() and any(unicodedata.category(character) == "Cc" for character in name):
+        problem = "its name holds control characters"
+    elif size > LARGEST_MEMBER_BYTES:
+        problem = f"it has {size} bytes; at most {LARGEST_MEMBER_BYTES} are read"
     return Member(name.removeprefix("./"), offset, size, problem)
 
 

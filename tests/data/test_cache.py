@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import time
@@ -15,7 +16,7 @@ from pipeline.data import cache
 from pipeline.data.cache import CachedFolder, ShardUnavailable, make_store
 from pipeline.data.index import index_folder
 from pipeline.data.loader import make_loader
-from pipeline.data.manifest import IndexProblem
+from pipeline.data.manifest import IndexProblem, load_manifest
 from tests.data.shards import write_shards
 
 
@@ -147,3 +148,42 @@ def test_remote_shards_give_the_same_batches_as_local_ones(tmp_path, tokenizer):
 def test_a_url_without_a_cache_folder_says_what_to_set():
     with pytest.raises(IndexProblem, match="data.cache_folder"):
         make_store("s3://bucket/shards", None, 1.0)
+
+
+def test_making_room_removes_nothing_that_the_cache_did_not_make(tmp_path, remote):
+    """A cache folder that stands above folders of shards, or holds a link to one, leaves them alone."""
+    url, digests = remote
+    mine = tmp_path / "shards" / "我的"
+    mine.mkdir(parents=True)
+    (mine / "precious.tar").write_bytes(b"x" * 5000)
+    store = CachedFolder(url, tmp_path / "shards", 2000)
+    (tmp_path / "shards" / "link").symlink_to(store.folder)
+    for n in range(4):
+        store.fetch(f"s{n}.tar", 1000, digests[f"s{n}.tar"])
+    assert (mine / "precious.tar").stat().st_size == 5000
+    assert sorted(path.name for path in store.folder.glob("*.tar")) == ["s2.tar", "s3.tar"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x.tar", "/tmp/x.tar", "a/b.tar", ".x.tar", "..\\x.tar", "x\x1b[2J.tar", "x.txt"]
+)
+def test_a_remote_manifest_cannot_name_a_place_outside_its_folder(tmp_path, name):
+    write_shards(tmp_path / "remote", [[("en", 128)]])
+    index_folder(tmp_path / "remote")
+    file = tmp_path / "remote" / "manifest.json"
+    document = json.loads(file.read_text()) | {"shards": [name]}
+    file.write_text(json.dumps(document))
+    with pytest.raises(IndexProblem, match="must be the name of a .tar file") as caught:
+        load_manifest(f"file://{tmp_path}/remote")
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_body_without_an_end_is_cut_at_the_size_that_the_manifest_says(tmp_path, remote):
+    url, digests = remote
+    (tmp_path / "remote" / "s0.tar").write_bytes(bytes(50_000_000))
+    store = CachedFolder(url, tmp_path / "cache", 10_000)
+    with pytest.raises(ShardUnavailable) as caught:
+        store.fetch("s0.tar", 1000, digests["s0.tar"])
+    assert caught.value.kind == "shard_checksum"
+    first = hashlib.sha256(bytes(cache.CHUNK_BYTES)).hexdigest()
+    assert first in str(caught.value), "no more than the first block was read"

@@ -14,6 +14,9 @@ from tests.border.damage import Damage
 # Format -> the module here that describes it; a module's imports take seconds, and not every run needs all.
 MODULES = {
     "record": "shards",
+    "tar": "shards",
+    "index": "shards",
+    "manifest": "shards",
     "image": "shards",
 }
 
