@@ -1,0 +1,269 @@
+"""Everything that the command shows, computed from settings, a number of devices and their kind."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.config import SettingsError, Stage1Settings
+from pipeline.data.loader import HELD_BATCHES
+from pipeline.estimate.devices import Device
+from pipeline.estimate.flops import Flops, count_flops
+from pipeline.estimate.inputs import Data, is_trained, model_config, read_data, read_zero, sharding_of, work_of
+from pipeline.estimate.memory import FLOAT, PATCH_VALUES, Memory, Sharding, Work, memory_at_peak
+from pipeline.estimate.pieces import Piece, trace_pieces
+from pipeline.estimate.timing import StepTime, cores_to_decode, step_time
+from pipeline.model import FGCLIP2Config
+
+CONTEXT_GIGABYTES = 1.5  # assumption: CUDA's context, cuBLAS' and NCCL's workspaces on a device
+USABLE_SHARE = 0.92  # assumption: of the rest; the allocator's fragments need their room
+DISK_GIGABYTES_PER_SECOND = 1.0  # assumption: of one host, writing and reading back
+PROCESS_GIGABYTES = 3.0  # assumption: Python, torch and CUDA's host side, a rank
+WORKER_GIGABYTES = 0.4  # assumption: a loader worker beside its batches
+
+
+@dataclass(frozen=True)
+class AtBudget:
+    """One patch budget: a step there."""
+
+    patches: int
+    share: float  # of the samples
+    checkpointed: bool
+    memory: dict[int, Memory]  # by ZeRO stage
+    largest_micro_batch: dict[int, int]
+    flops: Flops
+    time: StepTime
+    cores: float  # that decode, a device
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The whole of it. Bytes and seconds; numbers by ZeRO stage where they depend on it."""
+
+    stage: str
+    device: Device
+    devices: int
+    zero: int
+    micro_batch: int
+    accumulation: int
+    parameters: int
+    trained: int
+    budgets: list[AtBudget]
+    steps: int
+    seconds_a_step: float
+    use: float
+    images_per_second: float
+    feed_bytes_per_second: float  # all devices
+    host_memory: float  # a host
+    host_cores: float
+    checkpoint_bytes: float
+    checkpoint_copy_seconds: float  # training waits this long
+    checkpoint_write_seconds: float  # behind training
+    disk_bytes: float
+    notes: list[str]
+
+    @property
+    def usable_memory(self) -> float:
+        return usable_bytes(self.device)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every patch budget fits with the ZeRO stage of the settings."""
+        return all(at.memory[self.zero].total <= self.usable_memory for at in self.budgets)
+
+    def to_json(self) -> dict[str, Any]:
+        record = asdict(self) | {"device": self.device.model_dump()}
+        for at, source in zip(record["budgets"], self.budgets, strict=True):
+            at["memory"] = {
+                stage: memory.parts() | {"total": memory.total, "moment": memory.moment}
+                for stage, memory in source.memory.items()
+            }
+            at["flops"] |= {"model": source.flops.model, "total": source.flops.total}
+            at["time"]["total"] = source.time.total
+        return record | {"usable_memory": self.usable_memory, "fits": self.fits}
+
+
+def usable_bytes(device: Device) -> float:
+    """What of a device's memory tensors can have."""
+    whole = 1e9 * device.memory_gigabytes
+    return whole * USABLE_SHARE if device.is_cpu else (whole - 1e9 * CONTEXT_GIGABYTES) * USABLE_SHARE
+
+
+def make_estimate(settings: Stage1Settings, devices: int, device: Device) -> Estimate:
+    """The estimate of a stage on ``devices`` devices.
+
+    Raises:
+        SettingsError: settings that no run could have.
+    """
+    notes: list[str] = []
+    config, data = model_config(settings, notes), read_data(settings, notes)
+    accumulation = settings.train.accumulation_steps
+    micro, rest = divmod(settings.train.global_batch_size, devices * accumulation)
+    if rest or not micro:
+        raise SettingsError(
+            f"train.global_batch_size is {settings.train.global_batch_size}; it must be a multiple of devices times "
+            f"train.accumulation_steps ({devices} x {accumulation}); change one of the three"
+        )
+    zero = int(read_zero(settings).get("stage", 0))
+    if zero not in (1, 2, 3):
+        raise SettingsError(f"{settings.train.deepspeed_config} has ZeRO stage {zero}; stages 1, 2 and 3 are estimated")
+    shardings = {s: sharding_of(settings, config, devices, s, on_cpu=device.is_cpu) for s in (1, 2, 3)}
+    budgets = [
+        at_budget(settings, config, data, micro, patches, share, shardings, zero, device)
+        for patches, share in data.budgets.items()
+    ]
+    seconds = sum(at.share * at.time.total for at in budgets)
+    images = settings.train.global_batch_size / seconds
+    steps = settings.train.max_steps or max(1, round((settings.train.epochs or 0) * data.steps_an_epoch))
+    total, trained = shardings[1].total, shardings[1].trained
+    checkpoint = FLOAT * (total + 2 * trained)
+    per_host = min(devices, device.per_host)
+    cores = sum(at.share * at.cores for at in budgets) * per_host
+    return Estimate(
+        stage="stage2" if settings.trains_regions else "stage1",
+        device=device,
+        devices=devices,
+        zero=zero,
+        micro_batch=micro,
+        accumulation=accumulation,
+        parameters=total,
+        trained=trained,
+        budgets=budgets,
+        steps=steps,
+        seconds_a_step=seconds,
+        use=sum(at.share * at.time.use * at.time.total for at in budgets) / seconds,
+        images_per_second=images,
+        feed_bytes_per_second=images * data.bytes_a_sample,
+        host_memory=_host_memory(settings, micro, max(data.budgets), checkpoint, devices, per_host, total),
+        host_cores=cores + per_host,
+        checkpoint_bytes=checkpoint,
+        checkpoint_copy_seconds=checkpoint / devices / (1e9 * device.host_link * device.bandwidth_use),
+        checkpoint_write_seconds=2 * checkpoint * per_host / devices / (1e9 * DISK_GIGABYTES_PER_SECOND),
+        disk_bytes=_disk(settings, checkpoint, FLOAT * total, steps),
+        notes=notes,
+    )
+
+
+def at_budget(
+    settings: Stage1Settings,
+    config: FGCLIP2Config,
+    data: Data,
+    micro: int,
+    patches: int,
+    share: float,
+    shardings: dict[int, Sharding],
+    zero: int,
+    device: Device,
+) -> AtBudget:
+    """A step at one patch budget."""
+    train, checkpointed = settings.train, is_checkpointed(settings, patches)
+    pieces = trace_pieces(
+        config, patches, train.precision, settings.trains_regions, lambda n: is_trained(n, settings.trains_regions)
+    )
+    work = work_of(settings, config, micro, patches, data)
+    flops = flops_of(settings, pieces, work, shardings[zero].ranks, config, data.regions_an_image)
+    time = step_time(
+        pieces,
+        work,
+        flops,
+        shardings[zero],
+        device,
+        train.precision,
+        checkpointed=checkpointed,
+        accumulation=train.accumulation_steps,
+    )
+    rate = train.global_batch_size / time.total / shardings[zero].ranks
+    return AtBudget(
+        patches=patches,
+        share=share,
+        checkpointed=checkpointed,
+        memory={stage: memory_of(settings, pieces, work, one, config) for stage, one in shardings.items()},
+        largest_micro_batch={
+            stage: _largest(settings, pieces, config, data, patches, one, device) for stage, one in shardings.items()
+        },
+        flops=flops,
+        time=time,
+        cores=cores_to_decode(rate, patches),
+    )
+
+
+def is_checkpointed(settings: Stage1Settings, patches: int) -> bool:
+    """Whether the settings recompute activations at a patch budget."""
+    return settings.model.gradient_checkpointing
+
+
+def memory_of(
+    settings: Stage1Settings, pieces: list[Piece], work: Work, sharding: Sharding, config: FGCLIP2Config
+) -> Memory:
+    """The peak of a micro-batch under the settings."""
+    return memory_at_peak(
+        pieces,
+        work,
+        sharding,
+        checkpointed=is_checkpointed(settings, work.patches),
+        width=config.vision_config.hidden_size,
+        exchange=settings.global_loss.exchange,
+        chunk_size=settings.global_loss.chunk_size,
+        negatives=settings.data.max_negatives,
+    )
+
+
+def flops_of(
+    settings: Stage1Settings, pieces: list[Piece], work: Work, ranks: int, config: FGCLIP2Config, regions: float
+) -> Flops:
+    """The products of a micro-batch under the settings."""
+    weights = (settings.global_loss.short_weight, settings.global_loss.long_weight)
+    return count_flops(
+        pieces,
+        work,
+        checkpointed=is_checkpointed(settings, work.patches),
+        ranks=ranks,
+        width=config.vision_config.hidden_size,
+        num_captions=sum(weight > 0 for weight in weights),
+        regions_an_image=regions,
+        negatives=settings.data.max_negatives,
+    )
+
+
+def _largest(
+    settings: Stage1Settings,
+    pieces: list[Piece],
+    config: FGCLIP2Config,
+    data: Data,
+    patches: int,
+    sharding: Sharding,
+    device: Device,
+) -> int:
+    """Images of the largest micro-batch that fits; 0 where not even one does."""
+
+    def fits(images: int) -> bool:
+        work = work_of(settings, config, images, patches, data)
+        return memory_of(settings, pieces, work, sharding, config).total <= usable_bytes(device)
+
+    low, high = 0, 1
+    while fits(high) and high < 1 << 20:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _host_memory(
+    settings: Stage1Settings, micro: int, patches: int, checkpoint: float, devices: int, per_host: int, total: int
+) -> float:
+    """Bytes of one host: processes, loader slots, the copy that a checkpoint is written from."""
+    data = settings.data
+    slots = max(data.num_workers, 1) * (data.prefetch_batches + HELD_BATCHES)
+    loader = slots * micro * patches * PATCH_VALUES * FLOAT + 1e9 * WORKER_GIGABYTES * data.num_workers
+    start = FLOAT * total  # every rank makes the model in host memory before it goes to the device
+    return per_host * (1e9 * PROCESS_GIGABYTES + loader + max(checkpoint / devices, start))
+
+
+def _disk(settings: Stage1Settings, checkpoint: float, weights: float, steps: int) -> float:
+    """Bytes of the run's folder at its end, with one checkpoint more while it is being written."""
+    train = settings.train
+    kept = train.keep_last_checkpoints + 1
+    if train.keep_every_steps:
+        kept += steps // train.keep_every_steps
+    return kept * checkpoint + weights

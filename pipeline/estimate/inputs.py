@@ -1,0 +1,153 @@
+"""From settings to what is estimated: the model, the work of a micro-batch, how it is sharded, and what was assumed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import SettingsError, Stage1Settings, Stage2Settings
+from pipeline.data.manifest import IndexProblem, load_manifest
+from pipeline.data.plan.plan import Plan
+from pipeline.data.tokenizer import load_tokenizer
+from pipeline.estimate.memory import Sharding, Work
+from pipeline.estimate.pieces import model_without_data
+from pipeline.model import FGCLIP2Config, preset_config
+from pipeline.model.start import StartError, find_model, read_config
+from pipeline.training.optimizer import REGION_ONLY, parameter_groups
+
+GEMMA_VOCABULARY = 256_000  # of SigLIP 2's tokenizer
+IMAGE_BYTES = 130_000  # assumption: a photograph of half a megapixel as JPEG, with its record
+SAMPLES = 1_000_000  # assumption where there are no shards to count
+BOXED_SHARE = 1.0  # assumption: every image of stage 2 has regions
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the shards say, or what is assumed of them."""
+
+    samples: int
+    bytes_a_sample: float
+    budgets: dict[int, float]  # share of the samples by patch budget
+    steps_an_epoch: int
+    regions_an_image: float
+    assumed: bool
+
+
+def model_config(settings: Stage1Settings, notes: list[str]) -> FGCLIP2Config:
+    """The configuration of the model that the settings would train; what had to be assumed goes into ``notes``.
+
+    Raises:
+        SettingsError: model.start_from holds no model.
+    """
+    start = settings.model.start_from
+    if start:
+        try:
+            return read_config(find_model(start), None)[0]
+        except StartError as error:
+            notes.append(f"{error}; the preset {settings.model.preset} is taken")
+    vocabulary = GEMMA_VOCABULARY
+    try:
+        vocabulary = load_tokenizer(settings.tokenizer.path).vocab_size
+    except (ValueError, OSError):
+        notes.append(
+            f"tokenizer.path {settings.tokenizer.path} cannot be read; {GEMMA_VOCABULARY:,} ids are assumed, as "
+            "SigLIP 2 has"
+        )
+    try:
+        return preset_config(settings.model.preset, vocabulary)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
+def read_data(settings: Stage1Settings, notes: list[str]) -> Data:
+    """Counts of the shards, or assumptions where there are none yet."""
+    batch = settings.train.global_batch_size
+    try:
+        manifests = [load_manifest(folder, settings.data.patch_budgets) for folder in settings.data.shards]
+        plan = Plan(manifests, settings.data, settings.train.seed, batch)
+        steps = plan.steps_per_epoch()
+    except (IndexProblem, OSError) as error:
+        budgets = {budget: 1 / len(settings.data.patch_budgets) for budget in settings.data.patch_budgets}
+        notes.append(
+            f"data.shards: {' '.join(str(error).split())}; {SAMPLES:,} samples of {IMAGE_BYTES:,} bytes with as many "
+            "images at each patch budget are assumed"
+        )
+        regions = float(settings.data.max_regions_per_image)
+        return Data(SAMPLES, IMAGE_BYTES, budgets, max(1, SAMPLES // batch), regions, True)
+    counts = sum(manifest.counts.sum((0, 1)) for manifest in manifests)
+    samples = int(sum(manifest.samples.sum() for manifest in manifests))
+    size = float(sum(manifest.sizes.sum() for manifest in manifests))
+    regions = float(sum(manifest.regions.sum() for manifest in manifests)) / max(samples, 1)
+    shares = {
+        b: float(n) / max(float(counts.sum()), 1.0) for b, n in zip(manifests[0].patch_budgets, counts, strict=True)
+    }
+    most = min(regions, settings.data.max_regions_per_image)
+    return Data(samples, size / max(samples, 1), {b: s for b, s in shares.items() if s}, steps, most, False)
+
+
+def work_of(settings: Stage1Settings, config: FGCLIP2Config, images: float, patches: int, data: Data) -> Work:
+    """A micro-batch of a rank. Every region is assumed to have its own texts, and as many negatives as are read."""
+    text = config.text_config
+    work = Work(images, patches, text.max_position_embeddings, text.longtext_len)
+    if not isinstance(settings, Stage2Settings):
+        return work
+    regions = images * data.regions_an_image
+    texts = regions * (1 + settings.data.max_negatives + settings.data.long_phrase_probability)
+    return Work(
+        images,
+        patches,
+        work.short_tokens,
+        work.long_tokens,
+        regions=regions,
+        region_texts=texts,
+        hard_rows=regions,
+        boxed_images=images * BOXED_SHARE,
+    )
+
+
+def is_trained(name: str, with_regions: bool) -> bool:
+    """Whether a stage trains a parameter."""
+    return with_regions or not name.startswith(REGION_ONLY)
+
+
+def sharding_of(settings: Stage1Settings, config: FGCLIP2Config, ranks: int, stage: int, *, on_cpu: bool) -> Sharding:
+    """How ZeRO ``stage`` divides the model over ``ranks``.
+
+    Raises:
+        SettingsError: train.deepspeed_config cannot be read.
+    """
+    model = model_without_data(config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(is_trained(name, settings.trains_regions))
+    groups = parameter_groups(model.named_parameters(), settings.optimizer)
+    sizes = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
+    zero = read_zero(settings)
+    return Sharding(
+        stage=stage,
+        ranks=ranks,
+        total=sum(parameter.numel() for parameter in model.parameters()),
+        trained=sum(sizes),
+        largest_group=max(sizes),
+        reduce_bucket=int(zero.get("reduce_bucket_size", 5e8)),
+        prefetch_bucket=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
+        max_reuse=int(zero.get("stage3_max_reuse_distance", 1e9)),
+        on_cpu=on_cpu,
+        accumulation=settings.train.accumulation_steps,
+    )
+
+
+def read_zero(settings: Stage1Settings) -> dict:
+    """The ``zero_optimization`` of train.deepspeed_config.
+
+    Raises:
+        SettingsError: no such file, or it is no JSON object with that key.
+    """
+    path = Path(settings.train.deepspeed_config)
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["zero_optimization"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingsError(
+            f"train.deepspeed_config {path} cannot be read ({type(error).__name__}: {error}); "
+            "launch/ has zero1.json to zero3.json"
+        ) from error
