@@ -7,13 +7,13 @@ same unit, and ``ratio`` is value / baseline; both are null where there is nothi
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from pipeline.base.files import write_json
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,11 @@ def format_table(rows: Sequence[Row]) -> str:
 
 
 def report(rows: Sequence[Row], json_file: Path | None = None) -> None:
-    """Print the table; with ``json_file``, write the rows there too (aside first, then renamed)."""
+    """Print the table; with ``json_file``, write the rows there too."""
     print(format_table(rows), flush=True)
     if json_file is None:
         return
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    aside = json_file.with_name(f"{json_file.name}.{os.getpid()}.tmp")
-    aside.write_text(json.dumps([asdict(row) for row in rows], ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, json_file)
+    write_json(json_file, [asdict(row) for row in rows])
 
 
 def _number(value: float | None) -> str:

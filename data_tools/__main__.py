@@ -11,14 +11,17 @@ import sys
 COMMANDS = {
     "scenes": ("data_tools.scenes.command", "draw the embedded training and test images with captions and boxes"),
     "tokenizer": ("data_tools.tokenizer", "train a SentencePiece tokenizer on the captions of shards or text files"),
-    "build": ("data_tools.build", "make shards from COCO, FineHARD, folders, img2dataset output or WebDataset tars"),
+    "build": (
+        "data_tools.build.command",
+        "make shards from COCO, FineHARD, folders, img2dataset or WebDataset tars",
+    ),
     "captions": ("data_tools.captions.command", "write long captions with a vision-language model"),
     "phrases": ("data_tools.phrases.command", "find referring expressions in captions"),
     "boxes": ("data_tools.boxes.command", "ground phrases with a zero-shot detector"),
     "negatives": ("data_tools.negatives.command", "make ten altered phrases a region"),
     "index": ("data_tools.index", "write the index and manifest that training plans from"),
     "verify": ("data_tools.verify", "re-read shards and report every fault"),
-    "card": ("data_tools.data_card", "write the data card: counts, languages, attributes, generators, drop reasons"),
+    "card": ("data_tools.card", "write the data card: counts, languages, attributes, generators, drop reasons"),
     "report": ("data_tools.report.command", "one HTML page to look at before training"),
 }
 

@@ -11,7 +11,6 @@ import sys
 from collections import Counter
 
 from pipeline.base.constants import PATCH_BUDGETS
-from pipeline.data.index import index_folder
 
 EPILOG = """examples:
   python -m data_tools index shards/train
@@ -37,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from pipeline.data.index import index_folder  # arrow, which --help does without
+
     def show(name: str, done: int, total: int) -> None:
         print(f"indexed {done}/{total} {name}", file=sys.stderr, flush=True)
 

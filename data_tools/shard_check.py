@@ -10,11 +10,10 @@ from pathlib import Path
 
 from data_tools.execution.shards import Drop, read_members
 from data_tools.sources.images import ImageProblem, check_image
-from pipeline.data.index import Fault
+from pipeline.data.records import Fault
 from pipeline.data.schema import IMAGE_EXTENSIONS, Sample, SampleError, parse_sample
 
 HASH_BYTES = 16  # of SHA-256: two images in twelve million agree by chance once in 10^24
-END_MARK_BYTES = 1024  # two blocks of zeros
 
 
 @dataclass
@@ -23,7 +22,6 @@ class ShardCheck:
 
     shard: str
     sha256: str = ""
-    bytes: int = 0
     counts: Counter[str] = field(default_factory=Counter)  # samples, regions, negatives
     keys: list[str] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
@@ -32,7 +30,7 @@ class ShardCheck:
 
 def check_shard(path: Path, deep: bool = True, progress: Callable[[int], None] = lambda _: None) -> ShardCheck:
     """Read one tar from front to end."""
-    check = ShardCheck(path.name, bytes=path.stat().st_size)
+    check = ShardCheck(path.name)
     try:
         for item in read_members(path):
             if isinstance(item, Drop):
@@ -40,21 +38,12 @@ def check_shard(path: Path, deep: bool = True, progress: Callable[[int], None] =
                 continue
             _check_sample(check, *item, deep)
             progress(1)
-        _check_end(path)
     except OSError as error:
         check.faults.append(Fault("damaged_shard", path.name, "-", str(error)))
     if deep:
         with open(path, "rb") as stream:
             check.sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     return check
-
-
-def _check_end(path: Path) -> None:
-    """A tar cut between two members reads like a whole, shorter one; only its end mark tells."""
-    with open(path, "rb") as stream:
-        stream.seek(max(0, path.stat().st_size - END_MARK_BYTES))
-        if any(stream.read()):
-            raise OSError(f"shard {path} does not end with a tar's end mark, so it was cut; make or fetch it again")
 
 
 def _check_sample(check: ShardCheck, key: str, members: dict[str, bytes], deep: bool) -> None:

@@ -7,8 +7,6 @@ builders that share shards out among processes.
 
 from __future__ import annotations
 
-import os
-import socket
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from pipeline.base.files import finish_file, partial_path, remove_leftovers
 from pipeline.data.schema import IMAGE_EXTENSIONS, Sample
 
 BLOCK_BYTES = 512  # of the tar format
-PARTIAL_MARK = ".partial-"
 DEFAULT_SAMPLES_PER_SHARD = 1000
 
 
@@ -47,9 +45,9 @@ class _TarFile:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
+        remove_leftovers(path)
         # Host and process in the name: two machines may build the same shard after one was taken for dead.
-        self.partial = path.with_name(f"{path.name}{PARTIAL_MARK}{socket.gethostname()}-{os.getpid()}")
+        self.path, self.partial = path, partial_path(path)
         self.stream: BinaryIO = open(self.partial, "wb", buffering=1 << 20)
         self.keys: set[str] = set()
 
@@ -77,10 +75,8 @@ class _TarFile:
 
     def commit(self) -> None:
         self.stream.write(bytes(2 * BLOCK_BYTES))
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
         self.stream.close()
-        os.replace(self.partial, self.path)
+        finish_file(self.partial, self.path, durable=True)
 
     def discard(self) -> None:
         try:
@@ -109,14 +105,6 @@ def write_shard(path: Path, records: Iterable[Record]) -> int:
     return len(tar.keys)
 
 
-def remove_partial_shards(folder: Path) -> int:
-    """Delete what killed writers left in ``folder``; call it only when nothing is writing there."""
-    left = list(folder.glob(f"*.tar{PARTIAL_MARK}*"))
-    for path in left:
-        path.unlink(missing_ok=True)
-    return len(left)
-
-
 class ShardWriter:
     """Cut a stream of samples into shards of ``samples_per_shard``; index and manifest are written at the end.
 
@@ -135,7 +123,8 @@ class ShardWriter:
         if samples_per_shard < 1:
             raise ValueError(f"samples_per_shard is {samples_per_shard}; it must be at least 1")
         self.folder, self.prefix, self.samples_per_shard = Path(folder), prefix, samples_per_shard
-        self.index, self._number, self._tar = index, first_number, None
+        self.index, self._number = index, first_number
+        self._tar: _TarFile | None = None
         self.num_samples = 0
 
     def write(

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
-import os
 import random
 import re
-import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from pipeline.data.schema import Sample, parse_sample
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
+from pipeline.base.files import write_bytes, write_json
+from pipeline.data.records import walk_records
+from pipeline.data.schema import Sample
 
 MODEL_FILE = "tokenizer.model"
 SPECIAL_PIECES = {"pad": "<pad>", "eos": "<eos>", "bos": "<bos>", "unk": "<unk>"}  # ids 0, 1, 2, 3
@@ -58,18 +60,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def shard_texts(folders: Iterable[Path]) -> Iterator[str]:
-    """Every caption, phrase and negative of the shards, in order of folder, shard name and sample."""
+    """Every caption, phrase and negative of the shards, in order of folder, shard name and sample.
+
+    Raises:
+        ValueError: a folder holds no shard, or a sample or shard is damaged.
+    """
     for folder in folders:
         shards = sorted(folder.glob("*.tar"))
         if not shards:
             raise ValueError(f"{folder} holds no shard (*.tar); give a folder that data_tools wrote")
         for path in shards:
-            with tarfile.open(path) as shard:
-                for member in shard:
-                    stream = shard.extractfile(member) if member.name.endswith(".json") else None
-                    if stream is not None:
-                        key = member.name.removesuffix(".json")
-                        yield from sample_texts(parse_sample(stream.read(), key=key, shard=path.name))
+            for _, sample in walk_records(path):
+                yield from sample_texts(sample)
 
 
 def sample_texts(sample: Sample) -> Iterator[str]:
@@ -124,7 +126,6 @@ def train(texts: list[str], vocab_size: int) -> bytes:
 
 def save(model: bytes, folder: Path) -> None:
     """``tokenizer.model`` and the settings that make transformers pad on the right and add the end token."""
-    folder.mkdir(parents=True, exist_ok=True)
     config = {
         "tokenizer_class": "Siglip2Tokenizer",
         "padding_side": "right",
@@ -133,34 +134,27 @@ def save(model: bytes, folder: Path) -> None:
         "do_lower_case": True,
         **{f"{name}_token": piece for name, piece in SPECIAL_PIECES.items()},
     }
-    contents = {MODEL_FILE: model, "tokenizer_config.json": (json.dumps(config, indent=1) + "\n").encode("utf-8")}
-    for name, content in contents.items():
-        partial = folder / f"{name}.partial"
-        partial.write_bytes(content)
-        os.replace(partial, folder / name)
+    write_bytes(folder / MODEL_FILE, model)
+    write_json(folder / "tokenizer_config.json", config)
 
 
-def _with_breaks(text: str, segmenter) -> str:
-    def cut(found: re.Match[str]) -> str:
-        return WORD_BREAK + WORD_BREAK.join(segmenter.encode(found.group(), out_type=str)) + WORD_BREAK
+def _with_breaks(text: str, segmenter: SentencePieceProcessor) -> str:
+    def cut(run: re.Match[str]) -> str:
+        return WORD_BREAK + WORD_BREAK.join(segmenter.encode(run.group(), out_type=str)) + WORD_BREAK
 
     return HAN_RUN.sub(cut, text).strip(WORD_BREAK)
 
 
-def _loaded(model: bytes):
-    import sentencepiece
-
-    return sentencepiece.SentencePieceProcessor(model_proto=model)
+def _loaded(model: bytes) -> SentencePieceProcessor:
+    return SentencePieceProcessor(model_proto=model)
 
 
 def _trained(texts: list[str], vocab_size: int, max_characters: int, word_break: str = "") -> bytes:
-    import sentencepiece
-
     stream, small = io.BytesIO(), vocab_size < LARGE_VOCABULARY
-    options = {f"{name}_id": number for number, name in enumerate(SPECIAL_PIECES)}
+    options: dict[str, Any] = {f"{name}_id": number for number, name in enumerate(SPECIAL_PIECES)}
     options |= {f"{name}_piece": piece for name, piece in SPECIAL_PIECES.items()}
     try:
-        sentencepiece.SentencePieceTrainer.train(
+        SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
             model_writer=stream,
             model_type="bpe",

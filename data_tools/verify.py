@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -28,8 +26,9 @@ from data_tools.execution.jobs import InProcess, Job
 from data_tools.execution.local import LocalExecutor
 from data_tools.execution.progress import Progress
 from data_tools.shard_check import HASH_BYTES, ShardCheck, check_shard
-from pipeline.data.index import Fault, index_path
-from pipeline.data.manifest import IndexProblem, load_manifest
+from pipeline.base.files import write_json
+from pipeline.data.manifest import IndexProblem, index_name, load_manifest
+from pipeline.data.records import Fault
 
 MAX_LISTED = 50  # faults printed; --json has all
 
@@ -75,9 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         "faults": [asdict(fault) for fault in faults],
     }
     if arguments.json:
-        partial = arguments.json.with_name(f"{arguments.json.name}.partial")
-        partial.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, arguments.json)
+        write_json(arguments.json, result)
     for line in table(faults):
         print(line)
     print(
@@ -160,7 +157,7 @@ def manifest_faults(folder: Path, checks: list[ShardCheck]) -> list[Fault]:
         if check.sha256 != manifest.sha256[number]:
             message = f"its bytes changed after it was indexed (SHA-256 {check.sha256[:12]}…); restore it, or {remedy}"
             faults.append(Fault("checksum", check.shard, "-", message))
-        index = index_path(folder / check.shard)
+        index = folder / index_name(check.shard)
         if not index.is_file():
             faults.append(Fault("missing_index", check.shard, "-", f"{index.name} is not there; {remedy}"))
         elif hashlib.sha256(index.read_bytes()).hexdigest() != manifest.index_sha256[number]:

@@ -76,7 +76,8 @@ def choose_boxes(
 def _limited(
     box: tuple[float, float, float, float], width: int, height: int, limits: BoxLimits
 ) -> tuple[tuple[float, float, float, float], str | None]:
-    x1, y1, x2, y2 = box = tuple(round(min(max(value, 0.0), 1.0), 6) for value in box)
+    x1, y1, x2, y2 = (round(min(max(value, 0.0), 1.0), 6) for value in box)
+    box = (x1, y1, x2, y2)
     wide, high = (x2 - x1) * width, (y2 - y1) * height
     if not (wide >= MIN_SIDE_PIXELS and high >= MIN_SIDE_PIXELS):  # so written that NaN fails too
         return box, "boxes_without_area"

@@ -30,7 +30,8 @@ class Detector:
         if not (Path(path) / "config.json").is_file():
             raise ValueError(f"{path} holds no config.json; give the folder of a saved zero-shot detector")
         self.path, self.precision = str(path), precision
-        self._model = self._processor = None
+        self._model: Any = None  # of whatever class the folder's config names
+        self._processor: Any = None
 
     def settings(self) -> dict[str, Any]:
         return {"detector": Path(self.path).name, "precision": self.precision}

@@ -32,7 +32,8 @@ class TransformersCaptioner:
         if not (Path(path) / "config.json").is_file():
             raise ValueError(f"{path} holds no config.json; give the folder of a saved image-text-to-text model")
         self.path, self.batch_size, self.max_tokens, self.precision = str(path), batch_size, max_tokens, precision
-        self._model = self._processor = None
+        self._model: Any = None  # of whatever class the folder's config names
+        self._processor: Any = None
 
     def settings(self) -> dict[str, Any]:
         return {"model": Path(self.path).name, "max_tokens": self.max_tokens, "precision": self.precision}

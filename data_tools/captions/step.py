@@ -10,6 +10,7 @@ from data_tools.execution.steps import Drop, Record, Shard, Step
 from data_tools.model_server.images import fitted
 from data_tools.text.prompts import Prompt
 from pipeline.data.images import ImageFault
+from pipeline.data.schema import Sample
 
 
 @dataclass(frozen=True)
@@ -138,5 +139,9 @@ class CaptionStep(Step):
                 continue  # with replace_existing the sample keeps what it has
             shard.count(f"{question.field}_written")
             source[question.field] = by
-            sample = replace(sample, **{question.field: answer.text})
+            sample = _with_caption(sample, question.field, answer.text)
         return replace(record, sample=replace(sample, source=source))
+
+
+def _with_caption(sample: Sample, field: str, text: str) -> Sample:
+    return replace(sample, long_caption=text) if field == "long_caption" else replace(sample, short_caption=text)

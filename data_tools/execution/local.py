@@ -76,7 +76,8 @@ class _Pool:
 
     def results(self, progress: Callable[[int], None]) -> Iterator[JobResult]:
         while self.members:
-            for pipe in wait(list(self.members), timeout=PROGRESS_SECONDS):
+            ready = set(wait(list(self.members), timeout=PROGRESS_SECONDS))
+            for pipe in [pipe for pipe in self.members if pipe in ready]:
                 try:
                     message = pipe.recv()
                 except (EOFError, ConnectionResetError):
@@ -156,8 +157,10 @@ def _worker(pipe: Connection, work: Work, number: int) -> None:
 
 
 def _die_with_parent() -> None:
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 @contextlib.contextmanager

@@ -53,7 +53,8 @@ class RayExecutor:
 
 class _Actors:
     def __init__(self, ray: Any, work: Work, jobs: Sequence[Job], number: int, gpus: float) -> None:
-        self.ray, self.waiting, self.lost = ray, deque(jobs), Counter()
+        self.ray, self.waiting = ray, deque(jobs)
+        self.lost: Counter[str] = Counter()
         self.lost_errors = (
             ray.exceptions.RayActorError,
             ray.exceptions.NodeDiedError,

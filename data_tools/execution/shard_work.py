@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,7 +15,8 @@ from data_tools.execution.interface import Shard, Step
 from data_tools.execution.jobs import Job, StopRun
 from data_tools.execution.journal import Journal
 from data_tools.execution.shards import Drop, Record, ShardSource
-from data_tools.shards import PARTIAL_MARK, write_shard
+from data_tools.shards import write_shard
+from pipeline.base.files import remove_leftovers, write_json
 
 CLAIM_SECONDS = 3.0  # a worker whose machine was declared dead may need a moment to end
 REPORTS, WORK = "reports", ".work"  # subfolders of an output folder; WORK holds locks and journals
@@ -37,14 +37,14 @@ class ShardWork:
     ) -> None:
         self.step, self.output, self.index = step, output, index
         self.retry_failed, self.overwrite, self.earlier_reports = retry_failed, overwrite, earlier_reports
-        self._worker: int | None = None
+        self._worker = 0
         self._opened = False
 
     def open(self, worker: int) -> None:
         self._worker = worker  # models are loaded at the first unfinished shard, so that a rerun of nothing is quick
 
     def close(self) -> None:
-        if self._opened:
+        if self._opened and self.step is not None:
             self.step.close()
 
     def do(self, job: Job, progress: Callable[[int], None]) -> tuple[dict[str, Any], bool]:
@@ -58,8 +58,8 @@ class ShardWork:
             finished = self._finished(source, made_by)
             if finished is not None:
                 return finished, True
-            for left in self.output.glob(f"{job.name}.tar{PARTIAL_MARK}*"):
-                left.unlink()  # of a killed worker; the claim tells that it writes no more
+            # Of a killed worker, on whatever machine: the claim tells that it writes no more.
+            remove_leftovers(self.output / f"{job.name}.tar", of_all=True)
             if self.step is not None and not self._opened:
                 self.step.open(self._worker)
                 self._opened = True
@@ -67,7 +67,7 @@ class ShardWork:
 
     def _made_by(self, source: ShardSource) -> dict[str, Any]:
         step = self.step
-        made_by = {"input": source.identity()}
+        made_by: dict[str, Any] = {"input": source.identity()}
         if step is not None:
             made_by |= {"step": step.name, "version": step.version, "settings": step.settings()}
         return json.loads(json.dumps(made_by))  # as it will be read back: tuples are lists
@@ -131,7 +131,7 @@ class ShardWork:
                 "counts": dict(sorted(shard.counts.items())),
                 "earlier": earlier,
             }
-            _write_aside(self._report_path(source.name), json.dumps(report, ensure_ascii=False, indent=1))
+            write_json(self._report_path(source.name), report, durable=True)
             if not shard.failed:
                 journal.remove()
         finally:
@@ -182,16 +182,3 @@ def _claim(path: Path) -> Iterator[None]:
                     raise ValueError(f"another run is at work on it (it holds {path})") from error
                 time.sleep(0.1)
         yield
-
-
-def _write_aside(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(aside, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise

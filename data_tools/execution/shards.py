@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_tools.shards import Record
+from pipeline.data.records import Fault, walk_tar
 from pipeline.data.schema import IMAGE_EXTENSIONS, Sample, SampleError, parse_sample
-from pipeline.data.tar import BLOCK, TarFault, scan_tar, split_name
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ class Drop:
 class ShardSource(Protocol):
     """The records of one shard to be; picklable."""
 
-    name: str  # of the output shard, without .tar
+    @property
+    def name(self) -> str:
+        """Of the output shard, without .tar."""
 
     def records(self) -> Iterator[Record | Drop]: ...
 
@@ -65,33 +67,18 @@ def read_members(path: Path) -> Iterator[tuple[str, dict[str, bytes]] | Drop]:
     Raises:
         OSError: the file is missing, cut or no tar; samples before the damage have been given by then.
     """
-    if not _ends_whole(path):
-        raise OSError(f"shard {path} is damaged (it ends before its end mark); make or fetch it again, or pack it anew")
-    key, members = None, {}
-    with open(path, "rb") as file:
-        try:
-            for member in scan_tar(file):
-                if member.problem:
-                    yield Drop(member.name, "unsafe_member", f"{path.name}: {member.problem}")
-                    continue
-                this, extension = split_name(member.name)
-                if this != key:
-                    if members:
-                        yield key, members
-                    key, members = this, {}
-                file.seek(member.offset)
-                members[extension] = file.read(member.size)
-        except TarFault as fault:
-            raise OSError(f"shard {path} is damaged ({fault}); make or fetch it again") from fault
-    if members:
-        yield key, members
+    unsafe: list[Drop] = []
 
+    def on_fault(fault: Fault) -> None:
+        if fault.kind != "unsafe_member":
+            raise OSError(f"shard {path} is damaged ({fault.message}); make or fetch it again, or pack it anew")
+        unsafe.append(Drop(fault.key, fault.kind, f"{path.name}: {fault.message}"))
 
-def _ends_whole(path: Path) -> bool:
-    """A tar ends with two blocks of zeros; without them a file cut between two members looks whole."""
-    with open(path, "rb") as stream:
-        stream.seek(max(0, path.stat().st_size - 2 * BLOCK))
-        return not any(stream.read())
+    for sample in walk_tar(path, on_fault, end_mark_required=True):
+        yield from unsafe
+        unsafe.clear()
+        yield sample.key, {extension: sample.read(extension) for extension in sample.members}
+    yield from unsafe
 
 
 def _record(key: str, members: dict[str, bytes], shard: str) -> Record | Drop:

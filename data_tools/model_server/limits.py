@@ -10,16 +10,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import json
 import os
 import random
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
 
 from data_tools.execution.jobs import StopRun
+from pipeline.base.border import BorderError, read_bounded, validated
+from pipeline.base.files import write_json
 
 # Assumption: an answer takes a second or more, so looking for a free slot this often costs no throughput.
 SLOT_POLL_SECONDS = 0.02
+
+
+_SPENT: TypeAdapter[dict[str, int]] = TypeAdapter(
+    dict[Annotated[str, Field(pattern="^(requests|tokens)$")], Annotated[int, Field(strict=True, ge=0)]]
+)
 
 
 class BudgetSpent(StopRun):
@@ -49,7 +58,9 @@ class SharedLimits:
         self._gate: asyncio.Semaphore | None = None
         self._gate_loop: asyncio.AbstractEventLoop | None = None
 
-    def __getstate__(self) -> dict:  # a gate belongs to one event loop, so it does not travel to other processes
+    def __getstate__(
+        self,
+    ) -> dict[str, Any]:  # a gate belongs to one event loop, so it does not travel to other processes
         return {**self.__dict__, "_gate": None, "_gate_loop": None}
 
     @contextlib.asynccontextmanager
@@ -65,19 +76,19 @@ class SharedLimits:
                 yield
             return
         async with self._gate:
-            descriptor = await self._free_file()
+            descriptor = await self._free_file(self.folder)
         try:
             yield
         finally:
             os.close(descriptor)  # closing gives the lock back
 
-    async def _free_file(self) -> int:
-        self.folder.mkdir(parents=True, exist_ok=True)
+    async def _free_file(self, folder: Path) -> int:
+        folder.mkdir(parents=True, exist_ok=True)
         numbers = list(range(self.concurrency))
         while True:
             random.shuffle(numbers)  # processes that start at the same file would queue behind each other
             for number in numbers:
-                descriptor = os.open(self.folder / f"slot-{number:04d}", os.O_CREAT | os.O_RDWR, 0o644)
+                descriptor = os.open(folder / f"slot-{number:04d}", os.O_CREAT | os.O_RDWR, 0o644)
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -121,10 +132,20 @@ class SharedLimits:
         path = self.folder / "spent.json"
         with open(self.folder / "spent.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"requests": 0, "tokens": 0}
+            before = _read_spent(path)
             spent = dict(before)
             yield spent
             if spent != before:
-                aside = path.with_suffix(".aside")
-                aside.write_text(json.dumps(spent), encoding="utf-8")
-                aside.replace(path)
+                write_json(path, spent, indent=None)
+
+
+def _read_spent(path: Path) -> dict[str, int]:
+    if not path.exists():
+        return {"requests": 0, "tokens": 0}
+    try:
+        return {"requests": 0, "tokens": 0} | validated(_SPENT, read_bounded(path), str(path))
+    except BorderError as error:
+        raise StopRun(
+            f"what the job has spent cannot be read ({error}); write the true numbers there, as "
+            '{"requests": 0, "tokens": 0}, or delete the file to count anew from 0'
+        ) from error

@@ -22,7 +22,7 @@ from openai import APIConnectionError, APIError, APIStatusError, APITimeoutError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from data_tools.model_server.faults import TransportFault
-from pipeline.base.text import printable
+from pipeline.base.border import shown
 
 # 409 is what some gateways answer while a model is being loaded; 425 and 408 ask for another try by definition.
 RETRIED_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
@@ -32,7 +32,6 @@ HOPELESS_STATUS = frozenset({401, 402, 403, 404, 405})
 MAX_ANSWER_BYTES = 8 << 20
 MAX_LINE_BYTES = 1 << 20  # of a stream; an event holds a token or a few
 MAX_ERROR_BYTES = 64 << 10
-MAX_SHOWN_CHARACTERS = 300  # of an error body, in a message
 MAX_TOKENS = 10**9  # of one answer; more is damage, and would spend every budget at once
 
 
@@ -124,7 +123,7 @@ class ChatTransport:
             raise TransportFault("bad_body", str(error), retry=True) from error
         except (APIError, ValidationError, ValueError, RecursionError) as error:
             # Any of these means a body that is not the protocol's: proxies send pages of HTML with status 200.
-            reason = printable(" ".join(str(error).split()), MAX_SHOWN_CHARACTERS)
+            reason = shown(error)
             message = f"the body is no chat completion ({type(error).__name__}: {reason})"
             raise TransportFault("bad_body", message, retry=True) from error
 
@@ -200,7 +199,7 @@ async def _bounded(response: httpx2.Response) -> None:
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding != "identity":
         if not is_error:
-            raise _Bad(f"the answer is compressed ({printable(encoding, 40)}), which was not asked for")
+            raise _Bad(f"the answer is compressed ({shown(encoding, 40)}), which was not asked for")
         del response.headers["Content-Encoding"]  # an error's body is shown as it came, or not at all
     stream = response.stream
     if not isinstance(stream, httpx2.AsyncByteStream):
@@ -213,20 +212,20 @@ def _status_fault(response: httpx2.Response) -> TransportFault:
     if status in RETRIED_STATUS:
         wait = retry_after(response.headers.get("Retry-After"))
         return TransportFault(
-            f"status_{status}", f"HTTP {status} {printable(response.reason_phrase, 40)}", retry=True, wait_seconds=wait
+            f"status_{status}", f"HTTP {status} {shown(response.reason_phrase, 40)}", retry=True, wait_seconds=wait
         )
-    shown = printable(" ".join(response.text.split()), MAX_SHOWN_CHARACTERS)
+    text = shown(response.text)
     if 300 <= status < 400:
-        target = printable(response.headers.get("Location", "no address"), 200)
+        target = shown(response.headers.get("Location", "no address"), 200)
         message = f"HTTP {status}: it sends requests on to {target}, and images go nowhere else than where you said"
         return TransportFault(f"status_{status}", f"{message}; give the final address as --server", hopeless=True)
-    return TransportFault("rejected", f"HTTP {status}: {shown}", hopeless=status in HOPELESS_STATUS)
+    return TransportFault("rejected", f"HTTP {status}: {text}", hopeless=status in HOPELESS_STATUS)
 
 
 def _connection_fault(cause: BaseException) -> TransportFault:
     if isinstance(cause, _Bad):
         return TransportFault("bad_body", str(cause), retry=True)
-    reason = printable(" ".join(str(cause).split()), MAX_SHOWN_CHARACTERS)
+    reason = shown(cause)
     if isinstance(cause, httpx2.RemoteProtocolError | httpx2.ReadError):
         return TransportFault("bad_body", f"the answer broke off ({reason})", retry=True)
     return TransportFault("connection", f"{type(cause).__name__}: {reason}", retry=True)

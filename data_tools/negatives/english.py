@@ -219,7 +219,7 @@ class English:
         return text[:start] + words + text[slot.end :]
 
     def sounds_like_vowel(self, words: str) -> bool:
-        first = TOKEN.match(words.lower())[0]
+        first = TOKEN.findall(words.lower())[0]
         return first in self.vowel_sound or (first[0] in "aeiou" and first not in self.consonant_sound)
 
     def recount(self, parsed: Parsed, slot: Slot | None, number: int | str) -> str | None:

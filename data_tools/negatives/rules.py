@@ -91,7 +91,7 @@ class Changes:
             yield self.grammar.replace(self.parsed, slot, words)
 
     def _words(self, slot: Slot) -> Iterator[str]:
-        options = slot.group.options[slot.value]
+        options = slot.group.options[slot.value] if slot.group is not None else []
         for option in self.chooser.sample(options, len(options)):
             if (slot.attribute, option.name) not in self.present:
                 yield option.form(slot.form)
@@ -130,11 +130,11 @@ class Changes:
             return
         for _ in range(MAX_PAIRS):
             first, second = self.chooser.choice(pairs)
-            words = next(self._words(second), None), next(self._words(first), None)
-            if None in words:
+            later, earlier = next(self._words(second), None), next(self._words(first), None)
+            if later is None or earlier is None:
                 continue
-            changed = self.grammar.parse(self.grammar.replace(self.parsed, second, words[0]))
+            changed = self.grammar.parse(self.grammar.replace(self.parsed, second, later))
             same = next((slot for slot in changed.slots if slot.start == first.start and slot.end == first.end), None)
             if same is not None:
-                text = self.grammar.replace(changed, same, words[1])
+                text = self.grammar.replace(changed, same, earlier)
                 yield text, tuple(dict.fromkeys((first.attribute, second.attribute)))

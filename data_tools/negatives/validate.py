@@ -104,8 +104,8 @@ class Validator:
             return True
         if true[0].startswith("count"):
             return "several" in (true[1], new[1]) and max(int(v) for v in (true[1], new[1]) if v != "several") > 2
-        slots = (slot for slot in self.positive.slots if slot.group is not None)
-        group = next((s.group for s in slots if s.group.key == true[0]), None)
+        groups = (slot.group for slot in self.positive.slots if slot.group is not None)
+        group = next((group for group in groups if group.key == true[0]), None)
         return group is not None and true[0] == new[0] and new[1] in group.near.get(true[1], ())
 
 

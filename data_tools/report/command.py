@@ -11,11 +11,11 @@ how the shards were made, and what was left out and why. The file is self-contai
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from data_tools.report.page import page
 from data_tools.report.statistics import collect
+from pipeline.base.files import write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,17 +30,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--samples is {arguments.samples}; it must be 0 or more")
     statistics = collect(arguments.folder, arguments.samples, arguments.seed)
     text = page(statistics)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(arguments.out, text)
+    write_text(arguments.out, text)
     print(f"{arguments.out}: {statistics.samples} images, {len(statistics.chosen)} shown, {len(text) / 1e6:.1f} MB")
     return 0
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import heapq
 import json
-import tarfile
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,12 @@ from data_tools.execution.shard_work import REPORTS
 from data_tools.execution.shards import tar_shards
 from data_tools.negatives.validate import Validator
 from data_tools.report.choice import Chosen, rank_of
-from pipeline.data.schema import IMAGE_EXTENSIONS, Sample, SampleError, parse_sample
+from pipeline.data.records import Fault, walk_records
+from pipeline.data.schema import Sample
 
 MAX_ATTRIBUTE_REGIONS = 5000  # whose negatives are taken apart; shares are then good to one per cent
+# Of a whole tar, where other faults are of one sample.
+DAMAGE = frozenset({"empty_shard", "damaged_header", "truncated_shard"})
 MAX_NAMES = 10_000  # categories counted; an open vocabulary would grow without end
 
 
@@ -134,7 +136,7 @@ class Statistics:
             "negatives_by_attribute": dict(self.attributes.most_common()),
             "negatives_by_attribute_from_regions": self.attribute_regions,
             "unreadable": dict(self.faults),
-            "made_by": self.made_by,
+            "steps": self.made_by,
         }
 
 
@@ -153,18 +155,22 @@ def collect(folder: str | Path, num_samples: int = 0, seed: int = 0) -> Statisti
     looked_at: dict[str, list] = {}  # language -> heap of the samples with the smallest ranks
     attributes: list[tuple[int, int, Sample]] = []
     shards = tar_shards(folder)
+
+    def on_fault(fault: Fault) -> None:
+        if fault.kind in DAMAGE:
+            raise OSError(
+                f"shard {fault.shard} is damaged ({fault.message}); run: python -m data_tools verify {folder}"
+            )
+        statistics.faults[fault.kind] += 1
+
     for shard in shards:
-        for key, data, place in read_records(shard.path):
-            try:
-                sample = parse_sample(data, key=key, shard=shard.path.name, captions_required=False)
-            except SampleError as error:
-                statistics.faults[error.kind] += 1
-                continue
+        for found, sample in walk_records(shard.path, on_fault, captions_required=False):
             statistics.add(sample)
-            rank = rank_of(seed, key, bool(sample.regions), any(r.negatives for r in sample.regions))
-            if place is not None:
-                heap = looked_at.setdefault(sample.language, [])
-                _keep(heap, num_samples, (-rank, statistics.samples, Chosen(shard.path, key, *place, sample)))
+            rank = rank_of(seed, found.key, bool(sample.regions), any(r.negatives for r in sample.regions))
+            heap = looked_at.setdefault(sample.language, [])
+            extension, image = found.image_extension or "", found.image
+            chosen = Chosen(shard.path, found.key, image.offset, image.size, extension, sample)
+            _keep(heap, num_samples, (-rank, statistics.samples, chosen))
             if any(region.negatives for region in sample.regions):
                 _keep(attributes, MAX_ATTRIBUTE_REGIONS, (-rank, statistics.samples, sample))
     statistics.shards = len(shards)
@@ -192,28 +198,6 @@ def _share(looked_at: dict[str, list], num_samples: int) -> list[Chosen]:
             if queue and len(chosen) < num_samples:
                 chosen.append(queue.pop(0)[2])
     return chosen
-
-
-def read_records(shard: Path) -> Iterator[tuple[str, bytes, tuple[int, int, str] | None]]:
-    """``(key, JSON, place of the image)`` of each sample; the place is (offset, length, extension) in the tar.
-
-    Raises:
-        OSError: the tar is damaged.
-    """
-    try:
-        with tarfile.open(shard, "r:", errorlevel=2) as tar:
-            key, place = None, None
-            for info in tar:
-                tar.members = []  # tarfile would remember every member
-                stem, _, extension = info.name.rpartition("/")[2].partition(".")
-                if stem != key:
-                    key, place = stem, None
-                if extension.lower() in IMAGE_EXTENSIONS:
-                    place = info.offset_data, info.size, extension.lower()
-                elif extension == "json":
-                    yield stem, tar.extractfile(info).read(), place
-    except (tarfile.TarError, EOFError) as error:
-        raise OSError(f"shard {shard} is damaged ({error}); run: python -m data_tools verify {shard.parent}") from error
 
 
 def read_reports(folder: Path) -> list[dict[str, Any]]:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -37,8 +35,10 @@ from data_tools.scenes.language import (
     training_negatives,
 )
 from data_tools.scenes.layout import Scene, make_scene, scene_random
-from data_tools.shards import Record, remove_partial_shards, shard_path, write_shard
-from pipeline.data.schema import Region, Sample, parse_sample
+from data_tools.shards import Record, shard_path, write_shard
+from pipeline.base.files import remove_leftovers, write_json
+from pipeline.data.records import walk_folder, walk_records
+from pipeline.data.schema import Region, Sample
 
 GENERATOR_VERSION = 2  # raise it when the same settings give other scenes: stale folders are then refused
 SUMMARY = "scenes.json"
@@ -91,10 +91,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     for split in MAX_IMAGES_PER_SHARD:
         index_folder(out / split)
-    samples = list(_read_samples(out / "test"))
+    samples = [(found.key, sample) for path in walk_folder(out / "test") for found, sample in walk_records(path)]
     rows = fgovd_rows(samples, arguments.seed)
     write_rows(out / "test" / "fgovd", rows)
-    _write(out / SUMMARY, summary(settings, rows))
+    write_json(out / SUMMARY, summary(settings, rows))
     (out / PLAN).unlink(missing_ok=True)
     print(f"{out}: done in {time.monotonic() - started:.1f} s, {len(rows['hard'])} test objects")
     return 0
@@ -106,18 +106,18 @@ def _begin(out: Path, settings: dict[str, int]) -> None:
         if (out / name).is_file() and (found := _read(out / name).get("settings")) != settings:
             raise ValueError(f"{out / name} names other settings, {found}; choose another --out or delete that folder")
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / PLAN, {"settings": settings})
+    write_json(out / PLAN, {"settings": settings})
 
 
 def _draw_all(out: Path, settings: dict[str, int], workers: int | None) -> None:
     jobs = []
     for split, most in MAX_IMAGES_PER_SHARD.items():
         (out / split).mkdir(exist_ok=True)
-        remove_partial_shards(out / split)
         total = settings[f"{split}_images"]
         per_shard = min(most, -(-total // MIN_SHARDS))
         for shard, first in enumerate(range(0, total, per_shard)):
             path = shard_path(out / split, split, shard)
+            remove_leftovers(path, of_all=True)
             if not path.is_file():
                 task = ShardTask(path, split, first, min(first + per_shard, total), settings["seed"])
                 jobs.append(Job(f"{split}/{path.name}", task))
@@ -161,7 +161,7 @@ def make_record(seed: int, split: str, number: int) -> Record:
     for i, (placed, box) in enumerate(zip(scene.objects, drawing.boxes, strict=True)):
         regions.append(
             Region(
-                box=tuple(round(v, 6) for v in box),
+                box=(round(box[0], 6), round(box[1], 6), round(box[2], 6), round(box[3], 6)),
                 phrase=short_phrase(placed.look, scene.language),
                 long_phrase=long_phrase(i, scene),
                 category=SHAPES[placed.look.shape].word(scene.language),
@@ -199,17 +199,6 @@ def _source(scene: Scene, seed: int) -> dict[str, Any]:
             for placed, combination in zip(scene.objects, combinations, strict=True)
         ],
     }
-
-
-def _read_samples(folder: Path) -> Iterator[tuple[str, Sample]]:
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as shard:
-            for member in shard:
-                if member.name.endswith(".json"):
-                    key = member.name.removesuffix(".json")
-                    stream = shard.extractfile(member)
-                    if stream is not None:
-                        yield key, parse_sample(stream.read(), key=key, shard=path.name)
 
 
 def summary(settings: dict[str, int], rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -261,9 +250,3 @@ def _mask_classes() -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)

@@ -7,7 +7,6 @@ colour. In the first three the shape, which is the object's class, is kept.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from data_tools.scenes.attributes import SHAPES, Look
 from data_tools.scenes.language import NUM_NEGATIVES, changed_looks, short_phrase
 from data_tools.scenes.layout import make_scene, scene_random
+from pipeline.base.files import write_text
 from pipeline.data.schema import Sample
 
 CHANGES = {"hard": 1, "medium": 2, "easy": 3}
@@ -84,8 +84,5 @@ def _strangers(
 
 def write_rows(folder: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
     """``folder/hard.jsonl`` and so on, each written aside and renamed."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, lines in rows.items():
-        partial = folder / f"{name}.jsonl.partial"
-        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines), encoding="utf-8")
-        os.replace(partial, folder / f"{name}.jsonl")
+        write_text(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in lines))

@@ -60,8 +60,10 @@ def region_templates(language: str, attribute: str = "shape") -> list[str]:
         "pattern": PATTERNS,
         "shape": SHAPES,
     }
-    words = {name: [term.word(language) for term in some] for name, some in terms.items()} | {attribute: ["{}"]}
-    return [_phrase(*chosen, language) for chosen in product(*words.values())]
+    words = {name: [term.word(language) for term in known] for name, known in terms.items()} | {attribute: ["{}"]}
+    return [
+        _phrase(size, colour, pattern, shape, language) for size, colour, pattern, shape in product(*words.values())
+    ]
 
 
 def position_words(placed: PlacedObject, scene: Scene) -> str:

@@ -35,7 +35,8 @@ def usable_box(box: Sequence[Any], max_overshoot: float = math.inf) -> Box:
         raise BoxProblem("box_without_area", "x1 < x2 and y1 < y2 must hold")
     if x1 < -max_overshoot or y1 < -max_overshoot or x2 > 1 + max_overshoot or y2 > 1 + max_overshoot:
         raise BoxProblem("box_outside", f"it reaches outside the image by more than {max_overshoot:g} of its side")
-    cut = tuple(round(min(1.0, max(0.0, v)), 6) for v in (x1, y1, x2, y2))
+    x1_cut, y1_cut, x2_cut, y2_cut = (round(min(1.0, max(0.0, v)), 6) for v in (x1, y1, x2, y2))
+    cut = (x1_cut, y1_cut, x2_cut, y2_cut)
     if not (cut[0] < cut[2] and cut[1] < cut[3]):
         inside = x1 < 1 and y1 < 1 and x2 > 0 and y2 > 0
         raise BoxProblem("box_without_area" if inside else "box_outside", "nothing of it lies inside the image")

@@ -255,7 +255,7 @@ def _regions(entry: Entry, width: int, height: int, box_iou: float) -> tuple[lis
             counted["fgovd_matched"] += 1
         rows[best] = (phrase, negatives)
     regions = []
-    for i, (box, category) in enumerate(boxes):
-        phrase, negatives = rows.get(i, (category, ()))
-        regions.append(Region(box=box, phrase=phrase, category=category, negatives=negatives))
+    for i, (box, name) in enumerate(boxes):
+        phrase, negatives = rows[i] if i in rows else (name or "", ())
+        regions.append(Region(box=box, phrase=phrase, category=name, negatives=negatives))
     return regions, counted

@@ -52,8 +52,8 @@ def read_entries(captions: Path, instances: Path, fgovd: list[Path]) -> tuple[li
         objects.setdefault(annotation["image_id"], []).append(entry)
     rows: dict[str, list[tuple[PixelBox, str, tuple[str, ...]]]] = {}
     for path in fgovd:
-        for stem, *row in _fgovd_rows(path):
-            rows.setdefault(stem, []).append(tuple(row))
+        for stem, row in _fgovd_rows(path):
+            rows.setdefault(stem, []).append(row)
     entries: dict[str, Entry] = {}
     for image_id in sorted(images, key=str):
         if image_id not in texts:
@@ -109,8 +109,8 @@ def _load(path: Path, parts: tuple[str, ...]) -> dict[str, Any]:
     return document
 
 
-def _fgovd_rows(path: Path) -> Iterator[tuple[str, PixelBox, str, tuple[str, ...]]]:
-    """(image's stem, box, phrase, negatives) of JSON lines, or of the public benchmark's COCO-like JSON."""
+def _fgovd_rows(path: Path) -> Iterator[tuple[str, tuple[PixelBox, str, tuple[str, ...]]]]:
+    """(image's stem, (box, phrase, negatives)) of JSON lines, or of the public benchmark's COCO-like JSON."""
     if not path.is_file():
         raise ValueError(f"FG-OVD file {path} does not exist; give an existing file")
     if path.suffix == ".json":
@@ -120,7 +120,7 @@ def _fgovd_rows(path: Path) -> Iterator[tuple[str, PixelBox, str, tuple[str, ...
         for annotation in document["annotations"]:
             negatives = tuple(names[number] for number in annotation["neg_category_ids"])
             image_id, category = annotation["image_id"], annotation["category_id"]
-            yield stems[image_id], tuple(annotation["bbox"]), names[category], negatives
+            yield stems[image_id], (tuple(annotation["bbox"]), names[category], negatives)
         return
     with open(path, encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -129,7 +129,7 @@ def _fgovd_rows(path: Path) -> Iterator[tuple[str, PixelBox, str, tuple[str, ...
             try:
                 row = json.loads(line)
                 phrase, negatives = row["pos_expression"][0], tuple(row["neg_expression"])
-                yield Path(row["img_path"]).stem, tuple(row["bbox"]), phrase, negatives
+                yield Path(row["img_path"]).stem, (tuple(row["bbox"]), phrase, negatives)
             except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
                 raise ValueError(
                     f"{path}, line {number}: {type(error).__name__} {error}; each line must be a JSON object with "

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +29,8 @@ from data_tools.shards import DEFAULT_SAMPLES_PER_SHARD, Record
 from data_tools.sources.boxes import BoxProblem, usable_box
 from data_tools.sources.finehard_index import DownloadIndex, Span, build_index, item_spans
 from data_tools.sources.images import ImageProblem, read_image
+from pipeline.base.files import write_aside, write_json
+from pipeline.data.records import walk_records
 from pipeline.data.schema import Region, Sample
 
 MAX_OVERSHOOT = 0.01  # of a side; assumption: a detector's box further outside than this is wrong, not rounded
@@ -193,7 +193,7 @@ def _region(entry: Any) -> Region:
     score = entry["bbox"][4] if len(entry["bbox"]) > 4 else None
     return Region(
         box=box,
-        phrase=short if short is not None else long,
+        phrase=short or long or "",
         long_phrase=long if short is not None else None,
         score=float(score) if isinstance(score, int | float) else None,
         negatives=_negatives(entry) if short is not None else (),
@@ -217,15 +217,15 @@ def _text(record: dict[str, Any], name: str) -> str | None:
 def _report(out: Path, summary: RunSummary, shards: list[str]) -> None:
     """Write OUT/import.json and OUT/left_out.jsonl, and print the first of what was left out."""
     dropped = sum(summary.dropped.values())
-    partial, printed = out / f"{LEFT_OUT}.partial", 0
-    with open(partial, "w", encoding="utf-8") as stream:  # a line each: a release has millions of dead links
+    printed = 0
+    # A line each: a release has millions of dead links.
+    with write_aside(out / LEFT_OUT) as partial, open(partial, "w", encoding="utf-8") as stream:
         for name in shards:
             for entry in _left_out(out, name):
                 stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
                 if printed < PRINTED:
                     print("left out: " + " ".join(str(value) for value in entry.values()))
                     printed += 1
-    os.replace(partial, out / LEFT_OUT)
     content = {
         "items": summary.samples_in,
         "matched": summary.samples_out,
@@ -233,9 +233,7 @@ def _report(out: Path, summary: RunSummary, shards: list[str]) -> None:
         "regions_left_out": dict(sorted(summary.counts.items())),
         "unfinished_shards": sorted(summary.unfinished),
     }
-    partial = out / f"{REPORT}.partial"
-    partial.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, out / REPORT)
+    write_json(out / REPORT, content)
     lost = f"{dropped} items and {sum(summary.counts.values())} regions left out"
     print(f"{summary.samples_out} of {summary.samples_in} items matched, {lost}: {out / REPORT}, {out / LEFT_OUT}")
 
@@ -250,10 +248,6 @@ def _left_out(out: Path, name: str) -> Iterator[dict[str, Any]]:
         yield {"key": drop["key"], "kind": drop["reason"], "why": drop["detail"]}
     if not report["counts"]:
         return
-    with tarfile.open(out / f"{name}.tar") as shard:
-        for member in shard:
-            stream = shard.extractfile(member) if member.name.endswith(".json") else None
-            if stream is not None:
-                source = json.loads(stream.read()).get("source", {})
-                for entry in source.get("regions_left_out", []):
-                    yield {"key": member.name.removesuffix(".json"), **entry}
+    for found, sample in walk_records(out / f"{name}.tar"):
+        for entry in sample.source.get("regions_left_out", []):
+            yield {"key": found.key, **entry}

@@ -11,10 +11,12 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from data_tools.sources.images import ImageProblem
+from pipeline.base.files import write_aside
 from pipeline.data.schema import IMAGE_EXTENSIONS
 
 URL_KEY_PREFIX = "url2key_"
@@ -33,10 +35,12 @@ def build_index(database: Path, url_keys: Path, downloads: Path) -> tuple[int, i
         raise ValueError(f"{url_keys} holds no {URL_KEY_PREFIX}*.json; give FineHARD's url2key_jsons folder")
     if not downloads.is_dir():
         raise ValueError(f"image folder {downloads} does not exist; give the folder that img2dataset wrote")
-    partial = database.with_name(f"{database.name}.partial")
-    partial.unlink(missing_ok=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    connection = sqlite3.connect(partial)
+    with write_aside(database) as partial:
+        return _fill(partial, files, downloads)
+
+
+def _fill(database: Path, files: list[Path], downloads: Path) -> tuple[int, int]:
+    connection = sqlite3.connect(database)
     try:
         connection.executescript(
             "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
@@ -54,11 +58,12 @@ def build_index(database: Path, url_keys: Path, downloads: Path) -> tuple[int, i
             _downloads(downloads),
         )
         connection.commit()
-        counts = tuple(connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("keys", "downloads"))
+        keys, downloaded = (
+            connection.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in ("keys", "downloads")
+        )
     finally:
         connection.close()
-    os.replace(partial, database)
-    return counts
+    return keys, downloaded
 
 
 def _url_keys(path: Path) -> dict[str, str]:
@@ -102,15 +107,11 @@ class DownloadIndex:
     database: Path
     downloads: Path
 
-    def __post_init__(self) -> None:
-        self._connection: sqlite3.Connection | None = None
-        self._parts: set[str] = set()
+    _connection: sqlite3.Connection | None = field(default=None, init=False, repr=False, compare=False)
+    _parts: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
-    def __getstate__(self) -> dict[str, Path]:
-        return {"database": self.database, "downloads": self.downloads}
-
-    def __setstate__(self, state: dict[str, Path]) -> None:
-        self.__init__(**state)
+    def __getstate__(self) -> dict[str, Any]:
+        return {"database": self.database, "downloads": self.downloads, "_connection": None, "_parts": set()}
 
     def part_and_key(self, f_path: str) -> tuple[str, str]:
         """``coyo_image_0/00000/000000013.jpg`` -> (``coyo_image_0``, ``000000013``), whatever folders stand before."""

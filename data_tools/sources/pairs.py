@@ -59,8 +59,8 @@ def make_record(
         source, caption = {**source, "caption_left_out": "too_long"}, ""
     if language == "auto":
         language = "zh" if caption and text_language(caption, "zh") == "zh" else "en"
-    captions = {name: caption if caption and name == field else None for name in CAPTION_FIELDS}
-    return Record(key, image, checked.extension, Sample(language, width, height, source=source, **captions))
+    short, long = (caption or None if field == name else None for name in CAPTION_FIELDS)
+    return Record(key, image, checked.extension, Sample(language, width, height, short, long, source=source))
 
 
 def decode_text(data: bytes) -> str | None:

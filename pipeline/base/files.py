@@ -51,13 +51,18 @@ def write_aside(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
     partial = partial_path(path)
     try:
         yield partial
-        if durable:
-            flush_to_disk(partial)
-        os.replace(partial, path)
-        if durable:
-            flush_to_disk(path.parent)
+        finish_file(partial, path, durable=durable)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def finish_file(partial: Path, path: Path, *, durable: bool = False) -> None:
+    """Give a written file its name; for writers that are no block of code, others take `write_aside`."""
+    if durable:
+        flush_to_disk(partial)
+    os.replace(partial, path)
+    if durable:
+        flush_to_disk(path.parent)
 
 
 def write_bytes(path: str | Path, data: bytes, *, durable: bool = False) -> None:
@@ -134,16 +139,20 @@ def flush_to_disk(path: str | Path) -> None:
         os.close(descriptor)
 
 
-def remove_leftovers(path: str | Path) -> None:
-    """Remove what killed processes of this host left of ``path``; another host's may still be at work."""
+def remove_leftovers(path: str | Path, *, of_all: bool = False) -> None:
+    """Remove what killed processes of this host left of ``path``; another host's may still be at work.
+
+    Args:
+        of_all: the caller holds a lock which tells that nobody else writes ``path``, on whatever host.
+    """
     path = Path(path)
     if not path.parent.is_dir():
         return
     for leftover in path.parent.glob(f".{_escaped(path.name)}.*{SUFFIX}"):
         match = _PARTIAL.match(leftover.name)
-        if match is None or match["name"] != path.name or match["host"] != _host():
+        if match is None or match["name"] != path.name or (match["host"] != _host() and not of_all):
             continue
-        if int(match["process"]) != os.getpid() and not _is_alive(int(match["process"])):
+        if of_all or (int(match["process"]) != os.getpid() and not _is_alive(int(match["process"]))):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
             else:

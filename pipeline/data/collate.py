@@ -19,7 +19,8 @@ from torch import Tensor
 
 from pipeline.config import DataSettings
 from pipeline.data.batch import Batch
-from pipeline.data.images import decode_array, write_patches
+from pipeline.data.images import decode_array
+from pipeline.data.patches import write_patches
 from pipeline.data.resolution import PATCH_SIZE, grid_of
 from pipeline.data.schema import Sample
 from pipeline.data.tokenizer import Tokenizer

@@ -25,9 +25,10 @@ from pipeline.config import DataSettings
 from pipeline.data.batch import Batch
 from pipeline.data.cache import make_store
 from pipeline.data.collate import Collator, PixelBuffer
-from pipeline.data.images import PATCH_VALUES, ImageFault
+from pipeline.data.images import ImageFault
 from pipeline.data.manifest import IndexProblem, Manifest, load_manifest
 from pipeline.data.memory import BufferPool
+from pipeline.data.patches import PATCH_VALUES
 from pipeline.data.plan import Plan, PlannedBatch, rank_slice
 from pipeline.data.prefetch import Prefetcher
 from pipeline.data.reader import RawSample, ReadFault, ShardReader

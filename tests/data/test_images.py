@@ -16,7 +16,8 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import (
 
 from pipeline.base.constants import PATCH_BUDGETS
 from pipeline.data import images
-from pipeline.data.images import ImageFault, decode_array, decode_image, image_size, patchify, write_patches
+from pipeline.data.images import ImageFault, decode_array, decode_image, image_size
+from pipeline.data.patches import patchify, write_patches
 from pipeline.data.resolution import PATCH_SIZE, grid_of, level_of
 from tests.data.shards import image_bytes
 from tests.shared_data import shared

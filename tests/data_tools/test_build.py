@@ -94,7 +94,7 @@ def test_photographs_become_shards_with_regions_and_negatives(photographs, detec
     assert [step["step"] for step in card["steps"]] == ["folder", "captions", "phrases", "boxes", "negatives", "shards"]
     assert card["steps"][0]["dropped"] == {"unreadable_image": 1} and card["languages"] == {language: 8}
     assert card["steps"][1]["settings"]["prompts"][f"long_caption/{language}"].startswith(f"long-{language}-1@")
-    assert "unreadable_image 1" in (out / "DATA_CARD.md").read_text(encoding="utf-8")
+    assert "| unreadable_image | 1 |" in (out / "DATA_CARD.md").read_text(encoding="utf-8")
     assert main(["verify", str(out)]) == 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.__main__ import main
-from data_tools.data_card import write_data_card
+from data_tools.card import write_card
 from data_tools.execution.jobs import InProcess
 from data_tools.execution.steps import FunctionStep, run_step
 from data_tools.negatives.rules import RuleGenerator
@@ -39,28 +39,28 @@ def shards(tmp_path) -> Path:
 
 def test_the_card_names_counts_steps_generators_and_what_was_dropped(shards, capsys):
     assert main(["card", str(shards)]) == 0
-    text = (shards / "data_card.md").read_text(encoding="utf-8")
+    text = (shards / "DATA_CARD.md").read_text(encoding="utf-8")
     numbers = json.loads((shards / "data_card.json").read_text(encoding="utf-8"))
     assert (numbers["samples"], numbers["languages"]) == (6, {"en": 4, "zh": 2})
     assert numbers["fields"]["negatives"] == 60 and numbers["negatives_by_attribute_from_regions"] == 6
     assert sum(numbers["negatives_by_attribute"].values()) == 60
-    assert [step["step"] for step in numbers["made_by"]] == ["drop", "negatives"]
-    assert numbers["made_by"][0]["dropped"] == {"third": 2}
-    assert numbers["made_by"][1]["settings"]["generator"] == "rules"
+    assert [step["step"] for step in numbers["steps"]] == ["drop", "negatives"]
+    assert numbers["steps"][0]["dropped"] == {"third": 2}
+    assert numbers["steps"][1]["settings"]["generator"] == "rules"
     assert "| third | 2 |" in text and "| in Chinese | 2 |" in text and "第三" in text
     assert '"lexicons"' in text and "8 samples in, 6 out" in text
 
 
 def test_the_same_shards_give_the_same_card(shards, tmp_path):
-    first = write_data_card(shards, tmp_path / "a.md").read_bytes()
-    assert write_data_card(shards, tmp_path / "b.md").read_bytes() == first
+    first = write_card(shards, tmp_path / "a.md").read_bytes()
+    assert write_card(shards, tmp_path / "b.md").read_bytes() == first
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_shards_without_reports_have_a_card_that_says_so(tmp_path, shards, capsys):
     write_shard(tmp_path / "x" / "s-000000.tar", [Record("a", picture(1), "png", Sample("en", 32, 24, "a mug"))])
-    text = write_data_card(tmp_path / "x").read_text(encoding="utf-8")
+    text = write_card(tmp_path / "x").read_text(encoding="utf-8")
     assert "other tools made it" in text and "There are no negatives." in text
     assert main(["card", str(tmp_path / "x"), "--out", str(tmp_path / "c.json")]) == 2
     assert "give a name in .md" in capsys.readouterr().err

@@ -102,7 +102,7 @@ def test_coco_with_rules_makes_verified_shards_and_a_report(tmp_path, capsys):
     assert len(detailed) >= 90
     assert sum(len(region.negatives) == 10 for region in detailed) >= 0.9 * len(detailed)
     assert not [r for s in samples.values() for r in s.regions if r.phrase == r.category and r.negatives]
-    card = (out / "data_card.md").read_text(encoding="utf-8")
+    card = (out / "DATA_CARD.md").read_text(encoding="utf-8")
     assert "regions_without_negatives_no_attribute" in card and "| color |" in card
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import time
 
 import pytest
 import webdataset
 from PIL import Image
 
-from data_tools.shards import PARTIAL_MARK, Record, ShardError, ShardWriter, remove_partial_shards, write_shard
+from data_tools.shards import Record, ShardError, ShardWriter, write_shard
+from pipeline.base.files import partial_path
 from pipeline.data.manifest import load_manifest
 from pipeline.data.schema import Sample
 
@@ -65,11 +68,15 @@ def test_an_error_in_mid_shard_keeps_whole_shards_and_leaves_no_partial_one(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["shard-000000.tar"]
 
 
-def test_a_killed_writers_file_is_no_shard_and_is_cleared(tmp_path):
-    (tmp_path / f"s-000000.tar{PARTIAL_MARK}host-1").write_bytes(b"half")
+def test_a_killed_writers_file_is_no_shard_and_is_cleared_by_the_next(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    host = partial_path("x").name.removeprefix(".x.").partition("-")[0]
+    left = tmp_path / f".s-000000.tar.{host}-{process.pid}.partial"
+    left.write_bytes(b"half")
     assert list(tmp_path.glob("*.tar")) == []
-    assert remove_partial_shards(tmp_path) == 1
-    assert list(tmp_path.iterdir()) == []
+    write_shard(tmp_path / "s-000000.tar", [Record("k", jpeg(), "jpg", SAMPLE)])
+    assert [path.name for path in tmp_path.iterdir()] == ["s-000000.tar"]
 
 
 def test_a_repeated_key_is_refused_and_no_record_makes_no_file(tmp_path):

@@ -79,7 +79,7 @@ def test_the_lines_of_the_card_run_with_transformers_alone(folder, model, tmp_pa
 def test_plain_tokenizer_and_processor_calls_give_the_inputs_of_training(folder, tokenizer):
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    from pipeline.data.images import patchify
+    from pipeline.data.patches import patchify
     from pipeline.data.tokenizer import load_tokenizer
 
     texts = ["a red cup", "一只红色的杯子", "a cup " * 40]

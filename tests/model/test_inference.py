@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.data.images import patchify
+from pipeline.data.patches import patchify
 from pipeline.model.inference import normalised_boxes
 from tests.model.material import CAPTIONS, KEEP, LONG, SHORT, VOCABULARY, WIDTH, picture, small_model, small_tokenizer
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.base.constants import PATCH_BUDGETS
-from pipeline.data.images import patchify
+from pipeline.data.patches import patchify
 from pipeline.data.resolution import level_of
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluation.models.base import EncodedImages, EvaluationModel, Prepared

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from data_tools.execution.card import write_card
+from data_tools.card import write_card
 from data_tools.execution.command import print_summary, run_and_print
 from data_tools.execution.interface import Step
 from data_tools.execution.options import ExecutionOptions
@@ -158,7 +158,7 @@ def parse_step(text: str) -> PlannedStep:
     name, *words = shlex.split(text) or [""]
     if name not in STEP_MODULES:
         raise ValueError(f"--then {text!r} names no step; it must begin with one of: {', '.join(STEP_MODULES)}")
-    module: StepCommand = importlib.import_module(STEP_MODULES[name])  # type: ignore[assignment]
+    module: StepCommand = importlib.import_module(STEP_MODULES[name])
     parser = argparse.ArgumentParser(prog=f'build --then "{name}"', add_help=False)
     module.add_step_arguments(parser)
     return PlannedStep(name, text, module, module.read_options(parser.parse_args(words)))

@@ -21,8 +21,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from data_tools.build.pipeline import Build, SourceCommand, add_pipeline_arguments, parse_step, run_build
 from data_tools.execution.options import ExecutionOptions, add_execution_arguments, options_from
-from data_tools.execution.pipeline import Build, SourceCommand, add_pipeline_arguments, parse_step, run_build
 
 # source -> (module, a `SourceCommand`, and one line of help)
 SOURCES = {
@@ -53,7 +53,7 @@ class _SourceParser(argparse.ArgumentParser):
 
 def source_module(name: str) -> SourceCommand:
     """The module of a source."""
-    return importlib.import_module(name)  # type: ignore[return-value]  # a module as the protocol, checked by a test
+    return importlib.import_module(name)  # a module as the protocol, checked by a test
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

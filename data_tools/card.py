@@ -4,61 +4,84 @@ examples:
   python -m data_tools card shards/train
   python -m data_tools card shards/train --out card.md
 
-data_card.md is for people, data_card.json beside it holds the same numbers. Both say nothing about times or machines:
-the same shards give the same card.
+DATA_CARD.md is for people, data_card.json beside it holds the same numbers. Both say nothing about times or machines:
+the same shards give the same card. A build writes it at its end.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_tools.report.command import write_aside
 from data_tools.report.statistics import Histogram, Statistics, collect
+from pipeline.base.files import write_json, write_text
+from pipeline.data.manifest import MANIFEST_NAME, load_manifest
 
 LANGUAGE_NAMES = {"en": "English", "zh": "Chinese"}
-NAME = "data_card.md"
+CARD, CARD_JSON = "DATA_CARD.md", "data_card.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="folder of shards")
-    parser.add_argument("--out", type=Path, metavar="FILE.md", help=f"(default: {NAME} in the folder)")
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help=f"(default: {CARD} in the folder)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    path = write_data_card(arguments.folder, arguments.out)
-    print(f"wrote {path} and {path.with_suffix('.json')}")
+    path = write_card(arguments.folder, arguments.out)
+    print(f"wrote {path} and {_json_beside(path)}")
     return 0
 
 
-def write_data_card(folder: Path, out: Path | None = None) -> Path:
+def write_card(folder: Path, out: Path | None = None) -> Path:
     """Write the card and its JSON; returns the card's path.
 
     Raises:
         ValueError: there are no shards in ``folder``. OSError: a shard is damaged or the disk is full.
     """
-    path = out if out is not None else folder / NAME
+    path = out if out is not None else folder / CARD
     if path.suffix == ".json":
         raise ValueError(f"--out is {path}; the card is Markdown and its JSON gets the same name, give a name in .md")
-    statistics = collect(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(path.with_suffix(".json"), json.dumps(statistics.to_json(), ensure_ascii=False, indent=1) + "\n")
-    write_aside(path, card_text(statistics))
+    statistics, indexed = collect(folder), _indexed(folder)
+    write_json(_json_beside(path), {**statistics.to_json(), **indexed})
+    write_text(path, card_text(statistics, indexed))
     return path
 
 
-def card_text(statistics: Statistics) -> str:
+def _json_beside(path: Path) -> Path:
+    return path.with_name(CARD_JSON) if path.name == CARD else path.with_suffix(".json")
+
+
+def _indexed(folder: Path) -> dict[str, Any]:
+    """What the manifest adds: bytes, samples by patch budget, and what the index left out; nothing without one."""
+    if not (folder / MANIFEST_NAME).is_file():
+        return {}
+    manifest = load_manifest(folder)
+    by_budget = manifest.counts.sum(axis=(0, 1)).tolist()
+    budgets = {str(budget): count for budget, count in zip(manifest.patch_budgets, by_budget, strict=True) if count}
+    return {
+        "bytes": int(manifest.sizes.sum()),
+        "patch_budgets": budgets,
+        "left_out_of_the_index": dict(sorted(manifest.faults.items())),
+    }
+
+
+def card_text(statistics: Statistics, indexed: dict[str, Any]) -> str:
     """The card in Markdown."""
     fields = statistics.fields
     parts = [f"# Data card of {Path(statistics.folder).name}", "", "## Counts", ""]
     counts = [("shards", statistics.shards), ("images", statistics.samples)]
-    counts += [(f"in {LANGUAGE_NAMES[name]}", number) for name, number in sorted(statistics.languages.items())]
+    counts += [
+        (f"in {LANGUAGE_NAMES.get(name, name)}", number) for name, number in sorted(statistics.languages.items())
+    ]
     names = ("short_captions", "long_captions", "phrases in captions", "regions", "long phrases")
     counts += [(name.replace("_", " "), fields[name]) for name in (*names, "regions with negatives", "negatives")]
     counts.append(("categories", len(statistics.categories)))
+    counts += [(f"of up to {budget} patches", number) for budget, number in indexed.get("patch_budgets", {}).items()]
+    counts += [("bytes", indexed["bytes"])] if indexed else []
     parts += _table(("what", "number"), counts)
     parts += ["", "## What the negatives change", ""]
     if statistics.attributes:
@@ -76,8 +99,9 @@ def card_text(statistics: Statistics) -> str:
         parts += _step(number, step)
     if not statistics.made_by:
         parts += ["The folder holds no reports of steps; other tools made it.", ""]
-    if statistics.faults:
-        parts += ["## Unreadable records", "", *_table(("reason", "number"), sorted(statistics.faults.items())), ""]
+    left_out = Counter(indexed.get("left_out_of_the_index", {})) | statistics.faults
+    if left_out:
+        parts += ["## Left out of the index", "", *_table(("reason", "number"), sorted(left_out.items())), ""]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -93,7 +117,7 @@ def _step(number: int, step: dict[str, Any]) -> list[str]:
 
 def _quartiles(histogram: Histogram) -> tuple[str, int, str, str]:
     """Upper bounds from the bins: nothing finer was kept."""
-    bounds = []
+    bounds: list[str] = []
     for share in (0.5, 0.9):
         seen = 0
         for number, count in enumerate(histogram.counts):
@@ -102,7 +126,7 @@ def _quartiles(histogram: Histogram) -> tuple[str, int, str, str]:
                 last = number + 1 == len(histogram.edges)
                 bounds.append("above the last bin" if last else f"{histogram.edges[number + 1]:g}")
                 break
-    return (f"{histogram.title} ({histogram.unit})", histogram.total, *bounds)
+    return (f"{histogram.title} ({histogram.unit})", histogram.total, bounds[0], bounds[1])
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:

@@ -1,0 +1,1 @@
+"""A source and the steps after it, as one command."""
