@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
-import json
 import random
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,8 +25,9 @@ from PIL import Image
 from benchmarks.reporting import Row, benchmark_parser, report
 from data_tools import tokenizer as tokenizer_tool
 from data_tools.shards import Record, write_shard
+from pipeline.base.constants import PATCH_BUDGETS
 from pipeline.config import DataSettings
-from pipeline.data.index import index_folder
+from pipeline.data.index import index_folder, index_shard, write_manifest
 from pipeline.data.loader import make_loader
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.schema import Region, Sample
@@ -36,6 +37,7 @@ BATCH = 32
 TEXT_LENGTHS = (64, 196)
 SIMULATED_SHARDS, SIMULATED_SAMPLES = 160_000, 10_000  # samples a shard
 SIMULATED_GLOBAL_BATCH, SIMULATED_RANKS = 4096, 128
+SIMULATED_PIECE_BYTES = 1_000_000  # a thirtieth of the shard, as 32 MiB are of a shard of 1 GB
 FAR_STEP = 100_000
 NUM_REGIONS, NUM_NEGATIVES = 4, 10
 WORDS = (
@@ -171,7 +173,7 @@ def loader_rate(
 
 
 def simulate(folder: Path) -> Path:
-    """A manifest of 160,000 shards that all are one small real shard, so that any of them can be read."""
+    """A manifest of 160,000 shards in 30 pieces each that all are one small real shard, so that any can be read."""
     if (folder / MANIFEST_NAME).exists():
         return folder
     file = io.BytesIO()
@@ -180,12 +182,12 @@ def simulate(folder: Path) -> Path:
     write_shard(
         folder / "part.tar", [Record(f"{n:06d}", file.getvalue(), "jpg", sample) for n in range(SIMULATED_SAMPLES)]
     )
-    index_folder(folder)
-    document = json.loads((folder / MANIFEST_NAME).read_text())
-    for name in ("shards", "bytes", "sha256", "index_sha256", "samples", "regions", "negatives"):
-        document[name] *= SIMULATED_SHARDS
-    document["counts"] = {group: counts * SIMULATED_SHARDS for group, counts in document["counts"].items()}
-    (folder / MANIFEST_NAME).write_text(json.dumps(document))
+    summary, _ = index_shard(folder / "part.tar", piece_bytes=SIMULATED_PIECE_BYTES)
+    for number in range(SIMULATED_SHARDS):  # a name each, and one file
+        for suffix in (".tar", ".index.parquet"):
+            (folder / f"part-{number:06d}{suffix}").symlink_to(f"part{suffix}")
+    shards = [replace(summary, name=f"part-{number:06d}.tar") for number in range(SIMULATED_SHARDS)]
+    write_manifest(folder, shards, PATCH_BUDGETS)
     return folder
 
 

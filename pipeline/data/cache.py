@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from pipeline.base.border import quoted
 from pipeline.base.files import write_text
-from pipeline.data.manifest import MAX_INDEX_BYTES, IndexProblem
+from pipeline.data.shard_index import MAX_INDEX_BYTES, IndexProblem
 
 FETCH_ATTEMPTS = 3
 RETRY_SECONDS = 1.0  # doubled each time

@@ -1,8 +1,8 @@
 """The index beside the shards: where every sample's bytes are, and how many samples of each group a shard holds.
 
-``SHARD.tar`` gets ``SHARD.index.parquet`` (one row a sample) and the folder gets ``manifest.json`` (columns over
-shards: counts by language and patch budget, sizes, checksums). Training plans from the manifest alone and opens the row
-index of a shard only when it reads samples of it. Samples with a fault are left out and counted here by kind.
+``SHARD.tar`` gets ``SHARD.index.parquet`` (one row a sample) and the folder gets a manifest (columns over shards and
+their pieces: counts by language and patch budget, sizes, checksums). Training plans from the manifest alone and opens
+the row index of a shard only when it reads samples of it. Samples with a fault are left out and counted here by kind.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from typing_extensions import TypedDict
 from pipeline.base.border import validated
 from pipeline.base.constants import LANGUAGES, PATCH_BUDGETS
 from pipeline.base.files import write_aside, write_bytes
-from pipeline.data.images import ImageFault, image_size
-from pipeline.data.manifest import (
-    FORMAT,
-    MANIFEST_NAME,
-    IndexProblem,
-    Manifest,
-    ShardIndex,
-    index_name,
-    load_manifest,
-    manifest_from_json,
-    read_index,
+from pipeline.data.columns import (
+    PIECE_BYTES,
+    SHARD_NUMBERS,
+    ShardSummary,
+    columns_bytes,
+    piece_table,
+    shards_digest,
+    size_codes,
 )
+from pipeline.data.images import ImageFault, image_size
+from pipeline.data.manifest import FORMAT, MANIFEST_NAME, Manifest, load_manifest
 from pipeline.data.records import Fault, TarSample, walk_tar
 from pipeline.data.resolution import budget_numbers
 from pipeline.data.schema import IMAGE_EXTENSIONS, SampleError, parse_sample
+from pipeline.data.shard_index import IndexProblem, ShardIndex, index_name, parse_index, read_index
 
 __all__ = [
     "Fault",
@@ -65,11 +65,15 @@ def index_folder(
     force: bool = False,
     on_shard: Callable[[str, int, int], None] | None = None,
     max_megapixels: float = 100.0,
+    piece_bytes: int = PIECE_BYTES,
 ) -> tuple[Manifest, list[Fault]]:
     """Index every ``*.tar`` of ``folder`` and write its manifest; returns the manifest and what was left out.
 
     Shards whose index is newer than they are and matches their length are not read again unless ``force``.
     ``on_shard(name, number done, number of shards)`` is called after each.
+
+    Args:
+        piece_bytes: about how many bytes of a shard a remote reader fetches at once.
 
     Raises:
         IndexProblem: no folder, no shard in it, or not one usable sample.
@@ -82,34 +86,70 @@ def index_folder(
         packed = next(folder.glob("*.tar.*z*"), None)
         hint = f"unpack {packed.name} first: samples are read by their offsets" if packed else "build shards into it"
         raise IndexProblem(f"shard folder {folder} holds no .tar file; {hint}")
-    work = partial(_index_unless_fresh, patch_budgets=tuple(patch_budgets), force=force, max_megapixels=max_megapixels)
-    summaries: list[dict] = []
+    work = partial(
+        _index_unless_fresh,
+        patch_budgets=tuple(patch_budgets),
+        force=force,
+        max_megapixels=max_megapixels,
+        piece_bytes=piece_bytes,
+    )
+    summaries: list[ShardSummary] = []
     pool = ProcessPoolExecutor(workers) if workers > 1 else None
     try:
         for summary in pool.map(work, shards) if pool else map(work, shards):
             summaries.append(summary)
             if on_shard:
-                on_shard(summary["shard"], len(summaries), len(shards))
+                on_shard(summary.name, len(summaries), len(shards))
     finally:
         if pool:
             pool.shutdown(cancel_futures=True)
-    faults = [Fault(**fault) for summary in summaries for fault in summary["faults"]]
+    faults = [Fault(**fault) for summary in summaries for fault in summary.faults]
     if faults:
         lines = "".join(json.dumps(vars(fault), ensure_ascii=False) + "\n" for fault in faults)
         write_bytes(folder / FAULTS_NAME, lines.encode())
     else:
         (folder / FAULTS_NAME).unlink(missing_ok=True)
-    if not any(summary["samples"] for summary in summaries):
+    if not any(summary.samples for summary in summaries):
         raise IndexProblem(_nothing_usable(folder, faults))
-    document = _manifest_document(summaries, list(patch_budgets))
-    write_bytes(folder / MANIFEST_NAME, json.dumps(document, separators=(",", ":")).encode())
-    return manifest_from_json(str(folder), document), faults
+    write_manifest(folder, summaries, patch_budgets)
+    return load_manifest(folder), faults
+
+
+def write_manifest(folder: Path, summaries: Sequence[ShardSummary], patch_budgets: Sequence[int]) -> None:
+    """Write the columns under a name of their own, then ``manifest.json``, which names them; remove older columns."""
+    columns = columns_bytes(summaries)
+    sha256 = hashlib.sha256(columns).hexdigest()
+    files = [f"manifest-{sha256[:12]}.columns", f"manifest-{sha256[:12]}.sizes"]
+    write_bytes(folder / files[0], columns)
+    with write_aside(folder / files[1]) as path, path.open("wb") as file:
+        for summary in summaries:
+            file.write(summary.codes.tobytes())
+    counts = np.sum([summary.pieces.counts.sum(0, dtype=np.int64) for summary in summaries], axis=0)
+    names = [f"{language}/{budget}" for language in LANGUAGES for budget in patch_budgets]
+    document = {
+        "format": FORMAT,
+        "patch_budgets": list(patch_budgets),
+        **dict(zip(("columns", "sizes"), files, strict=True)),
+        "columns_sha256": sha256,
+        "digest": shards_digest(summaries),
+        "shards": len(summaries),
+        **{name: sum(getattr(summary, name) for summary in summaries) for name in SHARD_NUMBERS},
+        "counts": {name: int(count) for name, count in zip(names, counts.reshape(-1), strict=True) if count},
+        "faults": dict(sorted(Counter(fault["kind"] for s in summaries for fault in s.faults).items())),
+    }
+    write_bytes(folder / MANIFEST_NAME, json.dumps(document, indent=1).encode())
+    for old in [*folder.glob("manifest-*.columns"), *folder.glob("manifest-*.sizes")]:
+        if old.name not in files:
+            old.unlink(missing_ok=True)
 
 
 def index_shard(
-    shard: str | Path, patch_budgets: Sequence[int] = PATCH_BUDGETS, max_megapixels: float = 100.0
-) -> tuple[dict, list[Fault]]:
-    """Read one tar, write its index, and return its line of the manifest with the faults found."""
+    shard: str | Path,
+    patch_budgets: Sequence[int] = PATCH_BUDGETS,
+    max_megapixels: float = 100.0,
+    piece_bytes: int = PIECE_BYTES,
+) -> tuple[ShardSummary, list[Fault]]:
+    """Read one tar, write its index, and return what the manifest says of it with the faults found."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -118,25 +158,15 @@ def index_shard(
     columns = {name: [row[name] for row in rows] for name in _SCHEMA}
     with shard.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    summary = {
-        "shard": shard.name,
-        "bytes": shard.stat().st_size,
-        "sha256": digest,
-        "samples": len(rows),
-        "regions": sum(columns["num_regions"]),
-        "negatives": sum(columns["num_negatives"]),
-        "counts": _count(columns, patch_budgets),
-        "levels": list(patch_budgets),
-        "faults": [vars(fault) for fault in faults],
-    }
+    facts = {"bytes": shard.stat().st_size, "sha256": digest, "faults": [vars(fault) for fault in faults]}
     schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in _SCHEMA.items()])
     table = pa.table(columns, schema=schema).replace_schema_metadata(
-        {"format": str(FORMAT), "summary": json.dumps(summary, ensure_ascii=False)}
+        {"format": str(FORMAT), "summary": json.dumps(facts, ensure_ascii=False)}
     )
     with write_aside(index_path(shard)) as path:
         pq.write_table(table, path, compression="zstd")
-        summary["index_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return summary, faults
+        data = path.read_bytes()
+    return _summary(shard.name, validated(_FACTS, facts, "summary"), data, patch_budgets, piece_bytes), faults
 
 
 _SCHEMA = {
@@ -156,24 +186,40 @@ _SCHEMA = {
 }
 
 
-class ShardSummary(TypedDict):
-    """One shard's line of the manifest, as its index file carries it."""
+class ShardFacts(TypedDict):
+    """What an index file carries of its tar beside the rows. Earlier versions wrote more, which is not read."""
 
-    shard: str
     bytes: int
     sha256: str
-    samples: int
-    regions: int
-    negatives: int
-    counts: dict[str, int]
-    levels: list[int]
     faults: list[dict[Literal["kind", "shard", "key", "message"], str]]
 
 
-_SUMMARY: TypeAdapter[ShardSummary] = TypeAdapter(ShardSummary)
+_FACTS: TypeAdapter[ShardFacts] = TypeAdapter(ShardFacts)
 
 
-def _index_unless_fresh(shard: Path, patch_budgets: tuple[int, ...], force: bool, max_megapixels: float) -> dict:
+def _summary(
+    name: str, facts: ShardFacts, index: bytes, patch_budgets: Sequence[int], piece_bytes: int
+) -> ShardSummary:
+    """What the manifest says of a shard, all of it from its index."""
+    rows = parse_index(index, name)
+    groups = rows.language * len(patch_budgets) + budget_numbers(rows.width, rows.height, patch_budgets)
+    return ShardSummary(
+        name=name,
+        bytes=facts["bytes"],
+        sha256=facts["sha256"],
+        index_sha256=hashlib.sha256(index).hexdigest(),
+        samples=len(rows),
+        regions=int(rows.num_regions.sum()),
+        negatives=int(rows.num_negatives.sum()),
+        pieces=piece_table(rows.starts(), rows.ends(), groups, (len(LANGUAGES), len(patch_budgets)), piece_bytes),
+        codes=size_codes(rows.width, rows.height, rows.language),
+        faults=[dict(fault) for fault in facts["faults"]],
+    )
+
+
+def _index_unless_fresh(
+    shard: Path, patch_budgets: tuple[int, ...], force: bool, max_megapixels: float, piece_bytes: int
+) -> ShardSummary:
     import pyarrow.parquet as pq
     from pyarrow import ArrowException
 
@@ -181,12 +227,12 @@ def _index_unless_fresh(shard: Path, patch_budgets: tuple[int, ...], force: bool
     if not force and index.is_file() and index.stat().st_mtime_ns >= shard.stat().st_mtime_ns:
         try:
             metadata = pq.read_schema(index).metadata or {}
-            summary = validated(_SUMMARY, metadata.get(b"summary", b"{}"), "summary")
+            facts = validated(_FACTS, metadata.get(b"summary", b"{}"), "summary")
+            if facts["bytes"] == shard.stat().st_size:
+                return _summary(shard.name, facts, index.read_bytes(), patch_budgets, piece_bytes)
         except (ArrowException, OSError, ValueError):
-            return index_shard(shard, patch_budgets, max_megapixels)[0]  # a damaged index is made again
-        if summary["bytes"] == shard.stat().st_size and summary["levels"] == list(patch_budgets):
-            return {**summary, "index_sha256": hashlib.sha256(index.read_bytes()).hexdigest()}
-    return index_shard(shard, patch_budgets, max_megapixels)[0]
+            pass  # a damaged index is made again
+    return index_shard(shard, patch_budgets, max_megapixels, piece_bytes)[0]
 
 
 def _read_rows(shard: Path, max_megapixels: float) -> tuple[list[dict], list[Fault]]:
@@ -239,31 +285,6 @@ def _read_row(found: TarSample, max_megapixels: float) -> dict:
         "language": sample.language,
         "num_regions": len(sample.regions),
         "num_negatives": sum(len(region.negatives) for region in sample.regions),
-    }
-
-
-def _count(columns: dict[str, list], patch_budgets: Sequence[int]) -> dict[str, int]:
-    if not columns["key"]:
-        return {}
-    numbers = budget_numbers(np.array(columns["width"]), np.array(columns["height"]), patch_budgets).tolist()
-    pairs = Counter(zip(columns["language"], numbers, strict=True))
-    return {f"{language}/{patch_budgets[number]}": count for (language, number), count in sorted(pairs.items())}
-
-
-def _manifest_document(summaries: list[dict], patch_budgets: list[int]) -> dict:
-    groups = [f"{language}/{patch_budget}" for language in LANGUAGES for patch_budget in patch_budgets]
-    present = [group for group in groups if any(group in summary["counts"] for summary in summaries)]
-    faults = Counter(fault["kind"] for summary in summaries for fault in summary["faults"])
-    return {
-        "format": FORMAT,
-        "levels": patch_budgets,
-        "shards": [summary["shard"] for summary in summaries],
-        **{
-            name: [summary[name] for summary in summaries]
-            for name in ("bytes", "sha256", "index_sha256", "samples", "regions", "negatives")
-        },
-        "counts": {group: [summary["counts"].get(group, 0) for summary in summaries] for group in present},
-        "faults": dict(sorted(faults.items())),
     }
 
 

@@ -1,4 +1,9 @@
-"""The manifest of a folder of shards, and the row index of one shard, as arrays.
+"""The manifest of a folder of shards, as arrays over shards and pieces.
+
+``manifest.json`` is small: totals, and which file holds the columns, one Arrow file that is mapped into memory, so that
+opening a million shards costs what opening a thousand does. A *piece* is a run of neighbouring samples of a shard,
+about 32 MB long: what is fetched from a remote store at once. ``NAME.sizes`` holds two bytes a sample, so that samples
+can be counted by other patch budgets without reading row indexes. Format 1, one JSON file, is still read.
 
 Kept apart from the indexing so that planning, which simulations run on hundreds of thousands of shards, imports
 neither torch nor an image library.
@@ -7,30 +12,28 @@ neither torch nor an image library.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import AfterValidator, FailFast, Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from pipeline.base.border import BorderError, one_line, shown, validated
+from pipeline.base.border import BorderError, one_line, parse_json, shown, validated
 from pipeline.base.constants import LANGUAGES
-from pipeline.data.resolution import budget_numbers
+from pipeline.base.files import write_bytes
+from pipeline.data.columns import SIZE_CODE, Columns, PieceTable, read_columns, whole_shards
+from pipeline.data.shard_index import IndexProblem, ShardIndex, index_name, parse_index, read_file, read_index
+
+__all__ = ["IndexProblem", "Manifest", "ShardIndex", "index_name", "load_manifest", "parse_index", "read_index"]
 
 MANIFEST_NAME = "manifest.json"
-FORMAT = 1
-MAX_MANIFEST_BYTES = 1 << 30  # about three million shards
-MAX_INDEX_BYTES = 256 << 20  # of one shard's rows: some four million samples
-CHUNK_BYTES = 1 << 20
+FORMAT = 2
+MAX_MANIFEST_BYTES = 1 << 30  # of format 1: about three million shards
+MAX_COLUMNS_BYTES = 16 << 30  # about fifty million pieces
 MAX_PATCH_BUDGET = 1 << 20  # patches of a side of 16,384 pixels
-
-
-class IndexProblem(ValueError):
-    """Shards or their index are missing or do not fit; one line with the remedy."""
 
 
 def _shard_name(name: str) -> str:
@@ -51,10 +54,11 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Budget = Annotated[int, Field(strict=True, ge=1, le=MAX_PATCH_BUDGET)]
 Budgets = Annotated[list[Budget], FailFast(), AfterValidator(_ascending)]
 Counts = Annotated[list[Count], FailFast()]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", max_length=200)]
 
 
-class ManifestDocument(TypedDict):
-    """What manifest.json holds: columns over the shards."""
+class ManifestOfJson(TypedDict):
+    """What manifest.json held in format 1: columns over the shards."""
 
     format: Literal[1]
     levels: Budgets
@@ -69,6 +73,25 @@ class ManifestDocument(TypedDict):
     faults: dict[str, Count]
 
 
+class ManifestDocument(TypedDict):
+    """What manifest.json holds: totals, and the file with the columns."""
+
+    format: Literal[2]
+    patch_budgets: Budgets
+    columns: FileName
+    columns_sha256: Digest
+    sizes: FileName
+    digest: Digest
+    shards: Count
+    bytes: Annotated[int, Field(strict=True, ge=0)]
+    samples: Annotated[int, Field(strict=True, ge=0)]
+    regions: Annotated[int, Field(strict=True, ge=0)]
+    negatives: Annotated[int, Field(strict=True, ge=0)]
+    counts: dict[str, Annotated[int, Field(strict=True, ge=0)]]
+    faults: dict[str, Count]
+
+
+_OF_JSON: TypeAdapter[ManifestOfJson] = TypeAdapter(ManifestOfJson)
 _DOCUMENT: TypeAdapter[ManifestDocument] = TypeAdapter(ManifestDocument)
 
 
@@ -78,36 +101,48 @@ class Manifest:
 
     folder: str  # a path or fsspec URL
     patch_budgets: tuple[int, ...]
-    shards: list[str]  # S file names
+    shards: Sequence[str]  # S file names
     sizes: np.ndarray  # [S] bytes
-    sha256: list[str]  # S, of the tars
-    index_sha256: list[str]  # S, of the row indexes
+    sha256: Sequence[str]  # S, of the tars
+    index_sha256: Sequence[str]  # S, of the row indexes
     samples: np.ndarray  # [S]
     regions: np.ndarray  # [S]
     negatives: np.ndarray  # [S]
     counts: np.ndarray  # [S, languages, patch_budgets] int32, samples by LANGUAGES and patch budgets
     faults: dict[str, int]  # samples left out when the index was made, by kind
+    pieces: PieceTable
+    sizes_file: str | None = None  # the samples' sizes, for counting by other patch budgets
+    digest: str = ""  # of all shards' checksums: copies of one data set have the same
+
+    def __post_init__(self) -> None:
+        if not self.digest:
+            object.__setattr__(self, "digest", hashlib.sha256("".join(self.sha256).encode("ascii")).hexdigest())
 
 
-def load_manifest(folder: str | Path, patch_budgets: Sequence[int] | None = None) -> Manifest:
+def load_manifest(
+    folder: str | Path, patch_budgets: Sequence[int] | None = None, cache_folder: str | Path | None = None
+) -> Manifest:
     """The manifest of a local folder or an fsspec URL.
 
-    ``patch_budgets`` other than those it was counted with are counted again from all row indexes.
+    Args:
+        patch_budgets: other ones than samples were counted by are counted now, from two bytes a sample; where the
+            manifest is of format 1, from all row indexes.
+        cache_folder: where the columns of a remote folder are kept, so that the processes of a machine fetch and hold
+            them once. None: in memory.
 
     Raises:
         IndexProblem: no such folder, no manifest (with the command that makes one), or an unreadable one.
     """
     name = str(folder)
     try:
-        manifest = manifest_from_json(name, read_file(name, MANIFEST_NAME, MAX_MANIFEST_BYTES))
+        manifest = _read(name, cache_folder)
     except FileNotFoundError as error:
         if "://" not in name and not Path(name).is_dir():
             raise IndexProblem(f"shard folder {name} does not exist; give an existing folder in data.shards") from error
         if "://" not in name and not any(Path(name).glob("*.tar")):
             raise IndexProblem(f"shard folder {name} holds no .tar file; build shards into it") from error
-        raise IndexProblem(
-            f"{name} has no {MANIFEST_NAME}; make it with `python -m data_tools index {name}`"
-        ) from error
+        missing = Path(str(error.filename or MANIFEST_NAME)).name
+        raise IndexProblem(f"{name} has no {missing}; make it with `python -m data_tools index {name}`") from error
     except BorderError as error:
         raise IndexProblem(
             f"{name}/{MANIFEST_NAME} is damaged ({error}); make it again with `python -m data_tools index {name}`"
@@ -117,9 +152,66 @@ def load_manifest(folder: str | Path, patch_budgets: Sequence[int] | None = None
     return manifest
 
 
-def manifest_from_json(folder: str, data: bytes | dict[str, Any]) -> Manifest:
-    """Raises ``BorderError`` where the JSON is not a manifest of this format, or contradicts itself."""
+def _read(folder: str, cache_folder: str | Path | None) -> Manifest:
+    data = parse_json(read_file(folder, MANIFEST_NAME, MAX_MANIFEST_BYTES))
+    if isinstance(data, dict) and data.get("format") == 1:
+        return manifest_from_json(folder, data)
     document = validated(_DOCUMENT, data, "it does not fit")
+    source = _columns_file(folder, document["columns"], document["columns_sha256"], cache_folder)
+    columns = read_columns(source, document["shards"], len(LANGUAGES), len(document["patch_budgets"]))
+    return manifest_from_columns(folder, document, columns)
+
+
+def manifest_from_columns(folder: str, document: ManifestDocument, columns: Columns) -> Manifest:
+    """A manifest of format 2 from its parts."""
+    return Manifest(
+        folder=folder,
+        patch_budgets=tuple(document["patch_budgets"]),
+        shards=columns.names,
+        sizes=columns.numbers["bytes"],
+        sha256=columns.sha256,
+        index_sha256=columns.index_sha256,
+        samples=columns.numbers["samples"],
+        regions=columns.numbers["regions"],
+        negatives=columns.numbers["negatives"],
+        counts=columns.counts,
+        faults=document["faults"],
+        pieces=columns.pieces,
+        sizes_file=document["sizes"],
+        digest=document["digest"],
+    )
+
+
+def _columns_file(folder: str, name: str, sha256: str, cache_folder: str | Path | None) -> Path | bytes:
+    """The columns' file where it can be mapped into memory, else its bytes. Raises BorderError for other bytes."""
+    remote = "://" in folder
+    if remote and cache_folder is None:
+        data = read_file(folder, name, MAX_COLUMNS_BYTES)
+        _compare(name, hashlib.sha256(data).hexdigest(), sha256)
+        return data
+    path = Path(cache_folder or folder) / (f"{sha256[:32]}.columns" if remote else name)
+    if remote and (not path.is_file() or _digest_of(path) != sha256):
+        data = read_file(folder, name, MAX_COLUMNS_BYTES)
+        _compare(name, hashlib.sha256(data).hexdigest(), sha256)
+        write_bytes(path, data)
+    elif not remote:
+        _compare(str(path), _digest_of(path), sha256)
+    return path
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _compare(name: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise BorderError(f"{shown(name)} has sha256 {found[:12]}…, not {expected[:12]}…")
+
+
+def manifest_from_json(folder: str, data: bytes | dict[str, Any]) -> Manifest:
+    """A manifest of format 1. Raises ``BorderError`` where the JSON is not one, or contradicts itself."""
+    document = validated(_OF_JSON, data, "it does not fit")
     patch_budgets, shards = tuple(document["levels"]), document["shards"]
     columns = {name: document[name] for name in ("bytes", "sha256", "index_sha256", "samples", "regions", "negatives")}
     columns |= {f"counts {group}": numbers for group, numbers in document["counts"].items()}
@@ -151,130 +243,32 @@ def manifest_from_json(folder: str, data: bytes | dict[str, Any]) -> Manifest:
         negatives=np.array(document["negatives"], dtype=np.int64),
         counts=counts,
         faults=document["faults"],
+        pieces=whole_shards(np.array(document["bytes"], dtype=np.int64), counts),
     )
 
 
-@dataclass(frozen=True)
-class ShardIndex:
-    """The rows of one shard: N samples in the order of the tar. All arrays are [N]."""
-
-    shard: str
-    keys: list[str]
-    image_offset: np.ndarray
-    image_length: np.ndarray
-    image_crc32: np.ndarray
-    json_offset: np.ndarray
-    json_length: np.ndarray
-    json_crc32: np.ndarray
-    width: np.ndarray
-    height: np.ndarray
-    language: np.ndarray  # positions in LANGUAGES
-    num_regions: np.ndarray
-    num_negatives: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def counts(self, patch_budgets: Sequence[int]) -> np.ndarray:
-        """[languages, patch_budgets] int32."""
-        group = self.language * len(patch_budgets) + budget_numbers(self.width, self.height, patch_budgets)
-        flat = np.bincount(group, minlength=len(LANGUAGES) * len(patch_budgets))
-        return flat.reshape(len(LANGUAGES), len(patch_budgets)).astype(np.int32)
-
-    def grouped_rows(self, patch_budgets: Sequence[int]) -> list[np.ndarray]:
-        """For each language, its rows by patch budget, then by place in the tar: what a plan's numbers refer to."""
-        patch_budget = budget_numbers(self.width, self.height, patch_budgets)
-        order = np.argsort(patch_budget, kind="stable")
-        return [order[self.language[order] == number] for number in range(len(LANGUAGES))]
-
-
-def parse_index(data: bytes, shard: str, sha256: str | None = None) -> ShardIndex:
-    """The row index of ``shard`` from the bytes of its parquet file.
-
-    Args:
-        sha256: what the manifest says of those bytes; None: no manifest speaks of them.
-
-    Raises:
-        IndexProblem: the bytes are not such a file, or not those that the manifest was made with.
-    """
-    import pyarrow.parquet as pq
-    from pyarrow import ArrowException
-
-    remedy = "make it again with `python -m data_tools index --force`"
-    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise IndexProblem(f"the index of {shown(shard)} is not the one that its manifest was made with; {remedy}")
-    try:
-        table = pq.read_table(io.BytesIO(data), use_threads=False)
-        return _rows(table, shard)
-    except (ArrowException, OSError, KeyError, ValueError) as error:
-        raise IndexProblem(f"the index of {shown(shard)} is damaged ({one_line(error)}); {remedy}") from error
-
-
-def _rows(table: Any, shard: str) -> ShardIndex:
-    """Raises KeyError or ValueError where a column is missing, of another type, or out of its range."""
-    import pyarrow.types as types
-
-    numbers = {}
-    for name in ShardIndex.__dataclass_fields__:
-        if name in ("shard", "keys", "language"):
-            continue
-        column = table[name]
-        if not types.is_integer(column.type) or column.null_count:
-            raise ValueError(
-                f"{name} is of type {column.type} with {column.null_count} nulls; it must be whole numbers"
-            )
-        numbers[name] = column.to_numpy()
-        least = 1 if name in ("width", "height") else 0
-        if len(table) and int(numbers[name].min()) < least:
-            raise ValueError(f"{name} is {int(numbers[name].min())}; it must be at least {least}")
-    keys, languages = table["key"].to_pylist(), table["language"].to_pylist()
-    if not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
-        raise ValueError("its keys must be strings, each once")
-    if not set(languages) <= set(LANGUAGES):
-        raise ValueError(f"its languages must be of {', '.join(LANGUAGES)}")
-    language = np.array([LANGUAGES.index(name) for name in languages], dtype=np.int64)
-    return ShardIndex(shard=shard, keys=keys, language=language, **numbers)
-
-
-def read_index(folder: str | Path, shard: str, sha256: str | None = None) -> ShardIndex:
-    """The row index beside ``folder/shard``, uncached. Raises as ``parse_index``, also where there is none."""
-    try:
-        return parse_index(read_file(str(folder), index_name(shard), MAX_INDEX_BYTES), shard, sha256)
-    except (FileNotFoundError, BorderError) as error:
-        raise IndexProblem(
-            f"the index of {shown(shard)} cannot be read ({one_line(error)}); make it with `python -m data_tools index`"
-        ) from error
-
-
-def index_name(shard: str) -> str:
-    return shard.removesuffix(".tar") + ".index.parquet"
-
-
-def read_file(folder: str, name: str, max_bytes: int) -> bytes:
-    """A small file of a local folder or fsspec URL. Raises ``FileNotFoundError``, or ``BorderError`` if too long."""
-    if "://" not in folder:
-        with (Path(folder) / name).open("rb") as file:
-            return read_at_most(file, name, max_bytes)
-    import fsspec
-
-    with fsspec.open(f"{folder.rstrip('/')}/{name}", "rb") as file:
-        return read_at_most(file, name, max_bytes)
-
-
-def read_at_most(file: BinaryIO, name: str, max_bytes: int) -> bytes:
-    """The rest of a file. Raises ``BorderError`` where that is more than ``max_bytes``, after about as many."""
-    parts, left = [], max_bytes
-    while part := file.read(CHUNK_BYTES):
-        left -= len(part)
-        if left < 0:
-            raise BorderError(f"{shown(name)} has more than {max_bytes} bytes")
-        parts.append(part)
-    return b"".join(parts)
-
-
 def _count_again(manifest: Manifest, patch_budgets: tuple[int, ...]) -> Manifest:
-    counts = [
-        read_index(manifest.folder, shard, digest).counts(patch_budgets)
-        for shard, digest in zip(manifest.shards, manifest.index_sha256, strict=True)
-    ]
-    return Manifest(**(vars(manifest) | {"patch_budgets": patch_budgets, "counts": np.stack(counts)}))
+    """The same manifest, its samples counted by other patch budgets."""
+    if manifest.sizes_file is None:
+        indexes = zip(manifest.shards, manifest.index_sha256, strict=True)
+        counts = np.stack([read_index(manifest.folder, shard, sha).counts(patch_budgets) for shard, sha in indexes])
+        return replace(
+            manifest, patch_budgets=patch_budgets, counts=counts, pieces=replace(manifest.pieces, counts=counts)
+        )
+    where = f"{manifest.folder}/{manifest.sizes_file}"
+    total = int(manifest.samples.sum())
+    try:
+        data = read_file(manifest.folder, manifest.sizes_file, total * SIZE_CODE.itemsize)
+    except (FileNotFoundError, BorderError) as error:
+        data = b""
+        problem = one_line(error)
+    else:
+        problem = f"it holds {len(data)} bytes, not two for each of {total} samples"
+    if len(data) != total * SIZE_CODE.itemsize:
+        raise IndexProblem(
+            f"{where} cannot be read ({problem}); make it again with `python -m data_tools index {manifest.folder}`"
+        )
+    codes = np.frombuffer(data, dtype=SIZE_CODE)
+    pieces = manifest.pieces.counted(codes, manifest.samples, patch_budgets, len(LANGUAGES))
+    counts = np.add.reduceat(pieces.counts, pieces.first[:-1], axis=0, dtype=np.int32)
+    return replace(manifest, patch_budgets=patch_budgets, counts=counts, pieces=pieces)

@@ -17,19 +17,18 @@ import numpy as np
 
 from pipeline.base.border import BorderError, quoted, shown
 from pipeline.data.cache import LocalFolder, ShardStore, ShardUnavailable
-from pipeline.data.manifest import (
+from pipeline.data.manifest import Manifest, load_manifest
+from pipeline.data.records import Fault, walk_folder, walk_records
+from pipeline.data.schema import Sample, SampleError, parse_sample
+from pipeline.data.shard_index import (
     MAX_INDEX_BYTES,
     IndexProblem,
-    Manifest,
     ShardIndex,
     index_name,
-    load_manifest,
     parse_index,
     read_at_most,
     read_index,
 )
-from pipeline.data.records import Fault, walk_folder, walk_records
-from pipeline.data.schema import Sample, SampleError, parse_sample
 from pipeline.data.tar import LARGEST_MEMBER_BYTES
 
 OPEN_SHARDS = 64  # files and row indexes that a reader keeps open; about a window's worth

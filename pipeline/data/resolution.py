@@ -27,8 +27,13 @@ def level_of(width: int, height: int, patch_budgets: Sequence[int] = PATCH_BUDGE
 
 def budget_numbers(widths: np.ndarray, heights: np.ndarray, patch_budgets: Sequence[int]) -> np.ndarray:
     """``level_of`` for arrays of sizes, as positions in ``patch_budgets`` (int64)."""
-    counts = (widths.astype(np.int64) // PATCH_SIZE) * (heights.astype(np.int64) // PATCH_SIZE)
+    counts = patch_counts(widths, heights)
     return np.minimum(np.searchsorted(np.asarray(patch_budgets), counts, side="left"), len(patch_budgets) - 1)
+
+
+def patch_counts(widths: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """Whole patches of images of these sizes in pixels, int64."""
+    return (widths.astype(np.int64) // PATCH_SIZE) * (heights.astype(np.int64) // PATCH_SIZE)
 
 
 @lru_cache(maxsize=65536)

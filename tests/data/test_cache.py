@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
 import time
+from dataclasses import replace
 
 import fsspec
 import pytest
 
+from pipeline.base.constants import PATCH_BUDGETS
 from pipeline.config import DataSettings
 from pipeline.data import cache
 from pipeline.data.cache import CachedFolder, ShardUnavailable, make_store
-from pipeline.data.index import index_folder
+from pipeline.data.index import index_folder, index_shard, write_manifest
 from pipeline.data.loader import make_loader
 from pipeline.data.manifest import IndexProblem, load_manifest
 from tests.data.shards import write_shards
@@ -169,10 +170,8 @@ def test_making_room_removes_nothing_that_the_cache_did_not_make(tmp_path, remot
 )
 def test_a_remote_manifest_cannot_name_a_place_outside_its_folder(tmp_path, name):
     write_shards(tmp_path / "remote", [[("en", 128)]])
-    index_folder(tmp_path / "remote")
-    file = tmp_path / "remote" / "manifest.json"
-    document = json.loads(file.read_text()) | {"shards": [name]}
-    file.write_text(json.dumps(document))
+    summary, _ = index_shard(tmp_path / "remote" / "part-00000.tar")
+    write_manifest(tmp_path / "remote", [replace(summary, name=name)], PATCH_BUDGETS)
     with pytest.raises(IndexProblem, match="must be the name of a .tar file") as caught:
         load_manifest(f"file://{tmp_path}/remote")
     assert "\x1b" not in str(caught.value)

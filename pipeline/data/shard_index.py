@@ -1,0 +1,149 @@
+"""The row index of one shard, and how small files beside shards are read."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from pipeline.base.border import BorderError, one_line, shown
+from pipeline.base.constants import LANGUAGES
+from pipeline.data.resolution import budget_numbers
+
+MAX_INDEX_BYTES = 256 << 20  # of one shard's rows: some four million samples
+CHUNK_BYTES = 1 << 20
+
+
+class IndexProblem(ValueError):
+    """Shards or their index are missing or do not fit; one line with the remedy."""
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The rows of one shard: N samples in the order of the tar. All arrays are [N]."""
+
+    shard: str
+    keys: list[str]
+    image_offset: np.ndarray
+    image_length: np.ndarray
+    image_crc32: np.ndarray
+    json_offset: np.ndarray
+    json_length: np.ndarray
+    json_crc32: np.ndarray
+    width: np.ndarray
+    height: np.ndarray
+    language: np.ndarray  # positions in LANGUAGES
+    num_regions: np.ndarray
+    num_negatives: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def starts(self) -> np.ndarray:
+        """[N] bytes: where each sample's first member begins in the tar."""
+        return np.minimum(self.image_offset, self.json_offset)
+
+    def ends(self) -> np.ndarray:
+        """[N] bytes: where each sample's last member ends in the tar."""
+        return np.maximum(self.image_offset + self.image_length, self.json_offset + self.json_length)
+
+    def counts(self, patch_budgets: Sequence[int]) -> np.ndarray:
+        """[languages, patch_budgets] int32."""
+        group = self.language * len(patch_budgets) + budget_numbers(self.width, self.height, patch_budgets)
+        flat = np.bincount(group, minlength=len(LANGUAGES) * len(patch_budgets))
+        return flat.reshape(len(LANGUAGES), len(patch_budgets)).astype(np.int32)
+
+    def grouped_rows(self, patch_budgets: Sequence[int]) -> list[np.ndarray]:
+        """For each language, its rows by patch budget, then by place in the tar: what a plan's numbers refer to."""
+        patch_budget = budget_numbers(self.width, self.height, patch_budgets)
+        order = np.argsort(patch_budget, kind="stable")
+        return [order[self.language[order] == number] for number in range(len(LANGUAGES))]
+
+
+def parse_index(data: bytes, shard: str, sha256: str | None = None) -> ShardIndex:
+    """The row index of ``shard`` from the bytes of its parquet file.
+
+    Args:
+        sha256: what the manifest says of those bytes; None: no manifest speaks of them.
+
+    Raises:
+        IndexProblem: the bytes are not such a file, or not those that the manifest was made with.
+    """
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowException
+
+    remedy = "make it again with `python -m data_tools index --force`"
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise IndexProblem(f"the index of {shown(shard)} is not the one that its manifest was made with; {remedy}")
+    try:
+        table = pq.read_table(io.BytesIO(data), use_threads=False)
+        return _rows(table, shard)
+    except (ArrowException, OSError, KeyError, ValueError) as error:
+        raise IndexProblem(f"the index of {shown(shard)} is damaged ({one_line(error)}); {remedy}") from error
+
+
+def _rows(table: Any, shard: str) -> ShardIndex:
+    """Raises KeyError or ValueError where a column is missing, of another type, or out of its range."""
+    import pyarrow.types as types
+
+    numbers = {}
+    for name in ShardIndex.__dataclass_fields__:
+        if name in ("shard", "keys", "language"):
+            continue
+        column = table[name]
+        if not types.is_integer(column.type) or column.null_count:
+            raise ValueError(
+                f"{name} is of type {column.type} with {column.null_count} nulls; it must be whole numbers"
+            )
+        numbers[name] = column.to_numpy()
+        least = 1 if name in ("width", "height") else 0
+        if len(table) and int(numbers[name].min()) < least:
+            raise ValueError(f"{name} is {int(numbers[name].min())}; it must be at least {least}")
+    keys, languages = table["key"].to_pylist(), table["language"].to_pylist()
+    if not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
+        raise ValueError("its keys must be strings, each once")
+    if not set(languages) <= set(LANGUAGES):
+        raise ValueError(f"its languages must be of {', '.join(LANGUAGES)}")
+    language = np.array([LANGUAGES.index(name) for name in languages], dtype=np.int64)
+    return ShardIndex(shard=shard, keys=keys, language=language, **numbers)
+
+
+def read_index(folder: str | Path, shard: str, sha256: str | None = None) -> ShardIndex:
+    """The row index beside ``folder/shard``, uncached. Raises as ``parse_index``, also where there is none."""
+    try:
+        return parse_index(read_file(str(folder), index_name(shard), MAX_INDEX_BYTES), shard, sha256)
+    except (FileNotFoundError, BorderError) as error:
+        raise IndexProblem(
+            f"the index of {shown(shard)} cannot be read ({one_line(error)}); make it with `python -m data_tools index`"
+        ) from error
+
+
+def index_name(shard: str) -> str:
+    return shard.removesuffix(".tar") + ".index.parquet"
+
+
+def read_file(folder: str, name: str, max_bytes: int) -> bytes:
+    """A small file of a local folder or fsspec URL. Raises ``FileNotFoundError``, or ``BorderError`` if too long."""
+    if "://" not in folder:
+        with (Path(folder) / name).open("rb") as file:
+            return read_at_most(file, name, max_bytes)
+    import fsspec
+
+    with fsspec.open(f"{folder.rstrip('/')}/{name}", "rb") as file:
+        return read_at_most(file, name, max_bytes)
+
+
+def read_at_most(file: BinaryIO, name: str, max_bytes: int) -> bytes:
+    """The rest of a file. Raises ``BorderError`` where that is more than ``max_bytes``, after about as many."""
+    parts, left = [], max_bytes
+    while part := file.read(CHUNK_BYTES):
+        left -= len(part)
+        if left < 0:
+            raise BorderError(f"{shown(name)} has more than {max_bytes} bytes")
+        parts.append(part)
+    return b"".join(parts)
