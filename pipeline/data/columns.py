@@ -169,14 +169,16 @@ def read_columns(source: Path | bytes, num_shards: int, languages: int, budgets:
     try:
         buffer = pa.memory_map(str(source)) if isinstance(source, Path) else pa.BufferReader(source)
         batch = pa.ipc.open_file(buffer).get_batch(0)
+        batch.validate()
         columns = {name: batch.column(number)[0].values for number, name in enumerate(batch.schema.names)}
         return _checked(columns, num_shards, languages, budgets)
-    except (pa.ArrowException, KeyError, AttributeError, IndexError) as error:
+    except (pa.ArrowException, KeyError, AttributeError, IndexError, TypeError, ValueError) as error:
+        if isinstance(error, BorderError):
+            raise
         raise BorderError(f"its columns do not fit: {one_line(error)}") from error
 
 
 def _checked(columns: dict[str, Any], num_shards: int, languages: int, budgets: int) -> Columns:
-
     def column(name: str) -> Any:
         return columns[name]
 

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipeline.base.constants import LANGUAGES
+from pipeline.data.manifest import load_manifest
+
 SIZES = {128: (64, 48), 256: (256, 192), 576: (336, 320)}  # width, height of an image of that patch budget
 
 
@@ -73,3 +76,24 @@ def write_shards(folder: Path, groups: list[list[tuple[str, int]]], regions: int
             number += 1
         write_tar(folder / f"part-{shard:05d}.tar", members)
     return folder
+
+
+def write_manifest_of_json(folder: Path) -> None:
+    """The manifest of an indexed folder as version 0.1 wrote it: format 1, one JSON file."""
+    new = load_manifest(folder)
+    document = {
+        "format": 1,
+        "levels": list(new.patch_budgets),
+        "shards": list(new.shards),
+        **{name: column.tolist() for name, column in (("bytes", new.sizes), ("samples", new.samples))},
+        **{name: column.tolist() for name, column in (("regions", new.regions), ("negatives", new.negatives))},
+        "sha256": list(new.sha256),
+        "index_sha256": list(new.index_sha256),
+        "counts": {
+            f"{language}/{budget}": new.counts[:, at, number].tolist()
+            for at, language in enumerate(LANGUAGES)
+            for number, budget in enumerate(new.patch_budgets)
+        },
+        "faults": new.faults,
+    }
+    (folder / "manifest.json").write_text(json.dumps(document), encoding="utf-8")

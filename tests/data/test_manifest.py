@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
@@ -11,7 +9,7 @@ from pipeline.base.constants import LANGUAGES
 from pipeline.data.columns import LARGEST_COUNT, size_codes
 from pipeline.data.index import index_folder
 from pipeline.data.manifest import IndexProblem, load_manifest, read_index
-from tests.data.shards import write_shards
+from tests.data.shards import write_manifest_of_json, write_shards
 
 BUDGETS = (128, 256, 576, 784, 1024)
 
@@ -62,21 +60,7 @@ def test_other_patch_budgets_are_counted_without_an_index(folder):
 
 def test_a_manifest_of_the_format_before_is_read(folder):
     new, _ = index_folder(folder)
-    document = {
-        "format": 1,
-        "levels": list(BUDGETS),
-        "shards": list(new.shards),
-        "bytes": new.sizes.tolist(),
-        "sha256": list(new.sha256),
-        "index_sha256": list(new.index_sha256),
-        "samples": new.samples.tolist(),
-        "regions": new.regions.tolist(),
-        "negatives": new.negatives.tolist(),
-        "counts": {f"zh/{budget}": new.counts[:, 1, n].tolist() for n, budget in enumerate(BUDGETS)}
-        | {f"en/{budget}": new.counts[:, 0, n].tolist() for n, budget in enumerate(BUDGETS)},
-        "faults": {},
-    }
-    (folder / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
+    write_manifest_of_json(folder)
     old = load_manifest(folder)
     assert (old.counts == new.counts).all() and old.digest == new.digest
     assert list(old.shards) == list(new.shards) and list(old.sha256) == list(new.sha256)

@@ -25,7 +25,7 @@ from pipeline.data.reader import ReadFault, ShardReader, iterate_shards
 from pipeline.data.schema import LANGUAGES, Sample, SampleError, parse_sample
 from tests.border.damage import Damage, damage_bytes, damage_document, damage_tar
 from tests.border.formats import Format
-from tests.data.shards import image_bytes, record, sample_members, write_shards, write_tar
+from tests.data.shards import image_bytes, record, sample_members, write_manifest_of_json, write_shards, write_tar
 
 BUDGETS = (128, 256)
 SHARD = "part-00000.tar"
@@ -94,6 +94,12 @@ def check_samples(samples: list[Sample]) -> str | None:
 def make_indexed(folder: Path) -> None:
     write_shards(folder, [[("en", 128), ("zh", 128), ("en", 256)], [("zh", 256), ("en", 128)]])
     index_folder(folder, patch_budgets=BUDGETS)
+
+
+def make_indexed_of_json(folder: Path) -> None:
+    """With the manifest of format 1, which held all columns in JSON."""
+    make_indexed(folder)
+    write_manifest_of_json(folder)
 
 
 def read_indexed(folder: Path) -> list[tuple[str, bytes, Sample]]:
@@ -215,6 +221,11 @@ FORMATS = {
         "tars of samples", make_tar, lambda rng, base: damage_tar(rng, SHARD), read_tar, (IndexProblem,), check_samples
     ),
     "index": Format("row indexes (parquet)", make_indexed, damage_index, read_rows, DATA_ERRORS, check_indexed),
-    "manifest": Format("manifests", make_indexed, damage_manifest, read_indexed, DATA_ERRORS, check_indexed, 512),
+    "manifest": Format(
+        "manifests of format 1", make_indexed_of_json, damage_manifest, read_indexed, DATA_ERRORS, check_indexed, 512
+    ),
+    "manifest_columns": Format(
+        "manifests", make_indexed, damage_manifest, read_indexed, DATA_ERRORS, check_indexed, 512
+    ),
     "image": Format("images", make_image, damage_image, read_images, (ImageFault, ImageProblem)),
 }
