@@ -1,8 +1,4 @@
-"""Class names as texts: prompt templates in both languages, and the mean of a class's prompts as its vector.
-
-The English templates are a small general set in the manner of CLIP's; the Chinese ones say the same. Both are this
-project's own wording; ``--template`` replaces them.
-"""
+"""Class names as texts, and the mean of a class's prompts as its vector."""
 
 from __future__ import annotations
 
@@ -13,52 +9,18 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluation.features import encode_texts
+from pipeline.evaluation.formats.language import language_of
 from pipeline.evaluation.formats.paths import read_json, text_lines
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.options.base import ClassNameOptions
 from pipeline.evaluation.ranks import Ranks
 from pipeline.evaluation.results import EvaluationError
 
-IMAGE_TEMPLATES = {
-    "en": (
-        "a photo of a {}.",
-        "a picture of the {}.",
-        "a close-up photo of a {}.",
-        "a bright photo of a {}.",
-        "a photo of one {}.",
-        "a photo of a small {}.",
-        "a photo of a large {}.",
-    ),
-    "zh": (
-        "一张{}的照片。",
-        "一幅{}的图片。",
-        "一张{}的特写照片。",
-        "一张明亮的{}照片。",
-        "一张小的{}的照片。",
-        "一张大的{}的照片。",
-    ),
-}
-REGION_TEMPLATES = {"en": ("{}",), "zh": ("{}",)}
-
-
-def templates_of(options: ClassNameOptions, kind: str) -> list[str]:
-    """The templates in force for images (``short``) or regions.
-
-    Raises:
-        EvaluationError: a template without ``{}``.
-    """
-    own = REGION_TEMPLATES if kind == "region" else IMAGE_TEMPLATES
-    templates = list(options.templates or own[options.language])
-    for template in templates:
-        if template.count("{}") != 1:
-            raise EvaluationError(f"template {template!r} must hold {{}} once, where the class name goes")
-    return templates
-
 
 def class_embeddings(
     model: EvaluationModel, names: Sequence[str], templates: Sequence[str], kind: str, ranks: Ranks
 ) -> Tensor:
-    """[C, D] unit norm: the mean of a class's prompts. A name with ``;`` or in a list of synonyms is used as it is.
+    """[C, D] unit norm: the mean of the unit vectors of a class's prompts.
 
     Raises:
         EvaluationError: no class, or an empty name.
@@ -72,6 +34,11 @@ def class_embeddings(
     embeds, row_of = encode_texts(model, texts, kind, ranks)
     rows = embeds[[row_of[text] for text in texts]].view(len(names), len(templates), -1)
     return torch.nn.functional.normalize(rows.mean(1), dim=-1)
+
+
+def language_of_classes(options: ClassNameOptions, names: Sequence[str]) -> str:
+    """The language that was asked for, else that of the names."""
+    return language_of(names) if options.language == "auto" else options.language
 
 
 def read_class_names(path: Path) -> dict[int, str]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline.base.files import write_json
 from pipeline.evaluation.arguments import add_arguments, flags_of, given
-from pipeline.evaluation.options.base import RENAMED, TaskOptions, make_options, unread
+from pipeline.evaluation.options.base import TaskOptions, make_options, unread
 from pipeline.evaluation.options.work import WorkOptions
 from pipeline.evaluation.registry import TASKS, Task, find_task
 from pipeline.evaluation.results import EvaluationError, flat_scores, table
@@ -100,13 +100,12 @@ def _unknown(name: str, task: Task, unknown: list[str]) -> str:
     flag = next((word.partition("=")[0] for word in unknown if word.startswith("--")), None)
     if flag is None:
         return f"{' '.join(unknown)!r} is too much; write {PROGRAM} {name} MODEL --data SET"
-    old = flag.removeprefix("--").replace("-", "_")
-    if old in RENAMED:
-        return f"{flag} is called --{RENAMED[old].replace('_', '-')} now; write that"
+    pairs = task.options().renamed.items()
+    renamed = {f"--{old}".replace("_", "-"): f"--{new}".replace("_", "-") for old, new in pairs}
     others = [other for other, one in TASKS.items() if flag in flags_of(one.options())]
-    if others:
+    if others and flag not in renamed:
         return f"{name} does not read {flag}; {' and '.join(others)} {'does' if len(others) == 1 else 'do'}"
-    return unread(name, flag, [*flags_of(task.options()), *flags_of(WorkOptions)])
+    return unread(name, flag, [*flags_of(task.options()), *flags_of(WorkOptions)], renamed)
 
 
 def score(name: str, task: Task, model_path: str, options: TaskOptions, work: WorkOptions) -> int:
@@ -124,7 +123,7 @@ def score(name: str, task: Task, model_path: str, options: TaskOptions, work: Wo
     ranks.close()
     if not ranks.is_main:
         return 0
-    print(f"{name}  ({model_path})")
+    print(f"{name}  ({model_path})  protocol: {result['settings']['protocol']['name']}")
     print(table(flat_scores(result["scores"]).items()))
     for account in result["accounting"]:
         print(_account_line(account))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pipeline.base.files import write_aside
 from pipeline.data.images import ImageFault, decode_image
+from pipeline.evaluation.finite import require_finite
 from pipeline.evaluation.formats.items import ImageItem, RegionRow
 from pipeline.evaluation.models.base import EncodedImages, EvaluationModel, Prepared
 from pipeline.evaluation.progress import ProgressLine
@@ -70,6 +71,8 @@ def encode_set(
         boxes: rows whose ``image`` counts into ``images``.
     Returns:
         the whole set's features, on every rank.
+    Raises:
+        EvaluationError: a feature is not finite.
     """
     settings, ranks = settings or EncodeSettings(), ranks or Ranks()
     wanted: dict[int, list[int]] = defaultdict(list)
@@ -94,6 +97,8 @@ def encode_set(
         if len(chunk["rows"]):
             regions[chunk["rows"]], valid[chunk["rows"]] = chunk["regions"], chunk["valid"]
         faults.update(chunk["faults"])
+    require_finite(embeds, "images", lambda number: images[number].key)
+    require_finite(regions, "regions", lambda row: f"{images[boxes[row].image].key} {boxes[row].box}")
     return SetFeatures(embeds, regions, valid, faults)
 
 
@@ -125,9 +130,9 @@ def encode_texts(
     batches = [distinct[start : start + size] for start in range(0, len(distinct), size)]
     mine = {number: model.encode_texts(batches[number], kind) for number in ranks.share(len(batches))}
     parts = {number: part for share in ranks.gather(mine) for number, part in share.items()}
-    return torch.cat([parts[number] for number in range(len(batches))]), {
-        text: row for row, text in enumerate(distinct)
-    }
+    embeds = torch.cat([parts[number] for number in range(len(batches))])
+    require_finite(embeds, "texts", lambda row: distinct[row])
+    return embeds, {text: row for row, text in enumerate(distinct)}
 
 
 def _chunk(

@@ -1,7 +1,7 @@
 """Boxes with confidences for open-vocabulary detection: from a detector of transformers, from a file, or made.
 
-Letters: Q boxes of an image, C classes. ``class_scores`` [Q, C] where the detector scores every class of every box;
-otherwise one ``score`` and one ``label`` a box.
+Letters: Q boxes of an image, C classes. ``class_scores`` [Q, C] where the detector scores classes; a grounding model
+whose prompt holds part of them scores only those. ``scores`` and ``labels``: a box's best one, its own confidence.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PROMPT_TOKENS = 192  # of a grounding detector's text a pass; its tower takes 25
 
 @dataclass(frozen=True)
 class Proposals:
-    """One image's boxes, best class and its confidence, and all classes' confidences where they are known.
+    """One image's boxes, each one's best class and its confidence, and the confidences by class where there are some.
 
     Boxes are normalised xyxy in float64, as the detector gave them, also where they leave the image.
     """
@@ -130,7 +130,11 @@ class TransformersDetector:
             row[:, part] = confidences.double()
             boxes.append(of_pass)
             scores.append(row)
-        return Proposals.of_class_scores(torch.cat(boxes), torch.cat(scores))
+        return Proposals.of_class_scores(*merged(torch.cat(boxes), torch.cat(scores)))
+
+    def num_prompts(self, names: Sequence[str]) -> int:
+        """Passes over an image that ``names`` take."""
+        return len(self._prompts(names))
 
     def _prompts(self, names: Sequence[str]) -> list[list[int]]:
         """Classes by pass: all at once, or as many as fit into a grounding model's text."""
@@ -164,6 +168,18 @@ class TransformersDetector:
         tokens = output.logits[0].float().sigmoid().cpu()
         spans = token_spans(self.processor.tokenizer, names, inputs["input_ids"][0].tolist())
         return boxes.double(), torch.stack([tokens[:, span].amax(1) for span in spans], 1)
+
+
+def merged(boxes: Tensor, class_scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes that several prompts gave alike, once each, with the best score for every class; in their first order."""
+    distinct, which = boxes.unique(dim=0, return_inverse=True)
+    if len(distinct) == len(boxes):
+        return boxes, class_scores
+    scores = torch.zeros(len(distinct), class_scores.shape[1], dtype=class_scores.dtype)
+    scores = scores.scatter_reduce(0, which[:, None].expand_as(class_scores), class_scores, "amax")
+    first = torch.full((len(distinct),), len(boxes)).scatter_reduce(0, which, torch.arange(len(boxes)), "amin")
+    order = first.argsort()
+    return distinct[order], scores[order]
 
 
 def token_spans(tokenizer: Any, names: Sequence[str], ids: list[int]) -> list[list[int]]:

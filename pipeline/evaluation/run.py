@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pipeline.evaluation.formats.scenes import is_scene_folder
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.options.base import TaskOptions, make_options
 from pipeline.evaluation.options.scenes import SCENE_PARTS
+from pipeline.evaluation.protocols.rows import departures, rows_of
 from pipeline.evaluation.ranks import Ranks
 from pipeline.evaluation.registry import Task, find_task
 from pipeline.evaluation.results import EvaluationError
@@ -55,13 +57,34 @@ def evaluate_options(
         if not path.exists():
             raise EvaluationError(f"{path} does not exist; give --data an existing file or folder")
     began = time.monotonic()
-    if options.patch_budgets:
+    inapplicable = []
+    if options.patch_budgets and not model.has_patch_budgets and options.protocol:
+        inapplicable = ["patch_budgets"]  # the published numbers of such models are at their own size too
+    elif options.patch_budgets:
         model = model.with_patch_budgets(options.patch_budgets)
     with model.evaluating():
         result = task.code().run(model, options, settings or EncodeSettings(), ranks or Ranks())
-    result["settings"] = {"model": model.settings()} | result["settings"]
+    protocol = describe_protocol(options, inapplicable)
+    result["settings"] = {"protocol": protocol, "model": model.settings()} | result["settings"]
     result["seconds"] = round(time.monotonic() - began, 2)
     return result
+
+
+def describe_protocol(options: TaskOptions, inapplicable: Sequence[str] = ()) -> dict[str, Any]:
+    """Whose protocol a result was measured by; with another choice of anything it is ``own settings``."""
+    if options.protocol is None:
+        return {"name": "own settings"}
+    protocol, _, name = options.protocol.partition(":")
+    row = next(row for row in rows_of(protocol) if row.name == name)
+    defaults = type(options)(data=options.data).model_dump(mode="json")
+    as_asked = type(options)(**{**row.options, "data": options.data}).model_dump(mode="json")
+    changed = departures(replace(row, options=as_asked), options.model_dump(mode="json"), defaults)
+    known: dict[str, Any] = {"from" if changed else "name": row.reference, "title": row.title, "source": row.source}
+    if changed:
+        known = {"name": "own settings", "changed": changed} | known
+    if row.differs:
+        known["differs"] = row.differs
+    return known | ({"not_applicable": list(inapplicable)} if inapplicable else {})
 
 
 def evaluate_several(model: EvaluationModel, tasks: Sequence[str], data: str | Path) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from pipeline.evaluation import EvaluationError, evaluate, pictures
-from pipeline.evaluation.class_names import IMAGE_TEMPLATES
+from pipeline.evaluation.templates import IMAGE_TEMPLATES
 from tests.evaluation.fake import FakeModel, noisy, solid, text_vector
 
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}

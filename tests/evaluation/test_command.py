@@ -109,7 +109,7 @@ def test_an_interrupt_ends_with_its_own_status(fake, scenes, monkeypatch, capsys
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fake, "encode_images", interrupted)
-    assert main(["boxes", "m", "--data", str(scenes)]) == 130
+    assert main(["boxes", "m", "--data", str(scenes), "--language", "zh"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
 

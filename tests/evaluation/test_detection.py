@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from pipeline.evaluation import EvaluationError, evaluate
 from pipeline.evaluation.average_precision import average_precision
-from pipeline.evaluation.proposals import Proposals, TransformersDetector, made_proposals
+from pipeline.evaluation.proposals import Proposals, TransformersDetector, made_proposals, merged
 from pipeline.evaluation.tasks.detection import fuse
 from tests.data_tools.tiny_models import save_grounding_dino, save_owlv2
 from tests.evaluation.fake import FakeModel
@@ -245,8 +245,53 @@ def test_many_classes_go_to_a_grounding_detector_in_several_prompts(coloured, tm
     names = ["red bus", "cat", "white house", "small dog", "large blue car"]
     monkeypatch.setattr(proposals, "PROMPT_TOKENS", 6)
     assert detector._prompts(names) == [[0, 1], [2, 3], [4]]
-    found = detector(Image.open(coloured / "0.png"), names)
-    assert len(found.boxes) == 3 * 12 and (found.class_scores[:12, 2:] == 0).all()
+    image = Image.open(coloured / "0.png")
+    found = detector(image, names)
+    assert detector.num_prompts(names) == 3 and len(found.boxes) > 12
+    asked_for_part = (found.class_scores > 0).sum(1) < len(names)
+    assert asked_for_part.any()
+    with pytest.raises(EvaluationError, match="needs 3 prompts for 3 classes .* use --confidence box"):
+        monkeypatch.setattr(proposals, "PROMPT_TOKENS", 3)
+        options = {"detector": folder, "class_names": write_names(coloured), "confidence": "class"}
+        evaluate(FakeModel(), "detection", coloured / "lvis.json", images=coloured, **options)
+
+
+class ChunkedDetector:
+    """Scores the classes of ``chunks`` apart, each time on the same boxes, as prompts of a grounding model do."""
+
+    def __init__(self, chunks, boxes, class_scores):
+        self.chunks, self.boxes, self.class_scores = chunks, boxes, class_scores
+
+    def num_prompts(self, names):
+        return len(self.chunks)
+
+    def __call__(self, image, names):
+        rows = []
+        for chunk in self.chunks:
+            row = torch.zeros_like(self.class_scores)
+            row[:, chunk] = self.class_scores[:, chunk]
+            rows.append(row)
+        return Proposals.of_class_scores(*merged(self.boxes.repeat(len(self.chunks), 1), torch.cat(rows)))
+
+
+def test_two_prompts_fuse_as_one_where_their_boxes_are_the_same(coloured, monkeypatch):
+    boxes = torch.tensor([[0.04, 0.12, 0.46, 0.9], [0.54, 0.12, 0.96, 0.9], [0.2, 0.3, 0.4, 0.5]], dtype=torch.float64)
+    class_scores = torch.tensor([[0.2, 0.7, 0.1], [0.3, 0.1, 0.6], [0.05, 0.1, 0.02]], dtype=torch.float64)
+    scores = {}
+    for name, chunks in (("one", [[0, 1, 2]]), ("two", [[0, 1], [2]])):
+        chunked = ChunkedDetector(chunks, boxes, class_scores)
+        monkeypatch.setattr("pipeline.evaluation.tasks.detection.TransformersDetector", lambda *_, own=chunked: own)
+        scores[name] = evaluate(FakeModel(), "detection", coloured / "lvis.json", detector=coloured)["scores"]
+    assert scores["one"] == scores["two"]
+    # The box that the detector calls green, in a prompt without it red or blue, is named among all classes
+    assert scores["two"]["fused"]["ap"] == pytest.approx(scores["two"]["model"]["ap"], abs=0.5)
+    assert scores["two"]["fused"]["ap"] > scores["two"]["detector"]["ap"]
+
+
+def test_a_box_competes_in_classes_that_its_prompt_did_not_hold():
+    p = torch.tensor([[0.1, 0.1, 0.8]])  # the model's, over all classes
+    scores, winner = fuse(torch.tensor([0.49]), torch.tensor([0]), p, 0.5, 0.5)
+    assert winner.item() == 2 and scores.item() == pytest.approx((0.49 * 0.8) ** 0.5)
 
 
 def test_a_set_without_proposals_and_folders_without_a_detector_are_refused(coloured, tmp_path):

@@ -145,14 +145,11 @@ def test_boxes_that_cannot_be_scored_are_named(folder):
         {"image_id": 1, "category_id": 7, "bbox": [0, 0, 38, 80], "iscrowd": 1},
     ]
     account = evaluate(FakeModel(), "boxes", instances(folder, annotations=bad), max_skipped_share=1)["accounting"][0]
-    assert account["evaluated"] == 1 and account["rows"] == 6
-    assert account["skipped"] == {
-        "unknown_class": 1,
-        "unknown_image": 1,
-        "box_outside_image": 1,
-        "missing_field": 1,
-        "crowd": 1,
-    }
+    assert account["evaluated"] == 2 and account["rows"] == 6  # a box around a crowd counts, as published
+    assert account["skipped"] == {"unknown_class": 1, "unknown_image": 1, "box_outside_image": 1, "missing_field": 1}
+    left_out = {"annotations": bad[:1] + bad[-1:]}
+    account = evaluate(FakeModel(), "boxes", instances(folder, **left_out), crowds="leave-out")["accounting"][0]
+    assert account["rows"] == account["evaluated"] == 1 and account["notes"]["crowds_left_out"] == 1
 
 
 def test_boxes_read_lvis_urls_sizes_from_the_image_and_chinese_names(folder):
@@ -166,14 +163,14 @@ def test_boxes_read_lvis_urls_sizes_from_the_image_and_chinese_names(folder):
     assert result["scores"]["boxes_top1"] == pytest.approx(2 / 3)
     (folder / "names.txt").write_text("7\tred\n9\tgreen\n8\tblue\n", encoding="utf-8")
     named = evaluate(
-        FakeModel(), "boxes", instances(folder, images=images), class_names=folder / "names.txt", templates=("a {}",)
+        FakeModel(), "boxes", instances(folder, images=images), class_names=folder / "names.txt", template=("a {}",)
     )
     assert named["scores"]["boxes_top1"] == pytest.approx(2 / 3) and named["settings"]["templates"] == ["a {}"]
 
 
 def test_bad_templates_and_empty_class_names_are_refused(folder):
     with pytest.raises(EvaluationError, match="must hold {} once"):
-        evaluate(FakeModel(), "boxes", instances(folder), templates=("no place",))
+        evaluate(FakeModel(), "boxes", instances(folder), template=("no place",))
     with pytest.raises(EvaluationError, match="empty name"):
         categories = [{"id": 7, "name": " "}, {"id": 9, "name": "green"}]
         evaluate(FakeModel(), "boxes", instances(folder, categories=categories))
@@ -185,9 +182,10 @@ def test_boxes_of_coco_mini_match_a_loop_and_every_instance_is_counted(tmp_path)
     content = json.loads((root / "instances.json").read_text(encoding="utf-8"))
     few = tmp_path / "few.json"
     few.write_text(json.dumps(content | {"annotations": content["annotations"][:300]}), encoding="utf-8")
-    result = evaluate(model, "boxes", few, images=root / "images", max_skipped_share=0.1)
+    result = evaluate(model, "boxes", few, images=root / "images", crowds="leave-out")
     account = result["accounting"][0]
-    assert account["rows"] == 300 and account["evaluated"] + sum(account["skipped"].values()) == 300
+    crowds = sum(annotation["iscrowd"] for annotation in content["annotations"][:300])
+    assert account["rows"] == 300 - crowds and account["skipped"] == {}
     classes = sorted(content["categories"], key=lambda c: c["id"])
     texts = torch.stack([text_vector(c["name"], "region") for c in classes])
     images = {image["id"]: image for image in content["images"]}

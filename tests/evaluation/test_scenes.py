@@ -122,12 +122,15 @@ def test_a_broken_image_costs_its_rows_and_is_named(scenes, tmp_path):
         assert first.name.removesuffix(".jpg") in account["examples"]["broken_image"][0]
 
 
+OF = {"segmentation": {}, "detection": {"language": "en"}}
+
+
 def scores_on_this_rank(folder: str, out: str) -> dict:
     model = FakeModel()
     scores = scene_scores(model, folder, ranks=Ranks.from_environment(), settings=EncodeSettings(chunk_size=8))
     found = {"numbers": numbers(scores), "encoded": model.images_encoded}
-    for task in ("segmentation", "detection"):
-        found[task] = evaluate(FakeModel(), task, folder, ranks=Ranks.from_environment())["scores"]
+    for task in OF:
+        found[task] = evaluate(FakeModel(), task, folder, ranks=Ranks.from_environment(), **OF[task])["scores"]
     maps = {"phrases": ("a red circle", "红色的圆"), "out": Path(out), "max_images": 3}
     found["maps"] = evaluate(FakeModel(), "dense-maps", folder, ranks=Ranks.from_environment(), **maps)["scores"]
     return found
@@ -135,7 +138,7 @@ def scores_on_this_rank(folder: str, out: str) -> dict:
 
 def test_two_processes_share_the_work_and_agree_with_one(scenes, tmp_path):
     alone = numbers(scene_scores(FakeModel(), scenes))
-    tasks = {task: evaluate(FakeModel(), task, scenes)["scores"] for task in ("segmentation", "detection")}
+    tasks = {task: evaluate(FakeModel(), task, scenes, **OF[task])["scores"] for task in OF}
     found = run_ranks(2, scores_on_this_rank, str(scenes), str(tmp_path))
     assert len(json.loads((tmp_path / "pictures.json").read_text(encoding="utf-8"))) == len(found[0]["maps"]) == 6
     assert sorted(part["encoded"] for part in found) == [16, 24]
@@ -210,7 +213,7 @@ def test_shards_are_scored_task_by_task_too(scenes, tmp_path):
     long = evaluate(FakeModel(), "retrieval", tmp_path, language="zh", text_kind="long")
     whole = scene_scores(FakeModel(), scenes)["by_language"]["zh"]
     assert long["scores"]["t2i_r1"] == pytest.approx(whole["t2i_r1"])
-    phrases = evaluate(FakeModel(), "fgovd", tmp_path)
+    phrases = evaluate(FakeModel(), "fgovd", tmp_path, language="zh")
     assert 0 <= phrases["scores"]["shards"] <= 1 and phrases["accounting"][0]["evaluated"] > 0
 
 

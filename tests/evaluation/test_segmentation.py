@@ -151,7 +151,7 @@ def test_images_whose_label_cannot_be_used_are_counted(truth, tmp_path):
     account = evaluate(FakeModel(), "segmentation", tmp_path, max_skipped_share=0.9, **common)["accounting"][0]
     assert account["skipped"] == {"missing_image": 1, "unknown_class_161": 1} and account["evaluated"] == 1
     (tmp_path / "few.txt").write_text("red\ngreen\n", encoding="utf-8")
-    with pytest.raises(EvaluationError, match="has 2 names; ade20k has 150"):
+    with pytest.raises(EvaluationError, match="has 2 lines; the set has 150 classes"):
         evaluate(FakeModel(), "segmentation", tmp_path, format="ade20k", class_names=tmp_path / "few.txt")
     with pytest.raises(EvaluationError, match="no known layout"):
         evaluate(FakeModel(), "segmentation", tmp_path / "images")

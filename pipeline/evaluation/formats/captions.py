@@ -1,4 +1,4 @@
-"""Caption sets for retrieval: COCO and Flickr30k JSON, Chinese text lists, DCI, ShareGPT4V, DOCCI and its like, shards.
+"""Caption sets for retrieval: COCO and Flickr30k JSON, text lists, DCI, ShareGPT4V, Urban1k, DOCCI, shards.
 
 Every reader yields ``(image name, text, place)``; ``collect`` finds the images and keeps the account. A format is
 chosen by name, or recognised by ``recognise``.
@@ -6,25 +6,19 @@ chosen by name, or recognised by ``recognise``.
 
 from __future__ import annotations
 
-import csv
-import json
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.evaluation.formats.items import Caption, CaptionSet, ImageItem
-from pipeline.evaluation.formats.paths import read_json, text_lines
+from pipeline.evaluation.formats.language import language_of, the_one_language
+from pipeline.evaluation.formats.paths import EXTENSIONS, read_json
 from pipeline.evaluation.formats.shards import read_shards
+from pipeline.evaluation.formats.tables import caption_rows, is_json_list, json_records, read_table
 from pipeline.evaluation.results import Accounting, EvaluationError
 
 Row = tuple[str | None, Any, str]  # image name, text, place in the file
-
-# Names under which lists of images and captions keep them; the first that a row has is read.
-IMAGE_FIELDS = ("image_file", "image", "img_path", "image_path", "file_name", "filename", "f_path", "image_id", "id")
-LONG_FIELDS = ("long_caption", "description", "caption_long", "captions", "caption", "text", "raw")
-SHORT_FIELDS = ("short_caption", "captions", "caption", "text", "raw", "description")
-LIST_LINE = re.compile(r"^(?P<image>[^\s#]+)(?:#(?:[A-Za-z]+#)?\d+)?[\t ]+(?P<text>.*)$")
+URBAN_TEXTS, URBAN_IMAGES = ("caption", "captions", "text", "texts"), ("image", "images")
 
 
 def coco_rows(path: Path, kind: str, split: str) -> Iterator[Row]:
@@ -47,23 +41,14 @@ def karpathy_rows(path: Path, kind: str, split: str) -> Iterator[Row]:
                 yield name, sentence.get("raw"), f"{path.name}: images[{number}]"
 
 
-def text_list_rows(path: Path, kind: str, split: str) -> Iterator[Row]:
-    """COCO-CN's and Flickr30k-CNA's lists: ``IMAGE#NUMBER<tab or space>caption`` a line; ``#zhb#0`` as well."""
-    for number, line in enumerate(text_lines(path), start=1):
-        match = LIST_LINE.match(line.strip())
-        place = f"{path.name}:{number}"
-        yield (match["image"], match["text"], place) if match else (line.strip(), "", place)
-
-
 def dci_rows(path: Path, kind: str, split: str) -> Iterator[Row]:
-    """Densely Captioned Images: a folder with one JSON an image; long is ``short_caption`` and ``extra_caption``."""
+    """Densely Captioned Images: a folder with one JSON an image; long is the ``extra_caption`` alone, as published."""
     files = sorted(path.glob("*.json")) if path.is_dir() else []
     if not files:
         raise EvaluationError(f"{path} holds no *.json; give DCI's annotations folder")
     for file in files:
         record = read_json(file)
-        short, extra = record.get("short_caption") or "", record.get("extra_caption") or ""
-        text = "\n".join(part.strip() for part in (short, extra) if part.strip()) if kind == "long" else short
+        text = record.get("extra_caption" if kind == "long" else "short_caption")
         yield record.get("image") or file.stem, text, file.name
 
 
@@ -74,56 +59,41 @@ def sharegpt4v_rows(path: Path, kind: str, split: str) -> Iterator[Row]:
         yield record.get("image"), answers[0] if answers else None, f"{path.name}: [{number}]"
 
 
-def list_rows(path: Path, kind: str, split: str) -> Iterator[Row]:
-    """Lists of one image and its caption(s) a row, as JSONL, JSON, CSV or TSV: DOCCI, LIT-CN, Flickr30k as a list."""
-    suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            records: Iterable[Any] = list(csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ","))
-    elif suffix == ".json":
-        content = read_json(path)
-        records = (
-            content if isinstance(content, list) else next((v for v in content.values() if isinstance(v, list)), [])
-        )
-    else:
-        records = [_json_line(path, number, line) for number, line in enumerate(text_lines(path), start=1)]
-    fields = LONG_FIELDS if kind == "long" else SHORT_FIELDS
-    for number, record in enumerate(records, start=1):
-        place = f"{path.name}: row {number}"
-        if not isinstance(record, dict):
-            yield None, None, place  # counted as a row without an image
-            continue
-        if record.get("split", split) != split:
-            continue
-        name = next((str(record[field]) for field in IMAGE_FIELDS if record.get(field)), None)
-        texts = next((record[field] for field in fields if record.get(field)), None)
-        for text in texts if isinstance(texts, list) else [texts]:
-            yield name, text, place
-
-
-def _json_line(path: Path, number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise EvaluationError(f"{path}:{number} is not JSON ({error}); a JSONL file has one object a line") from error
+def urban1k_rows(path: Path, kind: str, split: str) -> Iterator[Row]:
+    """Urban1k: a folder of images and one of texts, ``image/1.jpg`` and ``caption/1.txt``."""
+    texts = next((path / name for name in URBAN_TEXTS if (path / name).is_dir()), None)
+    images = next((path / name for name in URBAN_IMAGES if (path / name).is_dir()), None)
+    if texts is None or images is None:
+        raise EvaluationError(f"{path} has no folders image and caption; give Urban1k's own folder")
+    for file in sorted(texts.glob("*.txt"), key=lambda file: (len(file.stem), file.stem)):
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise EvaluationError(f"{file} is not UTF-8 ({error}); convert it first") from error
+        yield f"{images.name}/{file.stem}", " ".join(text.split()), f"{texts.name}/{file.name}"
 
 
 READERS: dict[str, Callable[[Path, str, str], Iterator[Row]]] = {
     "coco": coco_rows,
     "flickr30k": karpathy_rows,
-    "coco-cn": text_list_rows,
-    "flickr30k-cna": text_list_rows,
+    "coco-cn": caption_rows,
+    "flickr30k-cna": caption_rows,
     "dci": dci_rows,
     "sharegpt4v": sharegpt4v_rows,
-    "docci": list_rows,
-    "lit-cn": list_rows,
-    "list": list_rows,
+    "urban1k": urban1k_rows,
+    "docci": caption_rows,
+    "lit-cn": caption_rows,
+    "dci-cn": caption_rows,
+    "docci-cn": caption_rows,
+    "list": caption_rows,
 }
-LONG_FORMATS = ("dci", "sharegpt4v", "docci", "lit-cn")  # their captions are long ones
+# Formats whose captions are long ones
+LONG_FORMATS = ("dci", "sharegpt4v", "urban1k", "docci", "lit-cn", "dci-cn", "docci-cn")
+LONG_TEXT_WORDS = 48  # assumption: the short path's 64 positions hold about so many English words
 
 
 def recognise(path: Path) -> str:
-    """The format of a file or folder, by its form.
+    """The format of a file or folder, by its form and content; the suffix decides nothing.
 
     Raises:
         EvaluationError: no form that is known; the remedy names the formats.
@@ -131,21 +101,50 @@ def recognise(path: Path) -> str:
     if path.is_dir():
         if any(path.glob("*.tar")):
             return "shards"
+        if any((path / name).is_dir() for name in URBAN_TEXTS):
+            return "urban1k"
         if any(path.glob("*.json")):
             return "dci"
-    elif path.suffix.lower() == ".txt":
-        return "flickr30k-cna"
-    elif path.suffix.lower() in (".jsonl", ".csv", ".tsv"):
-        return "list"
-    elif path.suffix.lower() == ".json":
-        content = read_json(path)
+    elif path.suffix.lower() in EXTENSIONS:
+        pass
+    elif is_json_list(path) or path.suffix.lower() == ".json":
+        content = _first_json(path)
         if isinstance(content, dict) and "annotations" in content:
             return "coco"
         if isinstance(content, dict) and content.get("images") and "sentences" in content["images"][0]:
             return "flickr30k"
         if isinstance(content, list) and content:
-            return "sharegpt4v" if "conversations" in content[0] else "list"
+            return "sharegpt4v" if isinstance(content[0], dict) and "conversations" in content[0] else "list"
+        if isinstance(content, dict):
+            return "list"
+    else:
+        return "flickr30k-cna" if read_table(path).numbered else "list"
     raise EvaluationError(f"{path} has no known form of captions; give --format one of shards, {', '.join(READERS)}")
+
+
+def _first_json(path: Path) -> Any:
+    """The whole content, or the first line's where every line is an object of its own."""
+    try:
+        return read_json(path)
+    except EvaluationError:
+        return json_records(path)
+
+
+def kind_of(pairs: CaptionSet, form: str) -> tuple[str, str]:
+    """``(short or long, what tells so)`` of a set for which neither was asked.
+
+    A Chinese list with one caption an image is one of long captions (LIT-CN, DCI-CN, DOCCI-CN); otherwise a list of one
+    caption an image goes by the length of its texts.
+    """
+    if form in LONG_FORMATS:
+        return "long", f"the format {form}"
+    if form != "list" or not pairs.captions or len(pairs.captions) > len(pairs.images):
+        return "short", f"the format {form}" if form != "list" else "several captions an image"
+    texts = [caption.text for caption in pairs.captions]
+    if language_of(texts) == "zh":
+        return "long", "a Chinese list with one caption an image"
+    words = sorted(len(text.split()) for text in texts)[len(texts) // 2]
+    return ("long" if words > LONG_TEXT_WORDS else "short"), f"the median of {words} words a caption"
 
 
 def read_captions(path: Path, form: str, kind: str, split: str, find: Callable[[str], ImageItem | None]) -> CaptionSet:
@@ -186,9 +185,10 @@ def _checked_rows(path: Path, form: str, kind: str, split: str) -> Iterator[Row]
         ) from error
 
 
-def shard_captions(folder: Path, kind: str, language: str) -> CaptionSet:
-    """The captions of one language of a folder of shards; samples of the other one are no rows of this set."""
+def shard_captions(folder: Path, kind: str, language: str) -> tuple[CaptionSet, str]:
+    """The captions of one language of a folder of shards, and the language; the other's samples are no rows."""
     shards = read_shards(folder)
+    language = the_one_language(language, (one.sample.language for one in shards.samples), str(folder))
     pairs = CaptionSet([], [], Accounting("captions"))
     for reason, place in shards.faults:
         pairs.accounting.skip(reason, place)
@@ -202,4 +202,4 @@ def shard_captions(folder: Path, kind: str, language: str) -> CaptionSet:
         pairs.captions.append(Caption(len(pairs.images), text))
         pairs.images.append(one.image)
         pairs.accounting.take()
-    return pairs
+    return pairs, language

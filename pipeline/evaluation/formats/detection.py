@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluation.formats.items import ImageItem
+from pipeline.evaluation.formats.language import the_one_language
 from pipeline.evaluation.formats.paths import ImageFinder, read_json
 from pipeline.evaluation.formats.regions import class_name, image_name, image_size
 from pipeline.evaluation.formats.shards import read_shards
@@ -76,10 +77,13 @@ class DetectionSet:
         self.categories = {label: category for category, label in self.label_of.items()}
 
 
-def read_detection(path: Path, images: Path | None, names: dict[int, str] | None) -> DetectionSet:
+def read_detection(
+    path: Path, images: Path | None, names: dict[int, str] | None, image_folder: str | None = None
+) -> DetectionSet:
     """COCO or LVIS instances. Images that are not there are left out, their instances counted as skipped.
 
-    Crowds stay in the truth, as the library's rules want them, and count as evaluated.
+    With ``image_folder``, images in other folders are no part of the set. Crowds stay in the truth, as the library's
+    rules want them, and count as evaluated.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
@@ -93,6 +97,9 @@ def read_detection(path: Path, images: Path | None, names: dict[int, str] | None
     items, ids = [], []
     for image in content["images"]:
         count = per_image.pop(image["id"], 0)
+        if image_folder is not None and image_folder not in Path(image_name(image)).parts[:-1]:
+            accounting.note("instances_in_other_folders", image_name(image), count)
+            continue
         item = find(image_name(image))
         if item is None or image_size(image, item) is None:
             reason = "missing_image" if item is None else "unreadable_image"
@@ -108,6 +115,9 @@ def read_detection(path: Path, images: Path | None, names: dict[int, str] | None
     unknown = [one for one in content["annotations"] if one["category_id"] not in label_of]
     accounting.retract("unknown_class", f"category_id {unknown[0]['category_id']}" if unknown else "", len(unknown))
     known = [one for one in content["annotations"] if one["category_id"] in label_of]
+    if image_folder is not None:
+        kept = set(ids)
+        known = [one for one in known if one["image_id"] in kept]
     return DetectionSet(items, ids, classes, label_of, content | {"annotations": known}, accounting)
 
 
@@ -118,6 +128,7 @@ def scene_detection(path: Path, language: str) -> DetectionSet:
     things that differ by one attribute.
     """
     folder = read_shards(path)
+    language = the_one_language(language, (one.sample.language for one in folder.samples), str(path))
     mine = [one for one in folder.samples if one.sample.language == language]
     classes = sorted({region.phrase for one in mine for region in one.sample.regions})
     accounting = Accounting(f"objects ({language})")

@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.evaluation.formats.items import ImageItem, RegionRow, RegionSet, normalise_box
+from pipeline.evaluation.formats.language import the_one_language
 from pipeline.evaluation.formats.paths import read_json
 from pipeline.evaluation.formats.shards import read_shards
 from pipeline.evaluation.results import Accounting, EvaluationError
@@ -27,13 +28,19 @@ def image_name(image: dict[str, Any]) -> str:
 
 
 def read_instances(
-    path: Path, find: Callable[[str], ImageItem | None], names: dict[int, str] | None = None
+    path: Path,
+    find: Callable[[str], ImageItem | None],
+    names: dict[int, str] | None = None,
+    *,
+    crowds: bool = True,
+    image_folder: str | None = None,
 ) -> RegionSet:
     """COCO or LVIS instances as labelled rows; ``names`` replaces the class names by category id.
 
-    ``tags["category_id"]`` and ``tags["image_id"]`` are the file's own. Images without a box are counted in the notes.
-    Reasons of skipped rows: ``crowd``, ``unknown_image``, ``unknown_class``, ``missing_image``, ``box_outside_image``,
-    ``missing_field``.
+    ``tags["category_id"]`` and ``tags["image_id"]`` are the file's own. Counted in the notes: images without a box, and
+    rows that are not of the set that was asked for (``crowds`` False: those around a crowd; ``image_folder``: those of
+    images in other folders). Reasons of skipped rows: ``unknown_image``, ``unknown_class``, ``missing_image``,
+    ``unreadable_image``, ``box_outside_image``, ``missing_field``.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
@@ -55,6 +62,12 @@ def read_instances(
         with_boxes.add(annotation.get("image_id"))
         if image is None:
             accounting.skip("unknown_image", f"{where}: {annotation.get('image_id')}")
+            continue
+        if image_folder is not None and image_folder not in Path(image_name(image)).parts[:-1]:
+            accounting.note("instances_in_other_folders", where)
+            continue
+        if annotation.get("iscrowd") and not crowds:
+            accounting.note("crowds_left_out", where)
             continue
         if problem := _problem(annotation, label):
             accounting.skip(problem, f"{where}: {annotation.get('category_id')}")
@@ -96,14 +109,13 @@ def _problem(annotation: dict[str, Any], label: dict[int, int]) -> str | None:
     box = annotation.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
         return "missing_field"
-    if annotation.get("category_id") not in label:
-        return "unknown_class"
-    return "crowd" if annotation.get("iscrowd") else None
+    return "unknown_class" if annotation.get("category_id") not in label else None
 
 
 def shard_objects(folder: Path, language: str) -> RegionSet:
     """Regions with a category of a folder of shards; the classes are all that its samples of ``language`` name."""
     shards = read_shards(folder)
+    language = the_one_language(language, (one.sample.language for one in shards.samples), str(folder))
     mine = [one for one in shards.samples if one.sample.language == language]
     classes = sorted({r.category for one in mine for r in one.sample.regions if r.category is not None})
     regions = RegionSet([one.image for one in mine], [], Accounting("regions"), classes)
@@ -123,6 +135,7 @@ def shard_objects(folder: Path, language: str) -> RegionSet:
 def shard_phrases(folder: Path, language: str) -> RegionSet:
     """Regions with wrong phrases of a folder of shards, as FG-OVD rows."""
     shards = read_shards(folder)
+    language = the_one_language(language, (one.sample.language for one in shards.samples), str(folder))
     mine = [one for one in shards.samples if one.sample.language == language]
     regions = RegionSet([one.image for one in mine], [], Accounting("regions"))
     for reason, place in shards.faults:

@@ -7,6 +7,7 @@ The layouts are those that segmentation toolboxes prepare, named in LAYOUTS. Cla
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.evaluation.formats.items import ImageItem
+from pipeline.evaluation.formats.language import language_of
 from pipeline.evaluation.formats.paths import read_json, text_lines
 from pipeline.evaluation.results import Accounting, EvaluationError
 
@@ -62,10 +64,23 @@ class SegmentationSet:
     zero: str
     accounting: Accounting
     class_of_value: tuple[int, ...] | None = None  # what the label files' values stand for; None: themselves
+    synonyms: list[tuple[str, ...]] | None = None  # names by class where a class has several; None: ``classes``
+    background_words: tuple[str, ...] = ()  # that the list of names gives for the background
 
     @property
     def num_classes(self) -> int:
         return len(next(iter(self.classes.values())))
+
+    def names(self, language: str) -> list[tuple[str, ...]]:
+        """The names of each class."""
+        return self.synonyms or [(name,) for name in self.classes[language]]
+
+    def file_values(self) -> list[int]:
+        """The label files' value of each class, then that of the background."""
+        if self.class_of_value is not None:
+            raise EvaluationError("scenes' masks give no values for predictions; leave --predictions out")
+        first = 0 if self.zero == "class" else 1
+        return [number + first for number in range(self.num_classes)] + [0]
 
     @property
     def has_background(self) -> bool:
@@ -127,14 +142,17 @@ def read_segmentation(folder: Path, form: str, split: str, language: str, names:
         raise EvaluationError(f"format is {form!r}; for segmentation it must be one of {', '.join(LAYOUTS)}")
     layout = LAYOUTS[form]
     classes = read_json(CLASS_LISTS)[layout.names]
+    synonyms: list[tuple[str, ...]] | None = None
+    words: tuple[str, ...] = ()
     if names is not None:
-        given = [line.strip() for line in text_lines(names)]
-        if len(given) != len(classes):
-            raise EvaluationError(
-                f"{names} has {len(given)} names; {form} has {len(classes)} classes, give one a line each"
-            )
-        classes = given
-    dataset = SegmentationSet([], [], {language: classes}, [], layout.zero, Accounting("images with masks"))
+        synonyms, words = read_synonyms(names, len(classes), layout.zero == "background")
+        classes = [of_class[0] for of_class in synonyms]
+    if language == "auto":
+        language = language_of(classes)
+    account = Accounting("images with masks")
+    dataset = SegmentationSet(
+        [], [], {language: classes}, [], layout.zero, account, synonyms=synonyms, background_words=words
+    )
     for stem in _stems(folder, layout, split):
         image = folder / layout.images / f"{stem}{layout.image_ending}"
         label = folder / layout.labels / f"{stem}{layout.label_ending}"
@@ -146,6 +164,26 @@ def read_segmentation(folder: Path, form: str, split: str, language: str, names:
         dataset.languages.append(language)
         dataset.accounting.take()
     return dataset
+
+
+def read_synonyms(path: Path, num_classes: int, has_background: bool) -> tuple[list[tuple[str, ...]], tuple[str, ...]]:
+    """``(names by class, words for the background)`` of a file with one class a line, its names between commas.
+
+    A set with a background may have one line more, the first: words for it, as the published lists do.
+
+    Raises:
+        EvaluationError: another number of lines, or a line without a name.
+    """
+    lines = [tuple(name.strip() for name in re.split("[,，、]", line) if name.strip()) for line in text_lines(path)]
+    if not all(lines):
+        raise EvaluationError(f"{path}: line {lines.index(()) + 1} holds no name; give every class one")
+    words: tuple[str, ...] = ()
+    if has_background and len(lines) == num_classes + 1:
+        words, lines = lines[0], lines[1:]
+    if len(lines) != num_classes:
+        rest = " (or one more, the first, with words for the background)" if has_background else ""
+        raise EvaluationError(f"{path} has {len(lines)} lines; the set has {num_classes} classes: one a line{rest}")
+    return lines, words
 
 
 def _stems(folder: Path, layout: Layout, split: str) -> list[str]:

@@ -61,6 +61,7 @@ class EvaluationModel(ABC):
     kind: str
     module: Any  # a torch module; its parts differ from family to family and transformers does not type them
     has_class_token: bool = False
+    has_patch_budgets: bool = False  # takes images at budgets of patches that can be chosen
     text_batch_size: int = 256
     patch_size: int = 16  # pixels
     image_size: int | None = None  # pixels, of the one square that the tower was trained on; None: any size

@@ -22,6 +22,7 @@ class FGCLIP2Evaluation(EvaluationModel):
     """FG-CLIP 2, ours or public; and SigLIP 2 with its heads copied into FG-CLIP 2's (stated in the settings)."""
 
     patch_size = 16
+    has_patch_budgets = True
 
     def __init__(
         self,

@@ -7,14 +7,16 @@ value is checked in one place.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.evaluation.protocols.rows import with_protocol
 from pipeline.evaluation.results import EvaluationError
 
-Language = Literal["en", "zh"]
+Language = Literal["auto", "en", "zh"]
 # Names of before, and what they are called now
 RENAMED = {"levels": "patch_budgets", "stand_in": "class_token_substitute"}
 
@@ -23,7 +25,11 @@ class TaskOptions(BaseModel):
     """Options that every task reads."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    renamed: ClassVar[dict[str, str]] = RENAMED
 
+    protocol: str | None = Field(
+        None, description="a published one, as fgclip2 or fgclip2:lvis-boxes; fills in every choice that is not given"
+    )
     data: tuple[Path, ...] = Field(
         min_length=1, description="shards, an annotation file or a folder; several where the task reads several"
     )
@@ -51,7 +57,9 @@ class ImageFolderOption(TaskOptions):
 class LanguageOption(TaskOptions):
     """Of tasks that read a language's samples or words."""
 
-    language: Language = Field("en", description="of captions, class names and shards")
+    language: Language = Field(
+        "auto", description="of captions, class names and shards; auto: by the format, the file or its text"
+    )
 
 
 class ClassNameOptions(LanguageOption):
@@ -60,10 +68,15 @@ class ClassNameOptions(LanguageOption):
     class_names: Path | None = Field(
         None, description="names by class instead of the set's: text (one a line, or ID<tab>NAME) or JSON"
     )
-    templates: tuple[str, ...] = Field(
+    template: tuple[str, ...] = Field(
         (),
         description="prompt with {} for the class name; may be given several times (default: the task's own)",
-        json_schema_extra={"flag": "--template", "metavar": "TEXT"},
+        json_schema_extra={"metavar": "TEXT"},
+    )
+    templates: str | None = Field(
+        None,
+        description="prompts of a file, one a line; or open_clip: ImageNet's 80; or name: the bare name",
+        json_schema_extra={"metavar": "FILE"},
     )
 
 
@@ -102,19 +115,21 @@ def make_options(kind: type[OptionsType], task: str, values: dict[str, Any]) -> 
             range.
     """
     known = kind.model_fields
+    if values.get("protocol") and "protocol" in known:
+        values = with_protocol(values["protocol"], task, values)
     for name in values:
         if name not in known:
-            raise EvaluationError(unread(task, name, list(known)))
+            raise EvaluationError(unread(task, name, list(known), getattr(kind, "renamed", {})))
     try:
         return kind(**values)
     except ValidationError as error:
         raise EvaluationError("; ".join(_problem(one) for one in error.errors())) from error
 
 
-def unread(task: str, name: str, known: list[str]) -> str:
+def unread(task: str, name: str, known: list[str], renamed: Mapping[str, str]) -> str:
     """Why ``task`` cannot be told ``name``: an old name, a misspelt one, or another task's."""
-    if name in RENAMED:
-        return f"{name} is called {RENAMED[name]} now; write that"
+    if name in renamed:
+        return f"{name} is called {renamed[name]} now; write that"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     if near:
         return f"{task} does not read {name}; did you mean {near[0]}?"

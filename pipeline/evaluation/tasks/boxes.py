@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.evaluation.accuracy import mean_over_classes, top_hits
-from pipeline.evaluation.class_names import class_embeddings, read_class_names, templates_of
+from pipeline.evaluation.class_names import class_embeddings, language_of_classes, read_class_names
 from pipeline.evaluation.features import EncodeSettings, encode_set, usable_rows
 from pipeline.evaluation.formats.items import RegionSet
 from pipeline.evaluation.formats.paths import ImageFinder
@@ -16,6 +16,7 @@ from pipeline.evaluation.formats.regions import read_instances, shard_objects
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.options.boxes import BoxOptions
 from pipeline.evaluation.ranks import Ranks
+from pipeline.evaluation.templates import templates_of
 
 
 def run(model: EvaluationModel, options: BoxOptions, settings: EncodeSettings, ranks: Ranks) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def run(model: EvaluationModel, options: BoxOptions, settings: EncodeSettings, r
     features = encode_set(model, boxes.images, boxes.rows, settings=settings, ranks=ranks, label="box images")
     keep = usable_rows(boxes.rows, range(len(boxes.rows)), features, boxes.images, boxes.accounting)
     boxes.accounting.check(options.max_skipped_share)
-    templates = templates_of(options, "region")
+    templates = templates_of(options, "region", language_of_classes(options, boxes.classes))
     classes = class_embeddings(model, boxes.classes, templates, "region", ranks)
     labels = torch.tensor([boxes.rows[number].label for number in keep])
     top1, top5 = top_hits(features.regions[keep], classes, labels)
@@ -40,6 +41,8 @@ def run(model: EvaluationModel, options: BoxOptions, settings: EncodeSettings, r
             "num_classes": len(boxes.classes),
             "classes_with_boxes": len(labels.unique()),
             "templates": templates,
+            "crowds": options.crowds,
+            "image_folder": options.image_folder,
             "text_path": model.text_path("region"),
             "region_path": model.region_path(),
         },
@@ -52,4 +55,5 @@ def read_boxes(path: Path, options: BoxOptions) -> RegionSet:
     if path.is_dir():
         return shard_objects(path, options.language)
     names = read_class_names(options.class_names) if options.class_names else None
-    return read_instances(path, ImageFinder(options.images, path), names)
+    find = ImageFinder(options.images, path)
+    return read_instances(path, find, names, crowds=options.crowds == "evaluate", image_folder=options.image_folder)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.evaluation.accuracy import mean_over_classes, top_hits
-from pipeline.evaluation.class_names import class_embeddings, templates_of
+from pipeline.evaluation.class_names import class_embeddings, language_of_classes
 from pipeline.evaluation.features import EncodeSettings, encode_set
 from pipeline.evaluation.formats.classification import LabelledSet, read_class_folders, read_clip_benchmark
 from pipeline.evaluation.formats.paths import read_json, text_lines
@@ -16,6 +16,7 @@ from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.options.classification import ClassificationOptions
 from pipeline.evaluation.ranks import Ranks
 from pipeline.evaluation.results import EvaluationError
+from pipeline.evaluation.templates import PACKAGE, open_clip_metadata, templates_of
 
 
 def run(
@@ -31,8 +32,9 @@ def run(
         else:
             keep.append(number)
     images.accounting.check(options.max_skipped_share)
-    own = images.templates if images.templates and not options.templates and options.language == "en" else None
-    templates = own or templates_of(options, "short")
+    language = language_of_classes(options, images.classes)
+    chosen = options.template or options.templates or language != "en"
+    templates = images.templates if images.templates and not chosen else templates_of(options, "short", language)
     classes = class_embeddings(model, images.classes, templates, "short", ranks)
     labels = torch.tensor([images.labels[number] for number in keep])
     top1, top5 = top_hits(features.embeds[keep], classes, labels)
@@ -45,7 +47,7 @@ def run(
         "settings": {
             "data": str(options.one_data()),
             "num_classes": len(images.classes),
-            "language": options.language,
+            "language": language,
             "templates": templates,
             "split": options.split,
         },
@@ -62,12 +64,12 @@ def read_set(options: ClassificationOptions) -> LabelledSet:
     if form == "auto":
         form = "clip-benchmark" if (folder / "classnames.txt").is_file() else "folders"
     if form == "folders":
-        return read_class_folders(folder, _folder_names(options.class_names) if options.class_names else None)
+        return read_class_folders(folder, _folder_names(options.class_names, folder) if options.class_names else None)
     if form != "clip-benchmark":
         raise EvaluationError(f"format is {form!r}; for classification it must be folders or clip-benchmark")
     images = read_clip_benchmark(folder, options.split)
     if options.class_names:
-        names = [line.strip() for line in text_lines(options.class_names)]
+        names = _names_in_order(options.class_names)
         if len(names) != len(images.classes):
             raise EvaluationError(
                 f"{options.class_names} has {len(names)} names; give one for each of the {len(images.classes)} classes"
@@ -76,8 +78,29 @@ def read_set(options: ClassificationOptions) -> LabelledSet:
     return images
 
 
-def _folder_names(path: Path) -> dict[str, str]:
-    """Names by folder: a JSON object, or lines ``FOLDER<tab>NAME`` (ImageNet's ``n01440764<tab>tench``)."""
+def _names_in_order(path: Path) -> list[str]:
+    """ImageNet's of open_clip, or a file's lines."""
+    if str(path) == PACKAGE:
+        return list(open_clip_metadata().IMAGENET_CLASSNAMES)
+    return [line.strip() for line in text_lines(path)]
+
+
+def _folder_names(path: Path, images: Path) -> dict[str, str]:
+    """Names by folder: a JSON object, or lines ``FOLDER<tab>NAME`` (ImageNet's ``n01440764<tab>tench``).
+
+    open_clip's names of ImageNet stand in the order of the class folders, which ImageNet-V2 names by their numbers.
+    """
+    if str(path) == PACKAGE:
+        in_order = _names_in_order(path)
+        folders = sorted(folder.name for folder in images.iterdir() if folder.is_dir())
+        if len(folders) != len(in_order):
+            raise EvaluationError(
+                f"{images} has {len(folders)} class folders; open_clip names ImageNet's {len(in_order)}; give "
+                "--class-names a file for another set"
+            )
+        if all(folder.isdecimal() for folder in folders):
+            folders.sort(key=int)
+        return dict(zip(folders, in_order, strict=True))
     if path.suffix.lower() == ".json":
         return {str(folder): str(name) for folder, name in read_json(path).items()}
     names = {}

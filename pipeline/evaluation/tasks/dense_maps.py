@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.drawing.save import save_picture
 from pipeline.evaluation.features import EncodeSettings, encode_texts, read_image
+from pipeline.evaluation.finite import not_finite
 from pipeline.evaluation.formats.items import ImageItem
 from pipeline.evaluation.formats.paths import EXTENSIONS
 from pipeline.evaluation.formats.shards import read_shards
@@ -41,17 +42,26 @@ def run(model: EvaluationModel, options: DenseMapOptions, settings: EncodeSettin
     accounting = Accounting("images")
     scores: dict[str, Any] = {}
     index: dict[str, Any] = {}
+    bad: list[str] = []  # told to all ranks: an error on one alone would leave the others waiting
     for item in (images[number] for number in ranks.share(len(images))):
         image = read_image(item, settings.max_megapixels)
         if isinstance(image, str):
             accounting.skip(image, item.key)
             continue
         accounting.take()
-        for name, entry in _draw(model, image, item.key, phrases, calibration, options.out).items():
+        features = model.encode_dense([model.prepare(image, dense=True)], calibration)
+        grid = features.grid(0).cpu()
+        if not grid.isfinite().all():
+            bad.append(item.key)
+            continue
+        for name, entry in _draw(grid, image, item.key, phrases, options.out).items():
             scores[name.removesuffix(".png")] = {"least_cosine": entry["least"], "greatest_cosine": entry["greatest"]}
             index[name] = entry
     total = Accounting("images")
-    for part_scores, part_index, part in ranks.gather((scores, index, accounting)):
+    gathered = ranks.gather((scores, index, accounting, bad))
+    if wrong := [key for _, _, _, keys in gathered for key in keys]:
+        raise not_finite(f"patch features of {len(wrong)} of {len(images)} images (first: {wrong[0]!r})")
+    for part_scores, part_index, part, _ in gathered:
         scores |= part_scores
         index |= part_index
         total.take(part.evaluated)
@@ -69,16 +79,10 @@ def run(model: EvaluationModel, options: DenseMapOptions, settings: EncodeSettin
 
 
 def _draw(
-    model: EvaluationModel,
-    image: Image.Image,
-    key: str,
-    phrases: dict[str, Tensor],
-    calibration: Calibration | None,
-    out: Path,
+    grid: Tensor, image: Image.Image, key: str, phrases: dict[str, Tensor], out: Path
 ) -> dict[str, dict[str, Any]]:
-    """One picture a phrase; what each shows, by its file name."""
-    features = model.encode_dense([model.prepare(image, dense=True)], calibration)
-    unit = F.normalize(features.grid(0), dim=-1).cpu()
+    """One picture a phrase of an image's patches [h, w, D]; what each shows, by its file name."""
+    unit = F.normalize(grid, dim=-1)
     entries = {}
     for order, (phrase, text) in enumerate(phrases.items(), start=1):
         similarity = unit @ text

@@ -1,8 +1,10 @@
 """Open-vocabulary detection: a detector proposes boxes, the model names them, the two confidences are fused.
 
 For every box, p = softmax over all class names of the region-text similarity, and the score of class c is
-confidence_c^alpha * p_c^beta; the class with the highest fused score wins (a tie goes to the detector's own class, so
-that alpha = 1, beta = 0 is the detector itself). Reported: fused, the detector alone, and the model alone.
+confidence^alpha * p_c^beta with the box's own confidence, so that every box competes in all classes, whichever the
+detector was asked for (FG-CLIP 2, appendix B). The class with the highest fused score wins; a tie goes to the
+detector's own class, so that alpha = 1, beta = 0 is the detector itself. Reported: fused, the detector alone, the model
+alone.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.evaluation.average_precision import average_precision, is_lvis
-from pipeline.evaluation.class_names import class_embeddings, read_class_names, templates_of
+from pipeline.evaluation.class_names import class_embeddings, language_of_classes, read_class_names
 from pipeline.evaluation.features import EncodeSettings, encode_set, read_image
 from pipeline.evaluation.formats.detection import DetectionSet, read_detection, scene_detection
 from pipeline.evaluation.formats.items import RegionRow
@@ -31,6 +33,7 @@ from pipeline.evaluation.proposals import Proposals, TransformersDetector, made_
 from pipeline.evaluation.ranks import Ranks
 from pipeline.evaluation.result_cache import ResultCache
 from pipeline.evaluation.results import Accounting, EvaluationError
+from pipeline.evaluation.templates import templates_of
 
 CHUNK = 32  # images whose proposals and class scores exist at one time
 NUM_PICTURES = 8
@@ -57,7 +60,7 @@ def run(model: EvaluationModel, options: DetectionOptions, settings: EncodeSetti
         dataset = scene_detection(path, options.language)
     else:
         names = read_class_names(options.class_names) if options.class_names else None
-        dataset = read_detection(path, options.images, names)
+        dataset = read_detection(path, options.images, names, options.image_folder)
     dataset = dataset.limited(options.max_images)
     job = _Job(model, dataset, options, settings, ranks)
     rows, faults = job.detections()
@@ -88,7 +91,8 @@ class _Job:
 
     def __post_init__(self) -> None:
         self.temperature = self.options.temperature
-        self.templates = templates_of(self.options, "region")
+        self.language = language_of_classes(self.options, self.dataset.classes)
+        self.templates = templates_of(self.options, "region", self.language)
         self.propose = self._proposer()
         self.classes = class_embeddings(self.model, self.dataset.classes, self.templates, "region", self.ranks)
 
@@ -103,6 +107,11 @@ class _Job:
             return lambda number: of_image.get(dataset.image_ids[number], empty)
         if options.detector is not None:
             detector = TransformersDetector(options.detector, str(self.model.device))
+            if options.confidence == "class" and (passes := detector.num_prompts(dataset.classes)) > 1:
+                raise EvaluationError(
+                    f"confidence is 'class', but this detector needs {passes} prompts for {len(dataset.classes)} "
+                    "classes and scores a box for part of them only; use --confidence box"
+                )
 
             def detect(number: int) -> Proposals | str:
                 image = read_image(dataset.images[number], self.settings.max_megapixels)
@@ -129,11 +138,13 @@ class _Job:
             "alpha": options.alpha,
             "beta": options.beta,
             "temperature": self.temperature,
+            "confidence": options.confidence,
+            "image_folder": options.image_folder,
             "box_threshold": options.box_threshold,
             "max_detections": options.max_detections,
             "templates": self.templates,
             "classes": len(self.dataset.classes),
-            "language": options.language,
+            "language": self.language,
             "rules": "LVIS" if is_lvis(self.dataset.truth) else "COCO",
             "library": "faster-coco-eval",
         }
@@ -194,7 +205,8 @@ class _Job:
             start += len(one.boxes)
             if number in faults:
                 continue
-            confidence = one.scores if one.class_scores is None else one.class_scores
+            by_class = options.confidence == "class" and one.class_scores is not None
+            confidence = one.class_scores if by_class else one.scores
             for kind, alpha, beta in zip(KINDS, (options.alpha, 1.0, 0.0), (options.beta, 0.0, 1.0), strict=True):
                 scores, labels = fuse(confidence, one.labels, part, alpha, beta)
                 rows[kind] += dataset.result_rows(number, one.boxes, scores, labels)

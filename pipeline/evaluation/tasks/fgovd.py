@@ -1,7 +1,7 @@
 """FG-OVD: a region against one true phrase and K altered ones; top-1 is a hit of the true phrase.
 
-A phrase that scores exactly as the true one (the same text after lower-casing and cutting to the model's length) is
-counted as a miss, and such rows are reported as ``ties``.
+A wrong phrase can score exactly as the true one (the same text after lower-casing and cutting to the model's length).
+Such ties are reported, and count as misses unless the options say otherwise.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.options.fgovd import FGOVDOptions
 from pipeline.evaluation.ranks import Ranks
 from pipeline.evaluation.results import EvaluationError
+
+TIES = {"miss": "ties_counted_as_misses", "hit": "ties_counted_as_hits"}
 
 
 def row_hits(
@@ -76,7 +78,9 @@ def run(model: EvaluationModel, options: FGOVDOptions, settings: EncodeSettings,
         regions.accounting.check(options.max_skipped_share)
         part = [rows[number] for number in keep]
         hits, ties = row_hits(part, features.regions[keep], embeds, row_of)
-        regions.accounting.note("ties_counted_as_misses", name, int(ties.sum()))
+        if options.ties == "hit":
+            hits = hits | ties
+        regions.accounting.note(TIES[options.ties], name, int(ties.sum()))
         scores[name] = hits.double().mean().item()
     return {
         "scores": scores,
@@ -84,7 +88,7 @@ def run(model: EvaluationModel, options: FGOVDOptions, settings: EncodeSettings,
             "data": [str(path) for path in options.data],
             "text_path": model.text_path("region"),
             "region_path": model.region_path(),
-            "ties": "count as misses",
+            "ties": TIES[options.ties],
         },
         "accounting": [regions.accounting.to_json() for _, regions in spans.values()],
     }

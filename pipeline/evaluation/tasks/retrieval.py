@@ -6,6 +6,7 @@ among the first k. A tie counts against the model, so that a collapsed one score
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluation.features import EncodeSettings, encode_set, encode_texts
-from pipeline.evaluation.formats.captions import LONG_FORMATS, read_captions, recognise, shard_captions
+from pipeline.evaluation.formats.captions import kind_of, read_captions, recognise, shard_captions
 from pipeline.evaluation.formats.items import Caption, CaptionSet
+from pipeline.evaluation.formats.language import language_of
 from pipeline.evaluation.formats.paths import ImageFinder, text_lines
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.options.retrieval import RetrievalOptions
@@ -60,16 +62,9 @@ def recalls(
 def run(model: EvaluationModel, options: RetrievalOptions, settings: EncodeSettings, ranks: Ranks) -> dict[str, Any]:
     """The task: read the set, encode both sides, score. See :func:`pipeline.evaluation.run.evaluate`."""
     path = options.one_data()
-    form = recognise(path) if options.format == "auto" else options.format
-    kind = options.text_kind
-    if kind == "auto":
-        kind = "long" if form in LONG_FORMATS else "short"
-    if form == "shards":
-        pairs = shard_captions(path, kind, options.language)
-    else:
-        pairs = read_captions(path, form, kind, options.split, ImageFinder(options.images, path))
-    pairs = _limited(pairs, options)
-    prefix = model.short_prefix(options.language) if options.short_prefix is None else options.short_prefix
+    pairs, chosen = read_pairs(path, options)
+    language, kind = chosen["language"], chosen["text_kind"]
+    prefix = model.short_prefix(language) if options.short_prefix is None else options.short_prefix
     prefix = prefix if kind == "short" else ""
     features = encode_set(model, pairs.images, settings=settings, ranks=ranks, label="retrieval images")
     captions = []
@@ -89,10 +84,9 @@ def run(model: EvaluationModel, options: RetrievalOptions, settings: EncodeSetti
         "scores": scores,
         "settings": {
             "data": str(path),
-            "format": form,
-            "language": options.language,
+            **chosen,
             "split": options.split,
-            "text_kind": kind,
+            "captions_per_image": options.captions_per_image,
             "text_path": model.text_path(kind),
             "short_prefix": prefix,
             "num_images": len(kept),
@@ -103,8 +97,31 @@ def run(model: EvaluationModel, options: RetrievalOptions, settings: EncodeSetti
     }
 
 
+def read_pairs(path: Path, options: RetrievalOptions) -> tuple[CaptionSet, dict[str, str]]:
+    """Images with captions, and what was chosen for them: format, language and text path, and what told so."""
+    form = recognise(path) if options.format == "auto" else options.format
+    kind: str = options.text_kind
+    kind_from = "text_kind"
+    if form == "shards":
+        if kind == "auto":
+            kind, kind_from = "short", "the default for shards"
+        pairs, language = shard_captions(path, kind, options.language)
+        language_from = "language" if options.language != "auto" else "the records"
+    else:
+        find = ImageFinder(options.images, path)
+        pairs = read_captions(path, form, "short" if kind == "short" else "long", options.split, find)
+        if kind == "auto":
+            kind, kind_from = kind_of(pairs, form)
+            if kind == "short":  # a row may hold a text of each kind
+                pairs = read_captions(path, form, kind, options.split, find)
+        language = language_of(c.text for c in pairs.captions) if options.language == "auto" else options.language
+        language_from = "the captions" if options.language == "auto" else "language"
+    chosen = {"format": form, "language": language, "language_from": language_from}
+    return _limited(pairs, options), chosen | {"text_kind": kind, "text_kind_from": kind_from}
+
+
 def _limited(pairs: CaptionSet, options: RetrievalOptions) -> CaptionSet:
-    """The set cut down to ``image_ids`` and the first ``max_images``; what is left out is counted as such."""
+    """The set cut down to ``image_ids``, ``max_images`` and each one's first captions; the rest is counted."""
     allowed = None
     if options.image_ids is not None:
         allowed = {Path(line.strip().partition("#")[0]).stem for line in text_lines(options.image_ids)}
@@ -113,10 +130,14 @@ def _limited(pairs: CaptionSet, options: RetrievalOptions) -> CaptionSet:
         listed = allowed is None or Path(item.key).stem in allowed
         if listed and (options.max_images is None or len(chosen) < options.max_images):
             chosen[number] = len(chosen)
-    captions = [Caption(chosen[c.image], c.text) for c in pairs.captions if c.image in chosen]
+    captions, taken = [], Counter[int]()
+    for caption in pairs.captions:
+        if caption.image in chosen and taken[caption.image] != options.captions_per_image:
+            taken[caption.image] += 1
+            captions.append(Caption(chosen[caption.image], caption.text))
     left_out = len(pairs.captions) - len(captions)
     # These rows are outside the set that was asked for, so they do not count as lost rows of it.
     pairs.accounting.rows -= left_out
     pairs.accounting.evaluated -= left_out
-    pairs.accounting.note("captions_outside_the_chosen_images", "image_ids or max_images", left_out)
+    pairs.accounting.note("captions_outside_the_chosen_ones", "image_ids, max_images, captions_per_image", left_out)
     return CaptionSet([pairs.images[number] for number in chosen], captions, pairs.accounting)

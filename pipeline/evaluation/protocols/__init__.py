@@ -1,0 +1,1 @@
+"""Published protocols as data: one YAML file a paper, one row a set; ``rows`` reads them."""
