@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# The languages of the shards' records, in the order in which indexes and plans number them.
+# The languages that come with lexicons, prompts and drawn scenes. Shards hold whichever the data have: languages.py.
 LANGUAGES = ("en", "zh")
 
 # Patches an image is resized to fill, ascending: FG-CLIP 2 (arXiv 2510.10921), section 3.1 of the paper's code release.

@@ -10,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.base.constants import PATCH_BUDGETS
+from pipeline.base.languages import Language
 
 
 class Group(BaseModel):
@@ -38,7 +39,7 @@ class DataSettings(Group):
 
     shards: list[str] = Field(default_factory=lambda: ["shards/train"])  # folders or fsspec URLs of indexed shards
     source_weights: list[float] | None = None  # one a folder; None: by number of samples
-    language_weights: dict[Literal["en", "zh"], float] | None = None  # None: by number of samples
+    language_weights: dict[Language, float] | None = None  # None: by number of samples
     patch_budgets: list[int] = Field(default_factory=lambda: list(PATCH_BUDGETS))  # patches an image fills, ascending
     one_budget_per_batch: bool = True  # False: a batch mixes budgets and pays for the highest
     keep_aspect_ratio: bool = True  # False: every image is stretched to the largest square of its budget
@@ -50,7 +51,7 @@ class DataSettings(Group):
     max_regions_per_image: int = Field(4, ge=1)
     max_negatives: int = Field(10, ge=1)
     long_phrase_probability: float = Field(0.5, ge=0, le=1)  # a region's text is its long phrase this often
-    short_caption_prefix: dict[Literal["en", "zh"], str] = {"en": "a photo of "}
+    short_caption_prefix: dict[Language, str] = {"en": "a photo of "}
     max_image_megapixels: float = Field(100.0, gt=0)  # larger ones are refused before they are decoded
     max_fault_share: float = Field(0.01, ge=0, le=1)  # the run stops when more of the samples seen were replaced
     min_samples_before_fault_stop: int = Field(1000, ge=1)

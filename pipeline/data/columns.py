@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from pipeline.data.resolution import patch_counts
 
 # A size of 32 MiB takes 1.6 s over a connection of 20 MB/s, and is long enough that a store is not asked too often.
 PIECE_BYTES = 32 << 20
-# Two bytes a sample: the patches of its image, up to LARGEST_COUNT, and its language in the two highest bits.
-SIZE_CODE, LANGUAGE_SHIFT = np.dtype("<u2"), 14
+# A number a sample: the patches of its image, up to LARGEST_COUNT, and above them its language. See `size_type`.
+LANGUAGE_SHIFT = 14
 LARGEST_COUNT = (1 << LANGUAGE_SHIFT) - 1
 CHUNK_SAMPLES = 1 << 24  # counted at one time
 # Names become paths in the shards' folder and in the cache, so they must stay there.
@@ -45,12 +45,12 @@ class PieceTable:
         return int(np.searchsorted(rows, row, side="right")) - 1
 
     def counted(
-        self, codes: np.ndarray, samples: np.ndarray, patch_budgets: Sequence[int], languages: int
+        self, codes: np.ndarray, samples: np.ndarray, patch_budgets: Sequence[int], num_languages: int
     ) -> PieceTable:
         """The same pieces, counted by other patch budgets; ``codes``: the sizes of all samples in the tars' order."""
         starts = np.repeat(np.concatenate([[0], np.cumsum(samples[:-1])]), np.diff(self.first)) + self.first_row
         starts = np.append(starts, len(codes))
-        groups = languages * len(patch_budgets)
+        groups = num_languages * len(patch_budgets)
         flat = np.zeros(len(self.start) * groups, dtype=np.int64)
         for low in range(0, len(codes), CHUNK_SAMPLES):
             chunk = codes[low : low + CHUNK_SAMPLES]
@@ -60,7 +60,7 @@ class PieceTable:
             first = int(number[0] // groups) * groups
             found = np.bincount(number - first)
             flat[first : first + len(found)] += found
-        counts = flat.reshape(len(self.start), languages, len(patch_budgets)).astype(np.int32)
+        counts = flat.reshape(len(self.start), num_languages, len(patch_budgets)).astype(np.int32)
         return PieceTable(self.first, self.first_row, self.start, self.end, counts)
 
 
@@ -72,7 +72,7 @@ def whole_shards(sizes: np.ndarray, counts: np.ndarray) -> PieceTable:
 
 @dataclass
 class ShardSummary:
-    """What the manifest says of one shard."""
+    """What the manifest says of one shard; ``languages`` number those of ``pieces`` and ``codes``."""
 
     name: str
     bytes: int
@@ -82,7 +82,8 @@ class ShardSummary:
     regions: int
     negatives: int
     pieces: PieceTable  # of this shard alone
-    codes: np.ndarray  # [samples] SIZE_CODE
+    codes: np.ndarray  # [samples] uint32
+    languages: tuple[str, ...]
     faults: list[dict[str, str]] = field(default_factory=list)
 
 
@@ -133,9 +134,26 @@ def piece_table(
 
 
 def size_codes(width: np.ndarray, height: np.ndarray, language: np.ndarray) -> np.ndarray:
-    """[N] SIZE_CODE of samples."""
+    """[N] uint32 of samples; ``language`` [N] are their numbers."""
     count = np.minimum(patch_counts(width, height), LARGEST_COUNT)
-    return (count | (language.astype(np.int64) << LANGUAGE_SHIFT)).astype(SIZE_CODE)
+    return (count | (language.astype(np.int64) << LANGUAGE_SHIFT)).astype(np.uint32)
+
+
+def size_type(num_languages: int) -> np.dtype:
+    """How a size code is written: two bytes hold four languages, four bytes all that there are."""
+    return np.dtype("<u2" if num_languages <= 4 else "<u4")
+
+
+def with_languages(summary: ShardSummary, languages: tuple[str, ...]) -> ShardSummary:
+    """The same summary with languages numbered as in ``languages``, which holds all of the shard's."""
+    if summary.languages == languages:
+        return summary
+    place = np.array([languages.index(name) for name in summary.languages])
+    pieces, codes = summary.pieces, summary.codes
+    counts = np.zeros((len(pieces.start), len(languages), pieces.counts.shape[2]), dtype=pieces.counts.dtype)
+    counts[:, place] = pieces.counts
+    codes = (codes & LARGEST_COUNT) | (place[codes >> LANGUAGE_SHIFT] << LANGUAGE_SHIFT).astype(np.uint32)
+    return replace(summary, pieces=replace(pieces, counts=counts), codes=codes, languages=languages)
 
 
 def columns_bytes(summaries: Sequence[ShardSummary]) -> bytes:

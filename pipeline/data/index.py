@@ -22,8 +22,9 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from pipeline.base.border import validated
-from pipeline.base.constants import LANGUAGES, PATCH_BUDGETS
+from pipeline.base.constants import PATCH_BUDGETS
 from pipeline.base.files import write_aside, write_bytes
+from pipeline.base.languages import in_order
 from pipeline.data.columns import (
     PIECE_BYTES,
     SHARD_NUMBERS,
@@ -32,6 +33,8 @@ from pipeline.data.columns import (
     piece_table,
     shards_digest,
     size_codes,
+    size_type,
+    with_languages,
 )
 from pipeline.data.images import ImageFault, image_size
 from pipeline.data.manifest import FORMAT, MANIFEST_NAME, Manifest, load_manifest
@@ -117,18 +120,21 @@ def index_folder(
 
 def write_manifest(folder: Path, summaries: Sequence[ShardSummary], patch_budgets: Sequence[int]) -> None:
     """Write the columns under a name of their own, then ``manifest.json``, which names them; remove older columns."""
+    languages = in_order(name for summary in summaries for name in summary.languages)
+    summaries = [with_languages(summary, languages) for summary in summaries]
     columns = columns_bytes(summaries)
     sha256 = hashlib.sha256(columns).hexdigest()
     files = [f"manifest-{sha256[:12]}.columns", f"manifest-{sha256[:12]}.sizes"]
     write_bytes(folder / files[0], columns)
     with write_aside(folder / files[1]) as path, path.open("wb") as file:
         for summary in summaries:
-            file.write(summary.codes.tobytes())
+            file.write(summary.codes.astype(size_type(len(languages))).tobytes())
     counts = np.sum([summary.pieces.counts.sum(0, dtype=np.int64) for summary in summaries], axis=0)
-    names = [f"{language}/{budget}" for language in LANGUAGES for budget in patch_budgets]
+    names = [f"{language}/{budget}" for language in languages for budget in patch_budgets]
     document = {
         "format": FORMAT,
         "patch_budgets": list(patch_budgets),
+        "languages": list(languages),
         **dict(zip(("columns", "sizes"), files, strict=True)),
         "columns_sha256": sha256,
         "digest": shards_digest(summaries),
@@ -203,6 +209,7 @@ def _summary(
     """What the manifest says of a shard, all of it from its index."""
     rows = parse_index(index, name)
     groups = rows.language * len(patch_budgets) + budget_numbers(rows.width, rows.height, patch_budgets)
+    shape = (len(rows.languages), len(patch_budgets))
     return ShardSummary(
         name=name,
         bytes=facts["bytes"],
@@ -211,8 +218,9 @@ def _summary(
         samples=len(rows),
         regions=int(rows.num_regions.sum()),
         negatives=int(rows.num_negatives.sum()),
-        pieces=piece_table(rows.starts(), rows.ends(), groups, (len(LANGUAGES), len(patch_budgets)), piece_bytes),
+        pieces=piece_table(rows.starts(), rows.ends(), groups, shape, piece_bytes),
         codes=size_codes(rows.width, rows.height, rows.language),
+        languages=rows.languages,
         faults=[dict(fault) for fault in facts["faults"]],
     )
 

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from pipeline.base.constants import LANGUAGES
 from pipeline.config import DataSettings
 from pipeline.data.batch import Batch
 from pipeline.data.cache import make_store
@@ -126,7 +125,7 @@ class MicroBatches(Dataset):
     def _read_entry(self, shard: int, ordinal: int, language: str) -> RawSample:
         source, number = self.plan.source_of(shard)
         reader = self._readers_here()[source]
-        return reader.read(number, reader.row(number, LANGUAGES.index(language), ordinal))
+        return reader.read(number, reader.row(number, language, ordinal))
 
     def _readers_here(self) -> list[ShardReader]:
         if self._process != os.getpid():  # a forked worker must not share its parent's file positions

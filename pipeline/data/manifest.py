@@ -15,16 +15,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 from pydantic import AfterValidator, FailFast, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from pipeline.base.border import BorderError, one_line, parse_json, shown, validated
-from pipeline.base.constants import LANGUAGES
 from pipeline.base.files import write_bytes
-from pipeline.data.columns import SIZE_CODE, Columns, PieceTable, read_columns, whole_shards
+from pipeline.base.languages import FIRST_LANGUAGES, Language, canonical, in_order
+from pipeline.data.columns import Columns, PieceTable, read_columns, size_type, whole_shards
 from pipeline.data.shard_index import IndexProblem, ShardIndex, index_name, parse_index, read_file, read_index
 
 __all__ = ["IndexProblem", "Manifest", "ShardIndex", "index_name", "load_manifest", "parse_index", "read_index"]
@@ -47,6 +47,12 @@ def _ascending(budgets: list[int]) -> list[int]:
     if not budgets or sorted(set(budgets)) != budgets:
         raise ValueError("it must be ascending and not empty")
     return budgets
+
+
+def _ordered(languages: list[str]) -> list[str]:
+    if tuple(languages) != in_order(languages):
+        raise ValueError("it must begin with en and zh, and name the others after them in order, each once")
+    return languages
 
 
 Count = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
@@ -78,6 +84,7 @@ class ManifestDocument(TypedDict):
 
     format: Literal[2]
     patch_budgets: Budgets
+    languages: NotRequired[Annotated[list[Language], FailFast(), AfterValidator(_ordered)]]  # absent: English, Chinese
     columns: FileName
     columns_sha256: Digest
     sizes: FileName
@@ -108,11 +115,12 @@ class Manifest:
     samples: np.ndarray  # [S]
     regions: np.ndarray  # [S]
     negatives: np.ndarray  # [S]
-    counts: np.ndarray  # [S, languages, patch_budgets] int32, samples by LANGUAGES and patch budgets
+    counts: np.ndarray  # [S, languages, patch_budgets] int32, samples
     faults: dict[str, int]  # samples left out when the index was made, by kind
     pieces: PieceTable
     sizes_file: str | None = None  # the samples' sizes, for counting by other patch budgets
     digest: str = ""  # of all shards' checksums: copies of one data set have the same
+    languages: tuple[str, ...] = FIRST_LANGUAGES
 
     def __post_init__(self) -> None:
         if not self.digest:
@@ -158,7 +166,8 @@ def _read(folder: str, cache_folder: str | Path | None) -> Manifest:
         return manifest_from_json(folder, data)
     document = validated(_DOCUMENT, data, "it does not fit")
     source = _columns_file(folder, document["columns"], document["columns_sha256"], cache_folder)
-    columns = read_columns(source, document["shards"], len(LANGUAGES), len(document["patch_budgets"]))
+    languages = document.get("languages", FIRST_LANGUAGES)
+    columns = read_columns(source, document["shards"], len(languages), len(document["patch_budgets"]))
     return manifest_from_columns(folder, document, columns)
 
 
@@ -179,6 +188,7 @@ def manifest_from_columns(folder: str, document: ManifestDocument, columns: Colu
         pieces=columns.pieces,
         sizes_file=document["sizes"],
         digest=document["digest"],
+        languages=tuple(document.get("languages", FIRST_LANGUAGES)),
     )
 
 
@@ -220,13 +230,11 @@ def manifest_from_json(folder: str, data: bytes | dict[str, Any]) -> Manifest:
             raise BorderError(f"{shown(name)} has {len(column)} entries for {len(shards)} shards")
     if len(set(shards)) != len(shards):
         raise BorderError("it names a shard twice")
-    groups = {f"{language}/{budget}": (at, number) for at, language in enumerate(LANGUAGES)
-              for number, budget in enumerate(patch_budgets)}  # fmt: skip
-    counts = np.zeros((len(shards), len(LANGUAGES), len(patch_budgets)), dtype=np.int32)
-    for group, numbers in document["counts"].items():
-        if group not in groups:
-            raise BorderError(f"counts of {shown(group)!r}; a group is LANGUAGE/LEVEL of {list(groups)}")
-        counts[:, *groups[group]] = numbers
+    groups = {group: _group(group, patch_budgets) for group in document["counts"]}
+    languages = in_order(language for language, _ in groups.values())
+    counts = np.zeros((len(shards), len(languages), len(patch_budgets)), dtype=np.int32)
+    for group, (language, number) in groups.items():
+        counts[:, languages.index(language), number] = document["counts"][group]
     samples = np.array(document["samples"], dtype=np.int64)
     if wrong := np.flatnonzero(counts.sum((1, 2), dtype=np.int64) != samples).tolist():
         name, sum_of = shards[wrong[0]], int(counts[wrong[0]].sum())
@@ -244,31 +252,57 @@ def manifest_from_json(folder: str, data: bytes | dict[str, Any]) -> Manifest:
         counts=counts,
         faults=document["faults"],
         pieces=whole_shards(np.array(document["bytes"], dtype=np.int64), counts),
+        languages=languages,
     )
+
+
+def _group(group: str, patch_budgets: Sequence[int]) -> tuple[str, int]:
+    """The language, and the number of the patch budget, of a name in ``counts``."""
+    tag, _, budget = group.partition("/")
+    try:
+        return canonical(tag), [str(known) for known in patch_budgets].index(budget)
+    except ValueError as error:
+        raise BorderError(
+            f"counts of {shown(group)!r}; a group is LANGUAGE/LEVEL of a BCP-47 tag and one of {list(patch_budgets)}"
+        ) from error
 
 
 def _count_again(manifest: Manifest, patch_budgets: tuple[int, ...]) -> Manifest:
     """The same manifest, its samples counted by other patch budgets."""
     if manifest.sizes_file is None:
         indexes = zip(manifest.shards, manifest.index_sha256, strict=True)
-        counts = np.stack([read_index(manifest.folder, shard, sha).counts(patch_budgets) for shard, sha in indexes])
+        rows = (read_index(manifest.folder, shard, sha) for shard, sha in indexes)
+        counts = np.stack([index.counts(patch_budgets, manifest.languages) for index in rows])
         return replace(
             manifest, patch_budgets=patch_budgets, counts=counts, pieces=replace(manifest.pieces, counts=counts)
         )
     where = f"{manifest.folder}/{manifest.sizes_file}"
-    total = int(manifest.samples.sum())
+    total, code = int(manifest.samples.sum()), size_type(len(manifest.languages))
     try:
-        data = read_file(manifest.folder, manifest.sizes_file, total * SIZE_CODE.itemsize)
+        data = read_file(manifest.folder, manifest.sizes_file, total * code.itemsize)
     except (FileNotFoundError, BorderError) as error:
         data = b""
         problem = one_line(error)
     else:
-        problem = f"it holds {len(data)} bytes, not two for each of {total} samples"
-    if len(data) != total * SIZE_CODE.itemsize:
+        problem = f"it holds {len(data)} bytes, not {code.itemsize} for each of {total} samples"
+    if len(data) != total * code.itemsize:
         raise IndexProblem(
             f"{where} cannot be read ({problem}); make it again with `python -m data_tools index {manifest.folder}`"
         )
-    codes = np.frombuffer(data, dtype=SIZE_CODE)
-    pieces = manifest.pieces.counted(codes, manifest.samples, patch_budgets, len(LANGUAGES))
+    codes = np.frombuffer(data, dtype=code)
+    pieces = manifest.pieces.counted(codes, manifest.samples, patch_budgets, len(manifest.languages))
     counts = np.add.reduceat(pieces.counts, pieces.first[:-1], axis=0, dtype=np.int32)
     return replace(manifest, patch_budgets=patch_budgets, counts=counts, pieces=pieces)
+
+
+def aligned_counts(manifests: Sequence[Manifest]) -> tuple[tuple[str, ...], list[np.ndarray]]:
+    """The languages of all manifests in one order, and each manifest's counts [S, languages, patch_budgets] by it."""
+    languages = in_order(name for manifest in manifests for name in manifest.languages)
+    aligned = []
+    for manifest in manifests:
+        counts = manifest.counts
+        if manifest.languages != languages:
+            counts = np.zeros((len(manifest.shards), len(languages), len(manifest.patch_budgets)), dtype=np.int32)
+            counts[:, [languages.index(name) for name in manifest.languages]] = manifest.counts
+        aligned.append(counts)
+    return languages, aligned

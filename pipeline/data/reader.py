@@ -63,13 +63,13 @@ class ShardReader:
 
     def __init__(self, manifest: Manifest, store: ShardStore, patch_budgets: tuple[int, ...]) -> None:
         self.manifest, self.store, self.patch_budgets = manifest, store, patch_budgets
-        self._open: OrderedDict[int, tuple[BinaryIO, ShardIndex, list[np.ndarray]]] = OrderedDict()
+        self._open: OrderedDict[int, tuple[BinaryIO, ShardIndex, dict[str, np.ndarray]]] = OrderedDict()
         self._lost: dict[int, ReadFault] = {}
 
-    def row(self, shard: int, language: int, ordinal: int) -> int:
+    def row(self, shard: int, language: str, ordinal: int) -> int:
         """The row of the ``ordinal``-th sample of a language, by patch budget, then by place in the tar."""
         _, index, rows = self._shard(shard)
-        if ordinal >= len(rows[language]):
+        if ordinal >= len(rows.get(language, ())):
             name = self.manifest.shards[shard]
             raise ReadFault("stale_index", "it holds fewer samples than the manifest says; index again", shard=name)
         return int(rows[language][ordinal])
@@ -109,7 +109,7 @@ class ShardReader:
             raise ReadFault("checksum", f"{what} at byte {offset} is not what was indexed", shard=shard, key=key)
         return data
 
-    def _shard(self, number: int) -> tuple[BinaryIO, ShardIndex, list[np.ndarray]]:
+    def _shard(self, number: int) -> tuple[BinaryIO, ShardIndex, dict[str, np.ndarray]]:
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
@@ -132,12 +132,12 @@ class ShardReader:
             file.close()
         return opened
 
-    def _open_shard(self, number: int, name: str) -> tuple[BinaryIO, ShardIndex, list[np.ndarray]]:
+    def _open_shard(self, number: int, name: str) -> tuple[BinaryIO, ShardIndex, dict[str, np.ndarray]]:
         manifest = self.manifest
         digest = manifest.index_sha256[number]
         with self.store.open(index_name(name), 0, digest) as file:
             index = parse_index(read_at_most(file, index_name(name), MAX_INDEX_BYTES), name, digest)
-        if not np.array_equal(index.counts(self.patch_budgets), manifest.counts[number]):
+        if not np.array_equal(index.counts(self.patch_budgets, manifest.languages), manifest.counts[number]):
             raise IndexProblem(
                 f"{index_name(name)} has {len(index)} rows, the manifest says {manifest.samples[number]}, or of other "
                 "languages and sizes; make both again with `python -m data_tools index --force`"

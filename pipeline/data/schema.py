@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, FailFast, Field, StringConstraints, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from pipeline.base.border import describe, shown
-from pipeline.base.constants import LANGUAGES
+from pipeline.base.languages import RULE as LANGUAGE_RULE
+from pipeline.base.languages import Language
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MAX_TEXT_LENGTH = 20_000  # characters; assumption: two hundred times a long caption is damage, not language
@@ -75,7 +76,7 @@ class Region:
 class Sample:
     """One image's record. ``width`` and ``height`` are those of the stored image, in pixels."""
 
-    language: Literal["en", "zh"]
+    language: Language
     width: Side
     height: Side
     short_caption: Text | None = None
@@ -160,8 +161,8 @@ def _fault(fault: ErrorDetails, data: bytes | dict[str, Any]) -> tuple[str, str]
         return "empty_caption", describe({**fault, "msg": "it is empty; leave the field out instead"})
     if kind == "string_pattern_mismatch":
         fault = {**fault, "msg": "it must be a string that is not empty"}
-    if kind == "literal_error":
-        fault = {**fault, "msg": f"it must be one of {', '.join(LANGUAGES)}"}
+    if place == ("language",) and kind != "missing":
+        fault = {**fault, "type": "value_error", "msg": LANGUAGE_RULE}
     return "bad_field", describe(fault)
 
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from pipeline.base.border import BorderError, one_line, shown
-from pipeline.base.constants import LANGUAGES
+from pipeline.base.languages import canonical, in_order
 from pipeline.data.resolution import budget_numbers
 
 MAX_INDEX_BYTES = 256 << 20  # of one shard's rows: some four million samples
@@ -37,7 +37,8 @@ class ShardIndex:
     json_crc32: np.ndarray
     width: np.ndarray
     height: np.ndarray
-    language: np.ndarray  # positions in LANGUAGES
+    languages: tuple[str, ...]
+    language: np.ndarray  # positions in ``languages``
     num_regions: np.ndarray
     num_negatives: np.ndarray
 
@@ -52,17 +53,29 @@ class ShardIndex:
         """[N] bytes: where each sample's last member ends in the tar."""
         return np.maximum(self.image_offset + self.image_length, self.json_offset + self.json_length)
 
-    def counts(self, patch_budgets: Sequence[int]) -> np.ndarray:
-        """[languages, patch_budgets] int32."""
-        group = self.language * len(patch_budgets) + budget_numbers(self.width, self.height, patch_budgets)
-        flat = np.bincount(group, minlength=len(LANGUAGES) * len(patch_budgets))
-        return flat.reshape(len(LANGUAGES), len(patch_budgets)).astype(np.int32)
+    def counts(self, patch_budgets: Sequence[int], languages: Sequence[str] | None = None) -> np.ndarray:
+        """[languages, patch_budgets] int32, by the languages of this shard or those given.
 
-    def grouped_rows(self, patch_budgets: Sequence[int]) -> list[np.ndarray]:
+        Raises:
+            IndexProblem: a sample has a language that is not among those given.
+        """
+        names = self.languages if languages is None else tuple(languages)
+        there = {self.languages[number] for number in np.unique(self.language)}
+        if not there <= set(names):
+            raise IndexProblem(
+                f"the index of {shown(self.shard)} holds {', '.join(sorted(there - set(names)))}, which its manifest "
+                "does not; make both again with `python -m data_tools index --force`"
+            )
+        place = np.array([names.index(name) if name in there else 0 for name in self.languages])
+        group = place[self.language] * len(patch_budgets) + budget_numbers(self.width, self.height, patch_budgets)
+        flat = np.bincount(group, minlength=len(names) * len(patch_budgets))
+        return flat.reshape(len(names), len(patch_budgets)).astype(np.int32)
+
+    def grouped_rows(self, patch_budgets: Sequence[int]) -> dict[str, np.ndarray]:
         """For each language, its rows by patch budget, then by place in the tar: what a plan's numbers refer to."""
         patch_budget = budget_numbers(self.width, self.height, patch_budgets)
         order = np.argsort(patch_budget, kind="stable")
-        return [order[self.language[order] == number] for number in range(len(LANGUAGES))]
+        return {name: order[self.language[order] == number] for number, name in enumerate(self.languages)}
 
 
 def parse_index(data: bytes, shard: str, sha256: str | None = None) -> ShardIndex:
@@ -93,7 +106,7 @@ def _rows(table: Any, shard: str) -> ShardIndex:
 
     numbers = {}
     for name in ShardIndex.__dataclass_fields__:
-        if name in ("shard", "keys", "language"):
+        if name in ("shard", "keys", "languages", "language"):
             continue
         column = table[name]
         if not types.is_integer(column.type) or column.null_count:
@@ -107,10 +120,12 @@ def _rows(table: Any, shard: str) -> ShardIndex:
     keys, languages = table["key"].to_pylist(), table["language"].to_pylist()
     if not all(isinstance(key, str) for key in keys) or len(set(keys)) != len(keys):
         raise ValueError("its keys must be strings, each once")
-    if not set(languages) <= set(LANGUAGES):
-        raise ValueError(f"its languages must be of {', '.join(LANGUAGES)}")
-    language = np.array([LANGUAGES.index(name) for name in languages], dtype=np.int64)
-    return ShardIndex(shard=shard, keys=keys, language=language, **numbers)
+    if not all(isinstance(tag, str) for tag in languages):
+        raise ValueError("its languages must be tags")
+    tags = {tag: canonical(tag) for tag in set(languages)}
+    known = in_order(tags.values())
+    language = np.array([known.index(tags[tag]) for tag in languages], dtype=np.int64)
+    return ShardIndex(shard=shard, keys=keys, languages=known, language=language, **numbers)
 
 
 def read_index(folder: str | Path, shard: str, sha256: str | None = None) -> ShardIndex:

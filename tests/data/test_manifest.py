@@ -54,7 +54,7 @@ def test_other_patch_budgets_are_counted_without_an_index(folder):
     assert (np.add.reduceat(counted.pieces.counts, counted.pieces.first[:-1], axis=0) == other.counts).all()
     sizes = next(folder.glob("*.sizes"))
     sizes.write_bytes(sizes.read_bytes()[:-1])
-    with pytest.raises(IndexProblem, match="two for each of 60 samples"):
+    with pytest.raises(IndexProblem, match="2 for each of 60 samples"):
         load_manifest(folder, (16, 200))
 
 

@@ -114,7 +114,7 @@ def test_an_unreadable_image_and_a_bad_record_are_shown_as_such(tmp_path):
     )
     data = (tmp_path / "s-000000.tar").read_bytes()
     at = data.rindex(b'"language":"en"')
-    (tmp_path / "s-000000.tar").write_bytes(data[:at] + b'"language":"xx"' + data[at + 15 :])
+    (tmp_path / "s-000000.tar").write_bytes(data[:at] + b'"language":"x!"' + data[at + 15 :])
     statistics = collect(tmp_path, 4)
     assert statistics.faults == {"bad_field": 1}
     text = page(statistics)

@@ -69,7 +69,7 @@ def edit_region(**changes):
         (edit_region(box=[0.6, 0.1, 0.5, 0.5]), "bad_box"),
         (edit_region(negatives=["蓝猫", "红猫 "]), "bad_negatives"),
         (edit_region(negatives=["蓝猫", "蓝猫"]), "bad_negatives"),
-        (edit_record(language="fr"), "bad_field"),
+        (edit_record(language="french"), "bad_field"),
         (edit_record(width=99), "size_mismatch"),
         (lambda members: members.update({"k0.json": b"{"}), "bad_json"),
         (lambda members: members.update({"k0.json": b"\xff"}), "bad_utf8"),

@@ -6,12 +6,10 @@ of numpy, whose streams may change between releases. A resumed run must meet the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.base.constants import LANGUAGES
 from pipeline.data.manifest import IndexProblem
 
 # SplitMix64's increment and multipliers (Steele, Lea, Flood, 2014).
@@ -49,7 +47,10 @@ def _mix(state: int) -> int:
 
 
 def taken_shares(
-    counts: np.ndarray, source_weights: list[float] | None, language_weights: Mapping[Any, float] | None
+    counts: np.ndarray,
+    languages: Sequence[str],
+    source_weights: list[float] | None,
+    language_weights: Mapping[str, float] | None,
 ) -> np.ndarray:
     """The share of its samples that an epoch takes, [sources, languages] in 0…1.
 
@@ -58,18 +59,27 @@ def taken_shares(
 
     Args:
         counts: samples, [sources, languages].
+        languages: their tags; those without a weight get none of the epoch.
 
     Raises:
         IndexProblem: weights that do not fit, or that leave nothing.
     """
     counts = counts.astype(np.float64)
     sources = _targets(source_weights, counts.sum(1), "data.source_weights", "folder in data.shards")
-    wanted = None if language_weights is None else [language_weights.get(name, 0.0) for name in LANGUAGES]
-    languages = _targets(wanted, counts.sum(0), "data.language_weights", "language")
+    wanted = None
+    if language_weights is not None:
+        there = [name for name, count in zip(languages, counts.sum(0), strict=True) if count]
+        if strange := [name for name, weight in language_weights.items() if weight > 0 and name not in there]:
+            raise IndexProblem(
+                f"data.language_weights names {', '.join(strange)}, of which there is no sample; the shards hold "
+                f"{', '.join(there)}"
+            )
+        wanted = [language_weights.get(name, 0.0) for name in languages]
+    of_language = _targets(wanted, counts.sum(0), "data.language_weights", "language")
     table = counts.copy()
     for _ in range(FITTING_ROUNDS):  # iterative proportional fitting
         before = table.copy()
-        for axis, target in ((1, sources), (0, languages)):
+        for axis, target in ((1, sources), (0, of_language)):
             if target is not None:
                 have = table.sum(axis)
                 factor = np.divide(target * table.sum(), have, out=np.zeros_like(have), where=have > 0)

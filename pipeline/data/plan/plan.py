@@ -19,9 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.base.constants import LANGUAGES
 from pipeline.config import DataSettings
-from pipeline.data.manifest import IndexProblem, Manifest
+from pipeline.data.manifest import IndexProblem, Manifest, aligned_counts
 from pipeline.data.plan.batches import PlannedBatch
 from pipeline.data.plan.locality import order_of, place_of
 from pipeline.data.plan.mixing import hash_of, hashes, shuffled, taken_shares
@@ -62,15 +61,16 @@ class Plan:
             raise IndexProblem(f"the global batch size is {global_batch_size}; it must be at least 1")
         self.settings, self.seed, self.batch_size = settings, seed, global_batch_size
         self.patch_budgets = manifests[0].patch_budgets
-        self._pieces = [manifest.pieces for manifest in manifests]
+        self._pieces = [(manifest.pieces, manifest.languages) for manifest in manifests]
         self._first_shard = np.cumsum([0] + [len(manifest.shards) for manifest in manifests])
-        by_budget = np.concatenate([manifest.counts for manifest in manifests])  # [S, languages, patch_budgets]
+        self.languages, aligned = aligned_counts(manifests)
+        by_budget = np.concatenate(aligned)  # [S, languages, patch_budgets]
         self._budget_ends = by_budget.cumsum(axis=2, dtype=np.int32)
         self._counts = by_budget.reshape(len(by_budget), -1) if settings.one_budget_per_batch else by_budget.sum(2)
         source = np.repeat(np.arange(len(manifests)), np.diff(self._first_shard))
-        by_language = np.stack([manifest.counts.sum((0, 2)) for manifest in manifests])
-        self.shares = taken_shares(by_language, settings.source_weights, settings.language_weights)
-        self._shares = np.repeat(self.shares[source], self._counts.shape[1] // len(LANGUAGES), axis=1)  # [S, G]
+        by_language = np.stack([counts.sum((0, 2)) for counts in aligned])
+        self.shares = taken_shares(by_language, self.languages, settings.source_weights, settings.language_weights)
+        self._shares = np.repeat(self.shares[source], self._counts.shape[1] // len(self.languages), axis=1)  # [S, G]
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
         self._streams: OrderedDict[tuple, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._steps: list[int] = []
@@ -113,18 +113,18 @@ class Plan:
             first, size = int(index) * self.batch_size, self.batch_size
         shards, ordinals = self._entries(epoch, int(group), first, first + size)
         language, patch_budget = self._language_and_budget(int(group), shards, ordinals)
-        pieces, places = self.pieces_of(LANGUAGES.index(language), shards, ordinals)
+        pieces, places = self.pieces_of(language, shards, ordinals)
         order = order_of(places, shards, ordinals)
         columns = (column[order] for column in (shards, ordinals, pieces, places))
         return PlannedBatch(epoch, number, language, patch_budget, int(group), first, window, *columns)
 
-    def pieces_of(self, language: int, shards: np.ndarray, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def pieces_of(self, language: str, shards: np.ndarray, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The piece of each sample within its shard, and that piece's place."""
         distinct, shard = np.unique(shards, return_inverse=True)
         tables = [self._piece_counts(int(number), language) for number in distinct]  # [pieces, budgets] each
         counts = np.concatenate(tables)
         num_pieces = np.array([len(table) for table in tables])
-        ends = self._budget_ends[distinct, language]  # [distinct shards, budgets]
+        ends = self._budget_ends[distinct, self.languages.index(language)]  # [distinct shards, budgets]
         budget = (ordinals[:, None] >= ends[shard]).sum(1)
         first_piece = np.cumsum(num_pieces) - num_pieces
         pieces = np.zeros(len(shards), dtype=np.int64)
@@ -136,11 +136,12 @@ class Plan:
             pieces[of_it] = found - first_piece[shard[of_it]]
         return pieces, place_of(shards, pieces, num_pieces[shard])
 
-    def _piece_counts(self, shard: int, language: int) -> np.ndarray:
+    def _piece_counts(self, shard: int, language: str) -> np.ndarray:
         source, number = self.source_of(shard)
-        table = self._pieces[source]
-        counts = table.counts[table.first[number] : table.first[number + 1], language].astype(np.int64)
-        if not np.array_equal(counts.sum(0).cumsum(), self._budget_ends[shard, language]):
+        table, languages = self._pieces[source]
+        rows = slice(table.first[number], table.first[number + 1])
+        counts = table.counts[rows, languages.index(language)].astype(np.int64)
+        if not np.array_equal(counts.sum(0).cumsum(), self._budget_ends[shard, self.languages.index(language)]):
             raise IndexProblem(
                 f"the pieces of shard {number} of source {source} do not add up to its samples; make the manifest "
                 "again with `python -m data_tools index`"
@@ -175,9 +176,9 @@ class Plan:
         totals = self._epoch(epoch).cumulative[-1]
         rows = []
         for group, total in enumerate(totals):
-            language, patch_budget = divmod(group, len(totals) // len(LANGUAGES))
-            mixed = len(totals) == len(LANGUAGES)
-            name = LANGUAGES[group if mixed else language]
+            language, patch_budget = divmod(group, len(totals) // len(self.languages))
+            mixed = len(totals) == len(self.languages)
+            name = self.languages[group if mixed else language]
             full, rest = divmod(int(total), self.batch_size)
             rows.append((name, None if mixed else self.patch_budgets[patch_budget], int(total), full, rest))
         return rows
@@ -278,9 +279,9 @@ class Plan:
     def _language_and_budget(self, group: int, shards: np.ndarray, ordinals: np.ndarray) -> tuple[str, int]:
         if self.settings.one_budget_per_batch:
             language, patch_budget = divmod(group, len(self.patch_budgets))
-            return LANGUAGES[language], self.patch_budgets[patch_budget]
+            return self.languages[language], self.patch_budgets[patch_budget]
         patch_budget = (ordinals[:, None] >= self._budget_ends[shards, group]).sum(1).max()
-        return LANGUAGES[group], self.patch_budgets[patch_budget]
+        return self.languages[group], self.patch_budgets[patch_budget]
 
     def _too_small(self) -> str:
         name, budget, total, *_ = max(self.group_counts(), key=lambda row: row[2])

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.base.constants import LANGUAGES
 from pipeline.config import DataSettings
 from pipeline.data.manifest import Manifest, read_index
 from pipeline.data.plan.mixing import shuffled
@@ -30,9 +29,11 @@ def report(plan: Plan, manifests: Sequence[Manifest], epoch: int) -> list[str]:
         + (f"kept in {kept} smaller batches" if kept else "dropped this epoch (order differs in the next)"),
     ]
     for number, manifest in enumerate(manifests):
-        have = manifest.counts.sum((0, 2))
+        have = dict(zip(manifest.languages, manifest.counts.sum((0, 2)).tolist(), strict=True))
         shares = ", ".join(
-            f"{plan.shares[number, i]:.0%} of {have[i]} {name}" for i, name in enumerate(LANGUAGES) if have[i]
+            f"{plan.shares[number, i]:.0%} of {have[name]} {name}"
+            for i, name in enumerate(plan.languages)
+            if have.get(name)
         )
         left_out = sum(manifest.faults.values())
         lines.append(f"source {manifest.folder}: takes {shares} samples; {left_out} were left out by the index")

@@ -22,7 +22,7 @@ from pipeline.data.index import index_folder
 from pipeline.data.manifest import IndexProblem, load_manifest, parse_index
 from pipeline.data.plan import Plan
 from pipeline.data.reader import ReadFault, ShardReader, iterate_shards
-from pipeline.data.schema import LANGUAGES, Sample, SampleError, parse_sample
+from pipeline.data.schema import Sample, SampleError, parse_sample
 from tests.border.damage import Damage, damage_bytes, damage_document, damage_tar
 from tests.border.formats import Format
 from tests.data.shards import image_bytes, record, sample_members, write_manifest_of_json, write_shards, write_tar
@@ -112,7 +112,7 @@ def read_indexed(folder: Path) -> list[tuple[str, bytes, Sample]]:
         for number in range(min(plan.steps_per_epoch(0), 8)):
             batch = plan.batch(0, number)
             for shard, ordinal in zip(batch.shards, batch.ordinals, strict=True):
-                row = reader.row(int(shard), LANGUAGES.index(batch.language), int(ordinal))
+                row = reader.row(int(shard), batch.language, int(ordinal))
                 raw = reader.read(int(shard), row)
                 found.append((raw.key, raw.image, raw.sample))
     finally:
