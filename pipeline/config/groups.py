@@ -49,6 +49,7 @@ class DataSettings(Group):
     num_workers: int = Field(2, ge=0)  # decoding processes a rank
     prefetch_batches: int = Field(2, ge=1)  # a worker
     max_regions_per_image: int = Field(4, ge=1)
+    min_box_area_share: float = Field(0.0, ge=0, lt=1)  # of the image; regions with a smaller box are left out
     max_negatives: int = Field(10, ge=1)
     long_phrase_probability: float = Field(0.5, ge=0, le=1)  # a region's text is its long phrase this often
     short_caption_prefix: dict[Language, str] = {"en": "a photo of "}
@@ -93,6 +94,7 @@ class RegionLossSettings(Group):
     tic_num_texts: int = Field(10, ge=1)
     tic_exclude_above: float = 0.95
     tic_exclusion: Literal["leave_out", "zero_similarity"] = "leave_out"  # public code: zero_similarity
+    tic_distinct_phrases: bool = False  # True: a phrase that many regions share takes one of the tic_num_texts places
     memory_bank_size: int = Field(0, ge=0)  # regions kept as further negatives of L_FGV; 0 switches the bank off
     memory_bank_start_step: int = Field(0, ge=0)
 
@@ -103,6 +105,10 @@ class LearningRates(Group):
     text: float = Field(1.0, ge=0)
     vision: float = Field(1.0, ge=0)
     new_heads: float = Field(1.0, ge=0)  # longtext_head, boxtext_head, dense_feature_head
+    # boxtext_head and dense_feature_head alone, 0 freezes them; None: as new_heads
+    region_heads: float | None = Field(None, ge=0)
+    # text_model.head and vision_model.head alone; None: as text and vision
+    projections: float | None = Field(None, ge=0)
     scales: float = Field(1.0, ge=0)
 
 

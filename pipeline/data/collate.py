@@ -22,7 +22,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.images import decode_array
 from pipeline.data.patches import write_patches
 from pipeline.data.resolution import PATCH_SIZE, grid_of
-from pipeline.data.schema import Sample
+from pipeline.data.schema import Region, Sample
 from pipeline.data.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -43,12 +43,24 @@ def choose_regions(sample: Sample, key: str, seed: int, epoch: int, settings: Da
     digest = hashlib.blake2b(f"{seed}/{epoch}/{key}".encode(), digest_size=8).digest()
     draws = random.Random(int.from_bytes(digest, "big"))
     chosen = []
-    for region in _some(sample.regions, settings.max_regions_per_image, draws):
+    regions = large_enough(sample.regions, settings.min_box_area_share)
+    for region in _some(regions, settings.max_regions_per_image, draws):
         long = draws.random() < settings.long_phrase_probability
         negatives = _some(region.negatives, settings.max_negatives, draws)
         text = region.long_phrase if long and region.long_phrase is not None else region.phrase
         chosen.append(ChosenRegion(region.box, text, region.phrase, tuple(negatives)))
     return chosen
+
+
+def large_enough(regions: Sequence[Region], min_area_share: float) -> Sequence[Region]:
+    """The regions whose box covers at least that share of the image."""
+    if not min_area_share:
+        return regions
+    return [
+        region
+        for region in regions
+        if (region.box[2] - region.box[0]) * (region.box[3] - region.box[1]) >= min_area_share
+    ]
 
 
 def _some(items: Sequence[T], count: int, draws: random.Random) -> Sequence[T]:

@@ -87,6 +87,8 @@ class FGCLIP2(Inference):
             parameter.data = parameter.data.clone()
             parameter.requires_grad_(True)
         model.name_or_path = config.name_or_path = str(found)
+        # Folders of other makers do not say it: heads that are no copies have been trained
+        config.region_heads_trained = config.region_heads_trained or not model.region_heads_are_copies()
         return model
 
     @classmethod
@@ -184,9 +186,23 @@ class FGCLIP2(Inference):
 
     @torch.no_grad()
     def copy_heads_for_stage2(self) -> None:
-        """Make the heads for regions copies of the trained ones: called at the end of stage 1."""
+        """Make the heads for regions copies of the trained ones: called at the end of stage 1.
+
+        Heads that were trained before (``config.region_heads_trained``) stay.
+        """
+        if self.config.region_heads_trained:
+            return
         self.boxtext_head.load_state_dict(self.text_model.head.state_dict())
         self.dense_feature_head.load_state_dict(self.vision_model.head.state_dict())
+
+    def region_heads_are_copies(self) -> bool:
+        """Whether both heads for regions equal the heads that they start from."""
+        pairs = ((self.boxtext_head, self.text_model.head), (self.dense_feature_head, self.vision_model.head))
+        return all(
+            torch.equal(weight, original.state_dict()[name])
+            for own, original in pairs
+            for name, weight in own.state_dict().items()
+        )
 
     @torch.no_grad()
     def stretch_positions(self) -> None:

@@ -8,7 +8,8 @@ member. With fewer than 10 others T_i is all of them. ``zero_similarity`` (publi
 itself too, stay as candidates of similarity 0.
 
 Where equal phrases tie for the last place it does not matter which is taken: they have one embedding, and so the same
-gradient on every weight.
+gradient on every weight. In a large batch the ten places fill with repetitions of few phrases; ``phrase_hash`` leaves
+repetitions out, as L_FGV leaves out equal phrases. The paper and the public code do not.
 
 Shape letters: N phrases of all ranks, n phrases of this rank, D width.
 """
@@ -35,12 +36,15 @@ def tic_loss(
     exclude_above: float = 0.95,
     exclusion: str = "leave_out",
     scope: str = "all_ranks",
+    phrase_hash: Tensor | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, dict[str, int]]:
     """This rank's value of L_TIC (the mean over ranks is the loss) and its counts.
 
     Args:
         text: [n, D], unit norm; n may differ from rank to rank and be 0.
+        phrase_hash: [n] int64, equal exactly for equal phrases: T_i then holds each other phrase once, however many
+            regions share it. None: a phrase may fill several places of T_i.
     Returns:
         counts ``texts`` (that have members) and ``excluded`` (other phrases above ``exclude_above``).
     """
@@ -49,6 +53,8 @@ def tic_loss(
     (text,) = in_float32(text)
     rows = Rows.of(len(text), text.device, group, scope)
     counts = {"texts": 0, "excluded": 0}
+    hashes = None if phrase_hash is None else rows.gather(phrase_hash)
+    repeated = None if hashes is None else repetitions(hashes)
 
     def summed(texts: Tensor) -> Tensor:
         similarity = texts[rows.own] @ texts.T
@@ -58,6 +64,8 @@ def tic_loss(
         counts["excluded"] = int(excluded.sum())
         itself.fill_(True)
         similarity = similarity.masked_fill(excluded, -torch.inf if exclusion == "leave_out" else 0.0)
+        if repeated is not None:
+            similarity = similarity.masked_fill(repeated[None], -torch.inf)
         nearest = similarity.topk(min(num_texts, len(texts)), dim=1).values
         nearest = nearest[(nearest > -torch.inf).any(dim=1)]
         counts["texts"] = len(nearest)
@@ -68,3 +76,11 @@ def tic_loss(
     loss = differentiable_across_ranks(summed, [text], [rows], [])
     members = sum_over_ranks(torch.tensor(counts["texts"], device=text.device), group)
     return loss * (world_size(group) / members.clamp(min=1).to(loss)), counts
+
+
+def repetitions(hashes: Tensor) -> Tensor:
+    """[N] bool: rows whose phrase stands in an earlier row. All ranks see the same order, so they agree."""
+    distinct, which = hashes.unique(return_inverse=True)
+    order = torch.arange(len(hashes), device=hashes.device)
+    first = torch.full((len(distinct),), len(hashes), device=hashes.device).scatter_reduce(0, which, order, "amin")
+    return first[which] != order

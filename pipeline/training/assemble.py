@@ -14,7 +14,7 @@ from pipeline.base.ranks import RankInfo
 from pipeline.base.run_folder import RunFolder
 from pipeline.checkpoint.folder import CheckpointError, find_resume, read_record
 from pipeline.checkpoint.tensors import read_objective, read_weights
-from pipeline.config import Stage1Settings, dump_settings
+from pipeline.config import SettingsError, Stage1Settings, dump_settings
 from pipeline.data.loader import Loader, make_loader
 from pipeline.data.tokenizer import Tokenizer, load_tokenizer
 from pipeline.export.folder import export_model
@@ -34,6 +34,8 @@ from pipeline.training.optimizer import freeze_region_parameters, parameter_grou
 from pipeline.training.run import Engine, Run
 from pipeline.training.state import TrainState
 
+# assumption: the method's 1e-6 is for trained weights; from random ones the losses do not move below about this
+LOWEST_RATE_FROM_SCRATCH = 1e-5
 EXPORT_LIMIT_SECONDS = 3600.0  # assumption: a few gigabytes to a slow file system, and reading them back
 
 
@@ -116,12 +118,29 @@ def _make_model(settings: Stage1Settings, tokenizer: Tokenizer, checkpoint: Path
     elif settings.model.start_from:
         model = FGCLIP2.start_from(settings.model.start_from, vocab_size=tokenizer.vocab_size)
     else:
+        check_rate_from_scratch(settings)
         model = FGCLIP2.from_scratch(preset_config(settings.model.preset, tokenizer.vocab_size))
     if settings.model.gradient_checkpointing:
         model.checkpoint_activations()
-    if not settings.trains_regions:
+    if settings.trains_regions:
+        model.config.region_heads_trained = True
+    else:
         freeze_region_parameters(model)
     return model.train()
+
+
+def check_rate_from_scratch(settings: Stage1Settings) -> None:
+    """Refuse to train random weights at a rate made for trained ones.
+
+    Raises:
+        SettingsError: the peak learning rate is below what random weights learn at.
+    """
+    rate = settings.optimizer.peak_learning_rate
+    if rate < LOWEST_RATE_FROM_SCRATCH:
+        raise SettingsError(
+            f"optimizer.peak_learning_rate is {rate:g} and model.start_from is null; random weights learn nothing "
+            f"below {LOWEST_RATE_FROM_SCRATCH:g}: start from a SigLIP 2 folder (model.start_from), or take about 1e-3"
+        )
 
 
 def _make_loader(

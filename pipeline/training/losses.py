@@ -145,6 +145,7 @@ class StageLosses:
                 exclude_above=settings.tic_exclude_above,
                 exclusion=settings.tic_exclusion,
                 scope=settings.tic_scope,
+                phrase_hash=regions.text_hash if settings.tic_distinct_phrases else None,
                 group=group,
             )
             terms.append(("tic", settings.tic_weight, *tic))
