@@ -41,6 +41,16 @@ def join_process_group(info: RankInfo, timeout_seconds: float) -> torch.device:
     return device
 
 
+def host_group(timeout_seconds: float) -> dist.ProcessGroup | None:
+    """The same ranks over gloo, for numbers that lie on the host; None where the default group is of gloo itself.
+
+    A collective, once a run. Through this group ranks tell each other numbers while their GPUs go on computing.
+    """
+    if dist.get_world_size() == 1 or dist.get_backend() == "gloo":
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+
+
 def current_rank() -> int:
     """This process's rank in the default group; before there is one, what the launcher's variables say."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else read_rank_info().rank

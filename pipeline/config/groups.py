@@ -25,7 +25,12 @@ class ModelSettings(Group):
     preset: str = "base"  # a name in pipeline.model.configuration.PRESETS; ignored when start_from holds a config
     # None: random weights. Else a local folder: a SigLIP 2 or FG-CLIP 2 checkpoint of transformers, or a run's folder.
     start_from: str | None = None
-    gradient_checkpointing: bool = False
+    # Recompute layers in the backward instead of keeping their activations. auto: at each patch budget the least that
+    # fits into the device's memory by estimate.
+    gradient_checkpointing: bool | Literal["auto"] = False
+    checkpoint_every_layers: int = Field(1, ge=1)  # with true: each n-th layer
+    checkpoint_from_patches: int = Field(0, ge=0)  # with true: at this patch budget and above
+    compile: bool = False  # fused kernels, made when a layer first meets a shape; where no compiler is, a line says so
 
 
 class TokenizerSettings(Group):
@@ -49,7 +54,6 @@ class DataSettings(Group):
     num_workers: int = Field(2, ge=0)  # decoding processes a rank
     prefetch_batches: int = Field(2, ge=1)  # a worker
     max_regions_per_image: int = Field(4, ge=1)
-    min_box_area_share: float = Field(0.0, ge=0, lt=1)  # of the image; regions with a smaller box are left out
     max_negatives: int = Field(10, ge=1)
     long_phrase_probability: float = Field(0.5, ge=0, le=1)  # a region's text is its long phrase this often
     short_caption_prefix: dict[Language, str] = {"en": "a photo of "}
@@ -74,7 +78,7 @@ class GlobalLossSettings(Group):
     short_weight: float = Field(1.0, ge=0)
     long_weight: float = Field(1.0, ge=0)
     chunk_size: int = Field(2048, ge=1)  # texts whose logits exist at one time
-    exchange: Literal["ring", "gather"] = "ring"
+    exchange: Literal["auto", "ring", "gather"] = "auto"
 
 
 class RegionLossSettings(Group):
@@ -94,7 +98,6 @@ class RegionLossSettings(Group):
     tic_num_texts: int = Field(10, ge=1)
     tic_exclude_above: float = 0.95
     tic_exclusion: Literal["leave_out", "zero_similarity"] = "leave_out"  # public code: zero_similarity
-    tic_distinct_phrases: bool = False  # True: a phrase that many regions share takes one of the tic_num_texts places
     memory_bank_size: int = Field(0, ge=0)  # regions kept as further negatives of L_FGV; 0 switches the bank off
     memory_bank_start_step: int = Field(0, ge=0)
 
@@ -105,10 +108,6 @@ class LearningRates(Group):
     text: float = Field(1.0, ge=0)
     vision: float = Field(1.0, ge=0)
     new_heads: float = Field(1.0, ge=0)  # longtext_head, boxtext_head, dense_feature_head
-    # boxtext_head and dense_feature_head alone, 0 freezes them; None: as new_heads
-    region_heads: float | None = Field(None, ge=0)
-    # text_model.head and vision_model.head alone; None: as text and vision
-    projections: float | None = Field(None, ge=0)
     scales: float = Field(1.0, ge=0)
 
 
@@ -136,6 +135,7 @@ class TrainSettings(Group):
     epochs: float | None = Field(1.0, gt=0)
     max_steps: int | None = Field(None, ge=1)  # overrides epochs
     precision: Literal["fp32", "bf16"] = "bf16"
+    tf32: bool = True  # on GPUs: products that stay float32 use ten bits of mantissa; never those of the losses
     deepspeed_config: str = "launch/zero2.json"
     log_every_steps: int = Field(10, ge=1)
     health_every_steps: int = Field(100, ge=1)

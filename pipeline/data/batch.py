@@ -5,11 +5,15 @@ Shape letters: B images, P patches, T tokens, R regions, U distinct region texts
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:  # the facts import the model; a batch alone need not
+    from pipeline.data.facts import HostFacts
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,7 @@ class Batch:
 
     keys: list[str]  # B
     language: str
-    pixel_values: Tensor  # [B, P, 768] float32
+    pixel_values: Tensor  # [B, P, 768] uint8, or float32 in [-1, 1]; any content in padding
     pixel_attention_mask: Tensor  # [B, P] int32, 1 for a patch, 0 for padding
     spatial_shapes: Tensor  # [B, 2] int64, height and width in patches
     short_ids: Tensor  # [B, T_short] int64
@@ -31,26 +35,47 @@ class Batch:
     # The rest is empty (R = U = H = 0) in stage 1.
     boxes: Tensor  # [R, 4] float32, normalised xyxy
     region_image: Tensor  # [R] int64, into B
-    region_ids: Tensor  # [U, T_short] int64, the distinct region texts
+    region_ids: Tensor  # [U, T_short] int64, the distinct region texts, padded with rows of 0 that nothing refers to
     region_text_hash: Tensor  # [U] int64, equal on any two ranks exactly for equal texts
     phrase_index: Tensor  # [R] int64, into U: the region's own phrase (short or long)
     hard_region: Tensor  # [H] int64, into R
     hard_index: Tensor  # [H, 1 + K] int64, into U: the true short phrase, then the negatives; 0 where absent
     hard_mask: Tensor  # [H, 1 + K] bool, False where a row has fewer than K negatives
     replaced: dict[str, int] = field(default_factory=dict)  # faults met while reading, by kind
+    # What the host must know to launch a step. None (batches made by hand): it is read back from the tensors.
+    facts: HostFacts | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch with every tensor on ``device``."""
-        moved: dict[str, Any] = {k: v.to(device, non_blocking=non_blocking) for k, v in self.tensors().items()}
-        return replace(self, **moved)
+        return with_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """Called by torch's loader on machines with a GPU."""
-        pinned: dict[str, Any] = {k: v.pin_memory() for k, v in self.tensors().items()}
-        return replace(self, **pinned)
+        """The same batch in memory from which a GPU copies by itself."""
+        return with_tensors(self, Tensor.pin_memory)
+
+    def every_tensor(self) -> list[Tensor]:
+        """Those of ``tensors`` and the facts' row numbers."""
+        found: list[Tensor] = []
+        with_tensors(self, lambda tensor: (found.append(tensor), tensor)[1])
+        return found
 
     def tensors(self) -> dict[str, Tensor]:
         return {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
 
     def __len__(self) -> int:
         return len(self.keys)
+
+
+T = TypeVar("T")
+
+
+def with_tensors(record: T, change: Callable[[Tensor], Tensor]) -> T:
+    """A copy of a dataclass with every tensor in it, and in the dataclasses in it, changed."""
+    changed: dict[str, Any] = {}
+    for entry in fields(record):  # type: ignore[arg-type]  # T is a dataclass
+        value = getattr(record, entry.name)
+        if isinstance(value, Tensor):
+            changed[entry.name] = change(value)
+        elif is_dataclass(value):
+            changed[entry.name] = with_tensors(value, change)
+    return replace(record, **changed)  # type: ignore[type-var]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,10 +19,11 @@ from torch import Tensor
 
 from pipeline.config import DataSettings
 from pipeline.data.batch import Batch
+from pipeline.data.facts import bucketed, facts_of, pad_rows
 from pipeline.data.images import decode_array
 from pipeline.data.patches import write_patches
 from pipeline.data.resolution import PATCH_SIZE, grid_of
-from pipeline.data.schema import Region, Sample
+from pipeline.data.schema import Sample
 from pipeline.data.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -43,24 +44,12 @@ def choose_regions(sample: Sample, key: str, seed: int, epoch: int, settings: Da
     digest = hashlib.blake2b(f"{seed}/{epoch}/{key}".encode(), digest_size=8).digest()
     draws = random.Random(int.from_bytes(digest, "big"))
     chosen = []
-    regions = large_enough(sample.regions, settings.min_box_area_share)
-    for region in _some(regions, settings.max_regions_per_image, draws):
+    for region in _some(sample.regions, settings.max_regions_per_image, draws):
         long = draws.random() < settings.long_phrase_probability
         negatives = _some(region.negatives, settings.max_negatives, draws)
         text = region.long_phrase if long and region.long_phrase is not None else region.phrase
         chosen.append(ChosenRegion(region.box, text, region.phrase, tuple(negatives)))
     return chosen
-
-
-def large_enough(regions: Sequence[Region], min_area_share: float) -> Sequence[Region]:
-    """The regions whose box covers at least that share of the image."""
-    if not min_area_share:
-        return regions
-    return [
-        region
-        for region in regions
-        if (region.box[2] - region.box[0]) * (region.box[3] - region.box[1]) >= min_area_share
-    ]
 
 
 def _some(items: Sequence[T], count: int, draws: random.Random) -> Sequence[T]:
@@ -80,7 +69,7 @@ class PixelBuffer:
     """The image tensors of a batch, filled slot by slot."""
 
     def __init__(self, values: Tensor, settings: DataSettings) -> None:
-        """``values`` is [B, P, 768] float32 memory of any content."""
+        """``values`` is [B, P, 768] uint8 memory of any content."""
         size, self.patch_budget, _ = values.shape
         self.values, self.settings = values, settings
         self.mask = torch.zeros(size, self.patch_budget, dtype=torch.int32)
@@ -125,7 +114,9 @@ class Collator:
         fields = self._region_fields(regions, texts)
         # One tokenizer call a length: captions and region texts of the whole batch together.
         short_ids = self.tokenizer(short + list(texts), self.short_length)
-        return Batch(
+        num_rows = bucketed(len(texts))
+        hashes = torch.tensor([text_hash(text) for text in texts], dtype=torch.int64)
+        batch = Batch(
             keys=keys,
             language=language,
             pixel_values=pixels.values,
@@ -135,11 +126,12 @@ class Collator:
             short_valid=torch.tensor([sample.short_caption is not None for sample in samples]),
             long_ids=self.tokenizer(long, self.long_length),
             long_valid=torch.tensor([sample.long_caption is not None for sample in samples]),
-            region_ids=short_ids[len(short) :].clone(),
-            region_text_hash=torch.tensor([text_hash(text) for text in texts], dtype=torch.int64),
+            region_ids=pad_rows(short_ids[len(short) :], num_rows),
+            region_text_hash=pad_rows(hashes, num_rows),
             replaced=replaced,
             **fields,
         )
+        return replace(batch, facts=facts_of(batch, len(texts)))
 
     def _regions(self, keys: list[str], samples: list[Sample], epoch: int) -> list[tuple[int, ChosenRegion]]:
         if not self.with_regions:

@@ -79,7 +79,7 @@ class MicroBatches(Dataset):
         shape = (len(slots), planned.patch_budget, PATCH_VALUES)
         worker = get_worker_info()
         buffer = self.pool.take(worker.id if worker else 0)
-        values = torch.empty(shape) if buffer is None else self.pool.view(buffer, shape)
+        values = torch.empty(shape, dtype=torch.uint8) if buffer is None else self.pool.view(buffer, shape)
         pixels = PixelBuffer(values, self.settings)
         replaced: Counter[str] = Counter()
         raws = [self._read(planned, slot, place, pixels, replaced) for place, slot in enumerate(slots)]
@@ -192,10 +192,15 @@ class Loader:
                 f"{faults} faults in {self._samples} samples ({kinds}) are more than data.max_fault_share = "
                 f"{self._settings.max_fault_share:g}; check the shards with `python -m data_tools verify`"
             )
-        return batch.pin_memory() if torch.cuda.is_available() else batch
+        return batch
 
     def steps_per_epoch(self, epoch: int = 0) -> int:
         return self.plan.steps_per_epoch(epoch)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Host memory that batches read ahead take at most, over all workers."""
+        return self._batches.pool.num_bytes
 
     def fault_counts(self) -> dict[str, int]:
         """Faults met by this loader since it was made, by kind."""

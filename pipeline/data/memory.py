@@ -1,6 +1,6 @@
 """Memory for batches that loader workers and the training process share, used again and again.
 
-A batch of 32 images at 1,024 patches is 100 MB. Fresh shared memory of that size costs the kernel more time in page
+A batch of 128 images at 1,024 patches is 100 MB. Fresh shared memory of that size costs the kernel more time in page
 faults than writing the batch, so slots are recycled: a worker takes a free slot and fills it, the training process
 looks at the same memory, and the slot is free again when the last tensor that looks at it is gone. Nothing is copied
 and nobody waits: a worker that finds no free slot falls back to fresh memory.
@@ -15,15 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FLOAT_BYTES = 4
-
 
 class BufferPool:
-    """``num_slots`` buffers of ``floats_per_slot`` float32 for each worker. Made before the workers are forked."""
+    """``num_slots`` buffers of ``bytes_per_slot`` for each worker. Made before the workers are forked."""
 
-    def __init__(self, num_workers: int, num_slots: int, floats_per_slot: int) -> None:
+    def __init__(self, num_workers: int, num_slots: int, bytes_per_slot: int) -> None:
         # Whole pages a slot, so that two processes never write to one cache line.
-        self._slot_bytes = -(-floats_per_slot * FLOAT_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._slot_bytes = -(-bytes_per_slot // mmap.PAGESIZE) * mmap.PAGESIZE
         self._num_slots = num_slots
         count = max(num_workers, 1) * num_slots
         # Anonymous shared memory, inherited by fork: it has no name, no file and no part in the size of /dev/shm, and
@@ -31,6 +29,11 @@ class BufferPool:
         self._memory = mmap.mmap(-1, count * self._slot_bytes)
         # One byte a slot: only its worker sets it, only the training process clears it.
         self._used = mmap.mmap(-1, count)
+
+    @property
+    def num_bytes(self) -> int:
+        """What all slots take once they have been filled to their end."""
+        return len(self._memory)
 
     def take(self, worker: int) -> int | None:
         """A free slot of ``worker``, now used; None where all are still looked at."""
@@ -54,7 +57,7 @@ class BufferPool:
 
     def _array(self, slot: int, shape: tuple[int, ...]) -> np.ndarray:
         count = int(np.prod(shape))
-        flat = np.frombuffer(self._memory, dtype=np.float32, count=count, offset=slot * self._slot_bytes)
+        flat = np.frombuffer(self._memory, dtype=np.uint8, count=count, offset=slot * self._slot_bytes)
         return flat.reshape(shape)
 
 

@@ -36,7 +36,8 @@ def patchify(
 def write_patches(array: np.ndarray, grid: tuple[int, int], out: Tensor) -> None:
     """Resize an RGB array [height, width, 3] uint8 to ``grid`` patches and write them into ``out[: h * w]``.
 
-    ``out`` is [P, 768] float32, P >= h·w; its rows after h·w are left alone. Values are in [-1, 1].
+    ``out`` is [P, 768], P >= h·w; its rows after h·w are left alone. uint8 takes the values as they are, float32 in
+    [-1, 1]; the vision tower normalises uint8 in the same way, on its device.
     """
     rows, columns = grid
     size = (rows * PATCH_SIZE, columns * PATCH_SIZE)
@@ -52,4 +53,5 @@ def write_patches(array: np.ndarray, grid: tuple[int, int], out: Tensor) -> None
     lines = pixels.reshape(rows, PATCH_SIZE, columns, PATCH_SIZE * 3)  # one run of bytes a line of a patch
     target = out[: rows * columns]
     target.view(rows, columns, PATCH_SIZE, PATCH_SIZE * 3).copy_(lines.permute(0, 2, 1, 3))
-    target.mul_(1 / 127.5).sub_(1.0)
+    if out.dtype != torch.uint8:
+        target.mul_(1 / 127.5).sub_(1.0)

@@ -188,8 +188,11 @@ def at_budget(
 
 
 def is_checkpointed(settings: Stage1Settings, patches: int) -> bool:
-    """Whether the settings recompute activations at a patch budget."""
-    return settings.model.gradient_checkpointing
+    """Whether the settings recompute activations at a patch budget; ``auto`` counts as if it had to."""
+    model = settings.model
+    return model.gradient_checkpointing == "auto" or (
+        model.gradient_checkpointing is True and patches >= model.checkpoint_from_patches
+    )
 
 
 def memory_of(
@@ -255,7 +258,7 @@ def _host_memory(
     """Bytes of one host: processes, loader slots, the copy that a checkpoint is written from."""
     data = settings.data
     slots = max(data.num_workers, 1) * (data.prefetch_batches + HELD_BATCHES)
-    loader = slots * micro * patches * PATCH_VALUES * FLOAT + 1e9 * WORKER_GIGABYTES * data.num_workers
+    loader = slots * micro * patches * PATCH_VALUES + 1e9 * WORKER_GIGABYTES * data.num_workers
     start = FLOAT * total  # every rank makes the model in host memory before it goes to the device
     return per_host * (1e9 * PROCESS_GIGABYTES + loader + max(checkpoint / devices, start))
 

@@ -135,7 +135,7 @@ def kept_bytes(pieces: Sequence[Piece], work: Work, checkpointed: bool) -> list[
 def batch_bytes(work: Work) -> float:
     """The tensors of a micro-batch: pixels and ids."""
     texts = work.images * (work.short_tokens + work.long_tokens) + work.region_texts * work.short_tokens
-    return work.images * work.patches * PATCH_VALUES * FLOAT + 8 * texts
+    return work.images * work.patches * PATCH_VALUES + 8 * texts
 
 
 def _static(sharding: Sharding) -> tuple[float, float, float, float]:
@@ -227,7 +227,7 @@ def _losses(work: Work, sharding: Sharding, width: int, exchange: str, chunk_siz
     """Bytes of the losses at their peak, embeddings of all ranks included."""
     own, everyone = work.images, work.images * sharding.ranks
     tile = 2 * min(ROWS_PER_TILE, own) * chunk_size
-    texts = 2 * (everyone if exchange == "gather" and sharding.ranks > 1 else 2 * own) * width
+    texts = 2 * (everyone if exchange != "ring" and sharding.ranks > 1 else 2 * own) * width
     global_loss = FLOAT * (tile + texts + 2 * 2 * own * width)
     if not work.regions:
         return global_loss

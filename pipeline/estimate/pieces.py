@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.model import FGCLIP2, FGCLIP2Config
+from pipeline.model.attention import additive_mask
 
 Unit = Literal["images", "boxed_images", "short_texts", "long_texts"]
 FEW, MORE = 2, 6  # rows of the two traces; one row would let torch drop a dimension
@@ -146,17 +147,20 @@ def _vision(model: FGCLIP2, tracer: _Tracer, patches: int) -> list[Piece]:
     def hidden(rows: int) -> Tensor:
         return torch.empty(rows, patches, width, requires_grad=True)
 
+    def visible(rows: int) -> Tensor:
+        return torch.ones(rows, patches, dtype=torch.int32)
+
     def embed(rows: int) -> tuple[Tensor, Tensor]:
         pixels = torch.empty(rows, patches, values)
         return pixels, tower.embeddings.patch_embedding(pixels)
 
     def layer(rows: int) -> tuple[Tensor, Tensor]:
         entry = hidden(rows)
-        return entry, layers[0](entry, torch.ones(rows, 1, patches, patches, dtype=torch.bool))
+        return entry, layers[0](entry, additive_mask(visible(rows), like=entry))
 
     def head(rows: int) -> tuple[Tensor, Tensor]:
         entry = hidden(rows)
-        return entry, tower.head(tower.post_layernorm(entry), torch.ones(rows, patches, dtype=torch.int32))
+        return entry, tower.head(tower.post_layernorm(entry), additive_mask(visible(rows), like=entry))
 
     return [
         tracer.piece("patches", "vision", "images", [tower.embeddings], embed),
@@ -202,7 +206,7 @@ def _dense(model: FGCLIP2, tracer: _Tracer, patches: int) -> Piece:
 
     def run(rows: int) -> tuple[Tensor, Tensor]:
         entry = torch.empty(rows, patches, width, requires_grad=True)
-        mask = torch.ones(rows, patches, dtype=torch.int32)
+        mask = additive_mask(torch.ones(rows, patches, dtype=torch.int32), like=entry)
         return entry, model.dense_feature_head(entry, mask, dense=True)
 
     return tracer.piece("dense head", "region", "boxed_images", [model.dense_feature_head, model.boxtext_head], run)

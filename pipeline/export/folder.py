@@ -16,12 +16,11 @@ from pipeline.base.files import write_folder_aside, write_json, write_text
 from pipeline.base.run_folder import MODEL_CONFIG
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.export.card import model_card, settings_of
-from pipeline.model import FGCLIP2, FGCLIP2Config
+from pipeline.model import EXPORTED_MODULES, FGCLIP2, FGCLIP2Config
 from pipeline.model import configuration as model_package
 
 MAX_SHARD_SIZE = "5GB"
 TOLERANCE = 1e-5  # between embeddings of the model in memory and of the folder
-CODE = ("configuration", "embeddings", "inference", "modeling", "regions", "start", "towers")
 AUTO_MAP = {
     "AutoConfig": "configuration.FGCLIP2Config",
     "AutoModel": "modeling.FGCLIP2",
@@ -65,7 +64,7 @@ def _write(model: FGCLIP2, tokenizer: Tokenizer, folder: Path, card: Mapping[str
     config |= {"architectures": ["FGCLIP2"], "auto_map": AUTO_MAP, "dtype": "float32"}
     write_json(folder / MODEL_CONFIG, config, indent=2)
     source = Path(model_package.__file__).parent
-    for name in CODE:
+    for name in EXPORTED_MODULES:
         shutil.copyfile(source / f"{name}.py", folder / f"{name}.py")
     _write_tokenizer(tokenizer, folder)
     levels = (settings_of(card).get("data") or {}).get("patch_budgets")

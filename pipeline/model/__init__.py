@@ -6,6 +6,18 @@ from .modeling import FGCLIP2
 
 # The modules that an exported Hugging Face folder carries, so that transformers alone runs the model. They import
 # nothing of the project but each other.
-EXPORTED_MODULES = ("configuration", "embeddings", "inference", "modeling", "regions", "start", "towers")
+EXPORTED_MODULES = (
+    "attention",
+    "checkpointing",
+    "configuration",
+    "embeddings",
+    "inference",
+    "layout",
+    "modeling",
+    "positions",
+    "regions",
+    "start",
+    "towers",
+)
 
 __all__ = ["EXPORTED_MODULES", "PRESETS", "FGCLIP2", "Embeddings", "FGCLIP2Config", "Scales", "preset_config"]

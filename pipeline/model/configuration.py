@@ -64,9 +64,6 @@ class FGCLIP2Config(Siglip2Config):
     model_type = "fgclip2"
     sub_configs = {"text_config": FGCLIP2TextConfig, "vision_config": FGCLIP2VisionConfig}
 
-    # Stage 1 ends by copying its heads over the heads for regions, unless these were trained before
-    region_heads_trained: bool = False
-
     if TYPE_CHECKING:  # dicts and other objects are taken too; after __post_init__ they are these
         text_config: FGCLIP2TextConfig
         vision_config: FGCLIP2VisionConfig

@@ -11,11 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layout import ImageLayout, RegionLayout
+
+
+class StepFacts(Protocol):
+    """The fields of ``pipeline.data.facts.HostFacts`` that a forward pass reads."""
+
+    @property
+    def images(self) -> ImageLayout: ...
+
+    @property
+    def regions(self) -> RegionLayout: ...
+
 
 class StepInputs(Protocol):
     """The fields of ``pipeline.data.batch.Batch`` that a forward pass reads."""
 
-    pixel_values: Tensor  # [B, P, 768]
+    pixel_values: Tensor  # [B, P, 768], uint8 or in [-1, 1]
     pixel_attention_mask: Tensor  # [B, P], 1 for a patch, 0 for padding
     spatial_shapes: Tensor  # [B, 2], height and width in patches
     short_ids: Tensor  # [B, T_short]
@@ -23,6 +35,7 @@ class StepInputs(Protocol):
     boxes: Tensor  # [R, 4], normalised xyxy
     region_image: Tensor  # [R], into B
     region_ids: Tensor  # [U, T_short]
+    facts: StepFacts | None  # None: what the host needs is read back from the tensors
 
 
 class Scales(NamedTuple):

@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.models.siglip2.modeling_siglip2 import Siglip2Attention, Siglip2MLP
 
+from .attention import PackedAttention, additive_mask
+from .checkpointing import EVERY_LAYER, Recomputation
 from .configuration import START_LOGIT_BIAS, START_LOGIT_SCALE, START_REGION_SCALE, FGCLIP2Config
 from .embeddings import Embeddings, Scales, StepInputs, unit
 from .inference import Inference, TextKind
+from .layout import ImageLayout, RegionLayout, image_layout, region_layout
 from .regions import pool_regions
 from .start import configuration_of, starting_weights, stretch_table
-from .towers import PackedAttention, PoolingHead, TextTower, VisionTower
+from .towers import PoolingHead, TextTower, VisionTower
 
 
 class FGCLIP2(Inference):
@@ -31,7 +34,7 @@ class FGCLIP2(Inference):
     _no_split_modules = [
         "TextEmbeddings",
         "VisionEmbeddings",
-        "Siglip2EncoderLayer",
+        "EncoderLayer",
         "LastPositionLayer",
         "PoolingHead",
     ]
@@ -87,8 +90,6 @@ class FGCLIP2(Inference):
             parameter.data = parameter.data.clone()
             parameter.requires_grad_(True)
         model.name_or_path = config.name_or_path = str(found)
-        # Folders of other makers do not say it: heads that are no copies have been trained
-        config.region_heads_trained = config.region_heads_trained or not model.region_heads_are_copies()
         return model
 
     @classmethod
@@ -115,15 +116,19 @@ class FGCLIP2(Inference):
         on every rank in the same order, also for R = U = 0: one image or text stands in, and empty slices of its
         features keep the heads in the graph (see ``Embeddings.region_anchor``).
         """
-        patches, image = self.encode_vision(batch.pixel_values, batch.pixel_attention_mask, batch.spatial_shapes)
+        facts = batch.facts
+        patches, image = self.encode_vision(
+            batch.pixel_values, batch.pixel_attention_mask, batch.spatial_shapes, facts.images if facts else None
+        )
         num_short = batch.short_ids.shape[0]
         short_ids = batch.short_ids
         if regions:  # the same table and length as short texts: one pass serves both
             region_ids = batch.region_ids if batch.region_ids.shape[0] else batch.short_ids[:1]
             short_ids = torch.cat([short_ids, region_ids])
-        hidden = self.text_model(short_ids, long=False)
+        budget = batch.pixel_values.shape[1]
+        hidden = self.text_model(short_ids, long=False, patches=budget)
         short = unit(self.text_model.head(hidden[:num_short]))
-        long = unit(self.longtext_head(self.text_model(batch.long_ids, long=True)))
+        long = unit(self.longtext_head(self.text_model(batch.long_ids, long=True, patches=budget)))
         if not regions:
             nothing = torch.zeros(0, dtype=torch.bool, device=image.device)
             return Embeddings(image, short, long, None, nothing, None, self.scales())
@@ -133,33 +138,52 @@ class FGCLIP2(Inference):
 
     def _region_embeddings(self, batch: StepInputs, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Regions [R, D] and valid [R]; the dense head runs on images with boxes only."""
-        needed, region_image = torch.unique(batch.region_image, return_inverse=True)
-        if needed.numel() == 0:
-            needed = torch.zeros(1, dtype=torch.int64, device=patches.device)
-        if needed.numel() < patches.shape[0]:
-            patches = patches.index_select(0, needed)
-        dense = self.dense_features(patches, batch.pixel_attention_mask[needed])
-        return self.pool_regions(dense, batch.spatial_shapes[needed], batch.boxes, region_image)
+        facts = batch.facts
+        layout = facts.regions if facts else region_layout(batch.boxes, batch.region_image, batch.spatial_shapes)
+        boxed, visible, grids = layout.boxed_images, batch.pixel_attention_mask, batch.spatial_shapes
+        if len(boxed) < patches.shape[0]:
+            patches, visible, grids = patches.index_select(0, boxed), visible[boxed], grids[boxed]
+        dense = self.dense_features(patches, None if facts and facts.images.all_real else visible)
+        return self.pool_regions(dense, grids, batch.boxes, layout.region_slot, layout)
 
     def encode_vision(
-        self, pixel_values: Tensor, pixel_attention_mask: Tensor | None, spatial_shapes: Tensor
+        self,
+        pixel_values: Tensor,
+        pixel_attention_mask: Tensor | None,
+        spatial_shapes: Tensor,
+        layout: ImageLayout | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """[B, P, 768], [B, P], [B, 2] -> patches [B, P, D] before any head, images [B, D] unit float32."""
-        patches = self.vision_model(pixel_values, pixel_attention_mask, spatial_shapes)
-        return patches, unit(self.vision_model.head(patches, pixel_attention_mask))
+        """[B, P, 768], [B, P], [B, 2] -> patches [B, P, D] before any head, images [B, D] unit float32.
+
+        ``pixel_values`` are uint8 or in [-1, 1]. Without ``layout`` the grids are read back from ``spatial_shapes``.
+        """
+        layout = layout or image_layout(spatial_shapes, pixel_values.shape[1])
+        mask = self._mask(None if layout.all_real else pixel_attention_mask)
+        patches = self.vision_model(pixel_values, mask, spatial_shapes, layout)
+        return patches, unit(self.vision_model.head(patches, mask))
+
+    def _mask(self, pixel_attention_mask: Tensor | None) -> Tensor | None:
+        if pixel_attention_mask is None:
+            return None
+        return additive_mask(pixel_attention_mask, like=self.vision_model.post_layernorm.weight)
 
     def dense_features(self, patches: Tensor, pixel_attention_mask: Tensor | None) -> Tensor:
         """Patch features in the joint space, [B, P, D], not normalised; rows of padding mean nothing."""
-        return self.dense_feature_head(patches, pixel_attention_mask, dense=True)
+        return self.dense_feature_head(patches, self._mask(pixel_attention_mask), dense=True)
 
     def pool_regions(
-        self, dense: Tensor, spatial_shapes: Tensor, boxes: Tensor, region_image: Tensor
+        self,
+        dense: Tensor,
+        spatial_shapes: Tensor,
+        boxes: Tensor,
+        region_image: Tensor,
+        layout: RegionLayout | None = None,
     ) -> tuple[Tensor, Tensor]:
         """[B, P, D], [B, 2], boxes [R, 4] normalised xyxy, [R] -> regions [R, D] unit float32, valid [R] bool.
 
         A box without area or outside its image gives a row of 0, ``valid`` False and no gradient.
         """
-        pooled, valid = pool_regions(dense, spatial_shapes, boxes, region_image)
+        pooled, valid = pool_regions(dense, spatial_shapes, boxes, region_image, layout)
         return unit(pooled, valid), valid
 
     def encode_ids(self, ids: Tensor, kind: TextKind) -> Tensor:
@@ -178,31 +202,17 @@ class FGCLIP2(Inference):
             hardneg=self.logit_scale_hardneg.float().exp().squeeze(),
         )
 
-    def checkpoint_activations(self) -> None:
-        """Recompute each layer in the backward instead of keeping its activations."""
-        self.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    def checkpoint_activations(self, recomputation: Recomputation = EVERY_LAYER) -> None:
+        """Recompute layers in the backward instead of keeping their activations."""
+        self.vision_model.encoder.recomputation = self.text_model.encoder.recomputation = recomputation
 
     # --- where weights start ---------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def copy_heads_for_stage2(self) -> None:
-        """Make the heads for regions copies of the trained ones: called at the end of stage 1.
-
-        Heads that were trained before (``config.region_heads_trained``) stay.
-        """
-        if self.config.region_heads_trained:
-            return
+        """Make the heads for regions copies of the trained ones: called at the end of stage 1."""
         self.boxtext_head.load_state_dict(self.text_model.head.state_dict())
         self.dense_feature_head.load_state_dict(self.vision_model.head.state_dict())
-
-    def region_heads_are_copies(self) -> bool:
-        """Whether both heads for regions equal the heads that they start from."""
-        pairs = ((self.boxtext_head, self.text_model.head), (self.dense_feature_head, self.vision_model.head))
-        return all(
-            torch.equal(weight, original.state_dict()[name])
-            for own, original in pairs
-            for name, weight in own.state_dict().items()
-        )
 
     @torch.no_grad()
     def stretch_positions(self) -> None:

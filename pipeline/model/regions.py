@@ -12,24 +12,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# A box that reaches beyond its image is sampled beyond it too, as the compiled kernel does; past this many image sides
-# the samples stop growing in number, so that one absurd box cannot take all memory (assumption: none is meant).
-MAX_SIDES_SAMPLED = 4
+from .layout import RegionLayout, finite_boxes, region_layout, side_extent
 
 
-def side_weights(start: Tensor, end: Tensor, size: Tensor, length: int) -> Tensor:
+def side_weights(start: Tensor, end: Tensor, size: Tensor, length: int, most_samples: int) -> Tensor:
     """How much each cell along one side counts, for boxes from ``start`` to ``end`` (in cells, [R]).
 
-    ``size`` [R] is the number of cells of the side, ``length`` the length of the result's last axis (>= every size).
+    ``size`` [R] is the number of cells of the side, ``length`` the length of the result's last axis (>= every size),
+    ``most_samples`` at least the number of samples of any box.
     Samples more than one cell outside contribute 0 but are counted, samples within one cell of the border take the
     border's value: the conventions of the compiled kernel. Returns [R, length]; all 0 where ``end <= start``.
     """
-    # The half cell moves from the corners of cells to their centres ("aligned"). The order of these operations is the
-    # kernel's: rounding decides on which side of a whole number an extent falls, and so how many samples there are.
-    start, end = start - 0.5, end - 0.5
-    extent = end - start
-    count = extent.ceil().clamp(min=0, max=MAX_SIDES_SAMPLED * length)  # adaptive: one sample a cell
-    steps = torch.arange(max(int(count.max()), 1), device=start.device, dtype=start.dtype)
+    start, extent, count = side_extent(start, end, length)
+    steps = torch.arange(most_samples, device=start.device, dtype=start.dtype)
     count = count.unsqueeze(-1)
     position = start.unsqueeze(-1) + (steps + 0.5) * extent.unsqueeze(-1) / count.clamp(min=1)
     last = (size - 1).unsqueeze(-1).to(start.dtype)
@@ -44,34 +39,44 @@ def side_weights(start: Tensor, end: Tensor, size: Tensor, length: int) -> Tenso
     return weights
 
 
-def region_weights(boxes: Tensor, grids: Tensor, num_patches: int) -> tuple[Tensor, Tensor]:
+def side_tables(boxes: Tensor, grids: Tensor, longest_side: int, most_samples: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``side_weights`` of rows and columns, [R, longest_side] each, and [R] bool: False as in ``region_weights``."""
+    boxes, finite = finite_boxes(boxes)
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    height, width = grids[:, 0], grids[:, 1]
+    rows = side_weights(y1 * height, y2 * height, height, longest_side, most_samples)
+    columns = side_weights(x1 * width, x2 * width, width, longest_side, most_samples)
+    return rows, columns, finite & (rows.sum(-1) > 0) & (columns.sum(-1) > 0)
+
+
+def region_weights(
+    boxes: Tensor, grids: Tensor, num_patches: int, longest_side: int, most_samples: int
+) -> tuple[Tensor, Tensor]:
     """Weights of every patch for every box.
 
     Args:
         boxes: [R, 4], normalised xyxy, R > 0.
         grids: [R, 2] int64, height and width in patches of the box's image.
         num_patches: P, the (padded) number of patches of an image; patch p lies in row p // width.
+        longest_side: the largest number in ``grids`` or more.
+        most_samples: the largest number of ``sample_counts`` or more.
 
     Returns:
         [R, P] float32 (float64 for float64 boxes), and [R] bool: False for a box that has no area, lies outside its
         image or is not finite. Such a row's weights are 0.
     """
-    boxes = boxes if boxes.dtype == torch.float64 else boxes.float()
-    finite = boxes.isfinite().all(dim=-1)
-    x1, y1, x2, y2 = torch.where(finite.unsqueeze(-1), boxes, 0.0).unbind(-1)
+    rows, columns, valid = side_tables(boxes, grids, longest_side, most_samples)
     height, width = grids[:, 0], grids[:, 1]
-    longest = int(grids.max())
-    rows = side_weights(y1 * height, y2 * height, height, longest)
-    columns = side_weights(x1 * width, x2 * width, width, longest)
-    valid = finite & (rows.sum(-1) > 0) & (columns.sum(-1) > 0)
     patch = torch.arange(num_patches, device=boxes.device)
     inside = (patch < (height * width).unsqueeze(-1)) & valid.unsqueeze(-1)
-    row = (patch // width.unsqueeze(-1)).clamp(max=longest - 1)  # the padding's rows lie beyond the grid
+    row = (patch // width.unsqueeze(-1)).clamp(max=longest_side - 1)  # the padding's rows lie beyond the grid
     weights = rows.gather(1, row) * columns.gather(1, patch % width.unsqueeze(-1))
     return torch.where(inside, weights, 0.0), valid
 
 
-def pool_regions(dense: Tensor, spatial_shapes: Tensor, boxes: Tensor, region_image: Tensor) -> tuple[Tensor, Tensor]:
+def pool_regions(
+    dense: Tensor, spatial_shapes: Tensor, boxes: Tensor, region_image: Tensor, layout: RegionLayout | None = None
+) -> tuple[Tensor, Tensor]:
     """Average the patch features under each box.
 
     Args:
@@ -79,6 +84,7 @@ def pool_regions(dense: Tensor, spatial_shapes: Tensor, boxes: Tensor, region_im
         spatial_shapes: [B, 2] int64, height and width in patches.
         boxes: [R, 4] normalised xyxy.
         region_image: [R] int64, the image of each box.
+        layout: of these boxes; None: made here, which reads them back.
 
     Returns:
         [R, D] features in float32 (float64 for float64 features), not normalised, 0 where invalid; [R] bool valid.
@@ -90,13 +96,18 @@ def pool_regions(dense: Tensor, spatial_shapes: Tensor, boxes: Tensor, region_im
         if num_regions == 0:
             # A slice, not new zeros: the empty result stays in the graph of the features.
             return dense.reshape(-1, width)[:0], torch.zeros(0, dtype=torch.bool, device=dense.device)
-        weights, valid = region_weights(boxes, spatial_shapes[region_image], num_patches)
+        layout = layout or region_layout(boxes, region_image, spatial_shapes)
+        weights, valid = region_weights(
+            boxes, spatial_shapes[region_image], num_patches, layout.longest_side, layout.most_samples
+        )
         # Boxes of one image stand together in a padded table: one product then reads each image's features once.
         order = torch.argsort(region_image, stable=True)
         image = region_image[order]
-        counts = torch.bincount(image, minlength=num_images)
+        # bincount would make the host wait for the largest number
+        counts = torch.zeros(num_images, dtype=torch.int64, device=dense.device)
+        counts = counts.scatter_add(0, image, torch.ones_like(image))
         place = torch.arange(num_regions, device=dense.device) - (counts.cumsum(0) - counts)[image]
-        table = dense.new_zeros(num_images, int(counts.max()), num_patches)
+        table = dense.new_zeros(num_images, layout.most_boxes, num_patches)
         table[image, place] = weights[order].to(dense.dtype)
         pooled = torch.bmm(table, dense)[image, place]
         back = torch.empty_like(order)

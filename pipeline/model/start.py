@@ -7,7 +7,6 @@ makes the model of it.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .configuration import START_REGION_SCALE, FGCLIP2Config, stretched_length
-
-logger = logging.getLogger(__name__)
 
 KEEP_LEN = 20  # positions that short and long texts share, where the checkpoint does not say (Long-CLIP)
 LISTED = 12  # names listed in an error before the rest is only counted
@@ -73,13 +70,9 @@ def starting_weights(
     """
     weights = {name: weight.float() for name, weight in read_weights(folder).items()}
     made = [name for name in shapes if name.startswith((*COPIED_HEADS, *LONG_TABLES, *REGION_SCALES))]
-    # The authors' class for inference does not define the scales of the region losses, so folders may lack them
-    check_weights(shapes, weights, made if from_siglip else list(REGION_SCALES), folder)
+    check_weights(shapes, weights, made if from_siglip else [], folder)
     if from_siglip:
         add_missing(weights, config)
-    elif absent := [name for name in REGION_SCALES if name in shapes and name not in weights]:
-        logger.warning("%s has no %s; start at ln 100, as a new model's do", folder, " and ".join(absent))
-        weights |= {name: torch.full(shapes[name], START_REGION_SCALE) for name in absent}
     return weights
 
 
@@ -117,9 +110,7 @@ def read_config(folder: Path, config: FGCLIP2Config | None) -> tuple[FGCLIP2Conf
         text = {"keep_len": KEEP_LEN, **text}
         text["longtext_len"] = stretched_length(text.get("max_position_embeddings", 64), text["keep_len"])
     try:
-        trained = bool(values.get("region_heads_trained", False))
-        vision = values["vision_config"]
-        return FGCLIP2Config(text_config=text, vision_config=vision, region_heads_trained=trained), from_siglip
+        return FGCLIP2Config(text_config=text, vision_config=values["vision_config"]), from_siglip
     except ValueError as error:
         raise StartError(f"{folder}/config.json: {error}") from error
 

@@ -11,39 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.siglip2.modeling_siglip2 import Siglip2EncoderLayer, Siglip2MLP
 
+from .attention import PackedAttention, attend, project_together
+from .checkpointing import Recomputation, run_layers
 from .configuration import FGCLIP2TextConfig, FGCLIP2VisionConfig
-
-
-class PositionTable(nn.Embedding):
-    """A square table of positions, resized (bilinear, antialiased) to the grid of each image."""
-
-    def forward(self, spatial_shapes: Tensor, num_patches: int) -> Tensor:
-        """[B, 2] heights and widths in patches -> [B, num_patches, D]; padding is 0.
-
-        Each grid that occurs is resized once, however many images share it.
-        """
-        side = int(self.num_embeddings**0.5)
-        # Antialiased resizing does not exist in bfloat16 on CPUs; float32 everywhere gives one result on all devices.
-        table = self.weight.float().view(1, side, side, -1).permute(0, 3, 1, 2)
-        numbers: dict[tuple[int, int], int] = {}
-        which = [numbers.setdefault((height, width), len(numbers)) for height, width in spatial_shapes.tolist()]
-        resized = []
-        for height, width in numbers:
-            if not 0 < height * width <= num_patches:
-                raise ValueError(
-                    f"spatial_shapes holds ({height}, {width}); height and width must be positive and their product at "
-                    f"most the {num_patches} patches of pixel_values"
-                )
-            with torch.autocast(table.device.type, enabled=False):
-                grid = F.interpolate(table, (height, width), mode="bilinear", align_corners=False, antialias=True)
-            grid = grid.flatten(2).squeeze(0).transpose(0, 1)
-            resized.append(F.pad(grid, (0, 0, 0, num_patches - height * width)))
-        return torch.stack(resized).to(self.weight.dtype)[torch.tensor(which, device=table.device)]
+from .layout import ImageLayout, image_layout
+from .positions import PositionTable
 
 
 class VisionEmbeddings(nn.Module):
@@ -54,40 +29,14 @@ class VisionEmbeddings(nn.Module):
         self.patch_embedding = nn.Linear(config.num_channels * config.patch_size**2, config.hidden_size)
         self.position_embedding = PositionTable(config.num_patches, config.hidden_size)
 
-    def forward(self, pixel_values: Tensor, spatial_shapes: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, spatial_shapes: Tensor, layout: ImageLayout | None = None) -> Tensor:
+        """[B, P, 768], uint8 or in [-1, 1] -> [B, P, D]. Without ``layout`` the grids are read back."""
+        num_patches = pixel_values.shape[1]
+        if pixel_values.dtype == torch.uint8:  # as images.write_patches normalises
+            pixel_values = pixel_values.float().mul_(1 / 127.5).sub_(1.0)
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
-        return patches + self.position_embedding(spatial_shapes, pixel_values.shape[1])
-
-
-class PackedAttention(nn.Module):
-    """Multi-head attention with the parameters of ``nn.MultiheadAttention`` (q, k, v in one matrix).
-
-    torch's own module reads its children's weights without calling them, which ZeRO-3 cannot see.
-    """
-
-    def __init__(self, width: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
-
-    def forward(self, query: Tensor, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """``query`` [B, Q, D], or ``hidden`` itself, over ``hidden`` [B, P, D]; ``mask`` [B, 1, 1, P], True to see."""
-        width = hidden.shape[-1]
-        if query is hidden:
-            queries, keys, values = F.linear(hidden, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
-        else:
-            queries = F.linear(query, self.in_proj_weight[:width], self.in_proj_bias[:width])
-            keys, values = F.linear(hidden, self.in_proj_weight[width:], self.in_proj_bias[width:]).chunk(2, dim=-1)
-        queries, keys, values = (_split_heads(x, self.num_heads) for x in (queries, keys, values))
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
-
-
-def _split_heads(states: Tensor, num_heads: int) -> Tensor:
-    """[B, T, D] -> [B, H, T, D / H]."""
-    return states.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+        layout = layout or image_layout(spatial_shapes, num_patches)
+        return patches + self.position_embedding(layout, num_patches)
 
 
 class PoolingHead(nn.Module):
@@ -100,9 +49,8 @@ class PoolingHead(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = Siglip2MLP(config)
 
-    def forward(self, hidden: Tensor, pixel_attention_mask: Tensor | None, dense: bool = False) -> Tensor:
-        """[B, P, D] -> [B, D], or with ``dense`` [B, P, D]."""
-        mask = None if pixel_attention_mask is None else pixel_attention_mask[:, None, None, :].bool()
+    def forward(self, hidden: Tensor, mask: Tensor | None, dense: bool = False) -> Tensor:
+        """[B, P, D] -> [B, D], or with ``dense`` [B, P, D]; ``mask`` as ``additive_mask`` makes it."""
         if dense:
             # The public checkpoints hold a probe here as well, which nothing reads. Its weight of 0 keeps it in the
             # graph, so that no optimizer meets a parameter without a gradient.
@@ -113,6 +61,19 @@ class PoolingHead(nn.Module):
         return pooled if dense else pooled[:, 0]
 
 
+class EncoderLayer(Siglip2EncoderLayer):
+    """Siglip2's layer with q, k and v from one product."""
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """[B, T, D] -> [B, T, D]; the mask broadcasts to [B, H, T, T]."""
+        attention = self.self_attn
+        normed = self.layer_norm1(hidden_states)
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        attended = attend(*project_together(normed, projections), attention.num_heads, attention_mask, attention.scale)
+        hidden_states = hidden_states + attention.out_proj(attended)
+        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+
+
 class Encoder(nn.ModuleDict):
     """Layers one after another, under the name that the checkpoints have for them: ``encoder.layers.0``."""
 
@@ -120,11 +81,11 @@ class Encoder(nn.ModuleDict):
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__({"layers": nn.ModuleList(layers)})
+        self.recomputation = Recomputation()
 
-    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        for layer in self.layers:
-            hidden = layer(hidden, mask)
-        return hidden
+    def forward(self, hidden: Tensor, mask: Tensor | None, patches: int) -> Tensor:
+        """``patches``: of the batch's images, by which activations are kept or recomputed."""
+        return run_layers(self.layers, hidden, mask, self.recomputation.every(patches) if self.training else 0)
 
 
 class VisionTower(nn.Module):
@@ -134,15 +95,20 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = VisionEmbeddings(config)
-        self.encoder = Encoder([Siglip2EncoderLayer(config) for _ in range(config.num_hidden_layers)])
+        self.encoder = Encoder([EncoderLayer(config) for _ in range(config.num_hidden_layers)])
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.head = PoolingHead(config)
 
-    def forward(self, pixel_values: Tensor, pixel_attention_mask: Tensor | None, spatial_shapes: Tensor) -> Tensor:
-        """[B, P, 768] -> [B, P, D]. Rows of padding are finite but mean nothing."""
-        hidden = self.embeddings(pixel_values, spatial_shapes)
-        mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=pixel_attention_mask)
-        return self.post_layernorm(self.encoder(hidden, mask))
+    def forward(
+        self,
+        pixel_values: Tensor,
+        mask: Tensor | None,
+        spatial_shapes: Tensor,
+        layout: ImageLayout | None = None,
+    ) -> Tensor:
+        """[B, P, 768] -> [B, P, D]. Rows of padding are finite but mean nothing. ``mask``: see ``additive_mask``."""
+        hidden = self.embeddings(pixel_values, spatial_shapes, layout)
+        return self.post_layernorm(self.encoder(hidden, mask, hidden.shape[1]))
 
 
 class TextEmbeddings(nn.Module):
@@ -182,11 +148,10 @@ class LastPositionLayer(Siglip2EncoderLayer):
         """[N, T, D] -> [N, D]."""
         attention = self.self_attn
         normed = self.layer_norm1(hidden_states)
-        query = _split_heads(attention.q_proj(normed[:, -1:]), attention.num_heads)
-        keys = _split_heads(attention.k_proj(normed), attention.num_heads)
-        values = _split_heads(attention.v_proj(normed), attention.num_heads)
-        attended = F.scaled_dot_product_attention(query, keys, values, scale=attention.scale)
-        last = hidden_states[:, -1] + attention.out_proj(attended.transpose(1, 2).flatten(2)[:, 0])
+        query = attention.q_proj(normed[:, -1:])
+        keys, values = project_together(normed, (attention.k_proj, attention.v_proj))
+        attended = attend(query, keys, values, attention.num_heads, None, attention.scale)
+        last = hidden_states[:, -1] + attention.out_proj(attended[:, 0])
         return last + self.mlp(self.layer_norm2(last))
 
 
@@ -199,11 +164,11 @@ class TextTower(nn.Module):
     def __init__(self, config: FGCLIP2TextConfig) -> None:
         super().__init__()
         self.embeddings = TextEmbeddings(config)
-        layers: list[nn.Module] = [Siglip2EncoderLayer(config) for _ in range(config.num_hidden_layers - 1)]
+        layers: list[nn.Module] = [EncoderLayer(config) for _ in range(config.num_hidden_layers - 1)]
         self.encoder = Encoder([*layers, LastPositionLayer(config)])
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.projection_size)
 
-    def forward(self, ids: Tensor, long: bool) -> Tensor:
-        """[N, T] -> [N, D], before any head."""
-        return self.final_layer_norm(self.encoder(self.embeddings(ids, long), None))
+    def forward(self, ids: Tensor, long: bool, patches: int = 0) -> Tensor:
+        """[N, T] -> [N, D], before any head; ``patches`` as the encoder's."""
+        return self.final_layer_norm(self.encoder(self.embeddings(ids, long), None, patches))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,14 +40,14 @@ def cmr_loss(similarity: Tensor, mask: Tensor, margin: Tensor, *, group: dist.Pr
     """
     (similarity,) = in_float32(similarity)
     pairs = mask[:, 1:] & mask[:, :1]
-    lead = (similarity[:, :1] - similarity[:, 1:])[pairs]  # [pairs of this rank]
-    hinge = F.relu(margin.to(lead) - lead)
-    own = lead.new_zeros(2, dtype=margin.dtype)
-    own[0], own[1] = lead.detach().sum(dtype=margin.dtype), len(lead)
+    lead = torch.where(pairs, similarity[:, :1] - similarity[:, 1:], 0.0)  # [h, K]
+    hinge = torch.where(pairs, F.relu(margin.to(lead) - lead), 0.0)
+    num_pairs = pairs.sum()
+    own = torch.stack([lead.detach().sum(dtype=margin.dtype), num_pairs.to(margin.dtype)])
     everyone = sum_over_ranks(own, group)
     share = world_size(group) / everyone[1].clamp(min=1)
     counts: dict[str, int | Tensor] = {
-        "pairs": len(lead),
+        "pairs": num_pairs,
         "violated": (hinge > 0).sum(),
         "margin_positive": (lead > 0).sum(),
     }

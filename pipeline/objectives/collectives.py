@@ -46,6 +46,31 @@ def sum_over_ranks(values: Tensor, group: Group = None) -> Tensor:
     return total
 
 
+def gather_numbers(own: Sequence[int], group: Group = None) -> tuple[tuple[int, ...], ...]:
+    """The same few numbers of every rank, by rank, on the host: a collective, the only one that a step must wait for.
+
+    ``group``: one of a backend on CPUs (gloo); then the device goes on computing meanwhile.
+    """
+    size = world_size(group)
+    if size == 1:
+        return (tuple(own),)
+    on_gpu = dist.get_backend(group) == "nccl"
+    mine = torch.tensor(own, dtype=torch.int64, device="cuda" if on_gpu else "cpu")
+    everyone = mine.new_empty(size * len(own))
+    _all_gather(everyone, mine, group)
+    return tuple(tuple(numbers) for numbers in everyone.view(size, -1).tolist())
+
+
+def _all_gather(everyone: Tensor, own: Tensor, group: Group) -> None:
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
+    gather(everyone, own, group=group)
+
+
+def _reduce_scatter(own: Tensor, everyone: Tensor, group: Group) -> None:
+    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor  # the name before torch 2.13
+    scatter(own, everyone, group=group)
+
+
 @dataclass(frozen=True)
 class Rows:
     """How many rows each rank holds; rank 0's come first in the global order.
@@ -59,17 +84,22 @@ class Rows:
     pooled: bool = True
 
     @classmethod
-    def of(cls, count: int, device: torch.device, group: Group = None, scope: str = "all_ranks") -> Rows:
+    def of(cls, count: int, group: Group = None, scope: str = "all_ranks") -> Rows:
         """Count the rows of all ranks: a collective, whatever the scope (``all_ranks`` or ``local_rank``)."""
+        return cls.known([numbers[0] for numbers in gather_numbers([count], group)], group, scope)
+
+    @classmethod
+    def known(cls, counts: Sequence[int], group: Group = None, scope: str = "all_ranks") -> Rows:
+        """The rows of all ranks, whose numbers are known. No collective."""
         if scope not in ("all_ranks", "local_rank"):
             raise ValueError(f"scope is {scope!r}; it must be all_ranks or local_rank")
-        size = world_size(group)
-        if size == 1:
-            return cls((count,), 0)
-        own = torch.tensor([count], dtype=torch.int64, device=device)
-        counts = own.new_empty(size)
-        dist.all_gather(list(counts.split(1)), own, group=group)
-        return cls(tuple(counts.tolist()), rank_in(group), group, scope == "all_ranks")
+        if len(counts) == 1:
+            return cls(tuple(counts), 0)
+        return cls(tuple(counts), rank_in(group), group, scope == "all_ranks")
+
+    def local(self, scope: str) -> Rows:
+        """The same rows, seen by every rank (``all_ranks``) or each by its own only (``local_rank``)."""
+        return Rows.known(self.counts, self.group, scope)
 
     @property
     def total(self) -> int:
@@ -93,10 +123,12 @@ class Rows:
         if self._alone:
             return rows
         longest = max(self.counts)
-        padded = rows.new_zeros(longest, *rows.shape[1:])
-        padded[: len(rows)] = rows
+        padded = rows.contiguous()
+        if len(rows) < longest:
+            padded = rows.new_zeros(longest, *rows.shape[1:])
+            padded[: len(rows)] = rows
         blocks = rows.new_empty(len(self.counts) * longest, *rows.shape[1:])
-        dist.all_gather(list(blocks.split(longest)), padded, group=self.group)
+        _all_gather(blocks, padded, self.group)
         if min(self.counts) == longest:
             return blocks
         return torch.cat([blocks[r * longest : r * longest + count] for r, count in enumerate(self.counts)])
@@ -105,9 +137,15 @@ class Rows:
         """[N, …] on every rank → [n, …]: this rank's rows of the sum over ranks. ``everyone`` may be overwritten."""
         if self._alone:
             return everyone
-        everyone = everyone.contiguous()
-        dist.all_reduce(everyone, group=self.group)
-        return everyone[self.own].clone()
+        longest, everyone = max(self.counts), everyone.contiguous()
+        if min(self.counts) < longest:
+            blocks = everyone.new_zeros(len(self.counts), longest, *everyone.shape[1:])
+            for block, own in zip(blocks, everyone.split(self.counts), strict=True):
+                block[: len(own)] = own
+            everyone = blocks.flatten(0, 1)
+        summed = everyone.new_empty(longest, *everyone.shape[1:])
+        _reduce_scatter(summed, everyone, self.group)
+        return summed[: self.counts[self.rank]]
 
     @property
     def _alone(self) -> bool:

@@ -18,7 +18,12 @@ from pipeline.objectives.collectives import Rows, in_float32
 
 
 def fgt_loss(
-    cosine: Tensor, mask: Tensor, scale: Tensor, *, group: dist.ProcessGroup | None = None
+    cosine: Tensor,
+    mask: Tensor,
+    scale: Tensor,
+    *,
+    rows: Rows | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, dict[str, int]]:
     """This rank's value of L_FGT (the mean over ranks is the loss) and ``{"rows": …}``, its rows that take part.
 
@@ -26,11 +31,13 @@ def fgt_loss(
         cosine: [h, 1 + K], r_h·t_hk.
         mask: [h, 1 + K] bool, False where a text is absent.
         scale: scalar e^{s_hn}.
+        rows: how many rows each rank holds, where that is known and all of them take part; None: read and counted here.
     """
     cosine, scale = in_float32(cosine, scale)
-    usable = mask[:, 0] & mask[:, 1:].any(dim=1)
-    cosine, mask = cosine[usable], mask[usable]
-    rows = Rows.of(len(cosine), cosine.device, group)
+    if rows is None:
+        usable = mask[:, 0] & mask[:, 1:].any(dim=1)
+        cosine, mask = cosine[usable], mask[usable]
+        rows = Rows.of(len(cosine), group)
     logits = (scale * cosine).masked_fill(~mask, -torch.inf)
     loss = (logits.logsumexp(dim=1) - logits[:, 0]).sum() * rows.share
     return loss, {"rows": len(cosine)}

@@ -29,19 +29,21 @@ def fgv_loss(
     scope: str = "all_ranks",
     same_phrase_is_negative: bool = False,
     bank: BankRows | None = None,
+    rows: Rows | None = None,
     group: dist.ProcessGroup | None = None,
-) -> tuple[Tensor, dict[str, int]]:
+) -> tuple[Tensor, dict[str, int | Tensor]]:
     """This rank's value of L_FGV (the mean over ranks is the loss) and counts of this rank.
 
     Args:
         region, text: [n, D], unit norm, matched row by row; n may differ from rank to rank and be 0.
         phrase_hash: [n] int64, equal exactly for equal phrases.
         scale: scalar e^{s_fg}.
+        rows: how many regions each rank holds; None: counted here.
     Returns:
         counts ``regions`` and ``excluded`` (entries left out for their phrase).
     """
     region, text, scale = in_float32(region, text, scale)
-    rows = Rows.of(len(region), region.device, group, scope)
+    rows = Rows.of(len(region), group, scope) if rows is None else rows.local(scope)
     hashes = rows.gather(phrase_hash)
     own = rows.own
     candidates = hashes if bank is None else torch.cat([hashes, bank.phrase_hash])
@@ -67,5 +69,5 @@ def fgv_loss(
     if rows.total == 0:
         return (region.sum() + text.sum()) * 0 + scale.sum() * 0, {"regions": 0, "excluded": 0}
     loss = differentiable_across_ranks(value, [region, text], [rows, rows], [scale])
-    excluded = 0 if blocked is None else int(blocked.sum())
+    excluded = 0 if blocked is None else blocked.sum()
     return loss, {"regions": len(region), "excluded": excluded}

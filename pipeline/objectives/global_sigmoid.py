@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline.objectives.collectives import Rows, in_float32, with_gradients
 
+GATHER_BYTES = 4 << 30  # 61,440 texts of 768 numbers and their gradient take 0.35 GiB
 ROWS_PER_TILE = 512  # images of a tile: with 2,048 texts 4 MiB of float32, which a core's cache just about holds
 
 
@@ -30,7 +31,8 @@ def global_sigmoid_loss(
     bias: Tensor,
     *,
     chunk_size: int = 2048,
-    exchange: str = "ring",
+    exchange: str = "auto",
+    rows: Rows | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, dict[str, int]]:
     """This rank's value of L_global (the mean over ranks is the loss) and ``{"pairs": n}``.
@@ -40,14 +42,17 @@ def global_sigmoid_loss(
         scale, bias: scalars e^s and b.
         chunk_size: texts whose logits exist at one time.
         exchange: ``ring`` passes one rank's texts on at a time, with the gradient they have gathered so far;
-            ``gather`` holds the texts of all ranks and their gradient at once.
+            ``gather`` holds the texts of all ranks and their gradient at once; ``auto``: see ``choose_exchange``.
+        rows: how many pairs each rank holds; None: counted here.
     """
-    if exchange not in ("ring", "gather"):
-        raise ValueError(f"exchange is {exchange!r}; it must be ring or gather")
+    if exchange not in ("auto", "ring", "gather"):
+        raise ValueError(f"exchange is {exchange!r}; it must be auto, ring or gather")
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; at least 1 text must fit")
     image, text, scale, bias = in_float32(image, text, scale, bias)
-    rows = Rows.of(len(image), image.device, group)
+    rows = Rows.of(len(image), group) if rows is None else rows
+    if exchange == "auto":
+        exchange = choose_exchange(max(rows.counts) * len(rows.counts), image.shape[1])
     with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
         tiles = _Tiles(image.detach(), scale.detach(), bias.detach(), chunk_size)
         travel = _through_ring if exchange == "ring" and len(rows.counts) > 1 else _through_gather
@@ -57,6 +62,15 @@ def global_sigmoid_loss(
         gradients = [gradient.mul_(rows.share) for gradient in gradients]
     loss = with_gradients(value * rows.share, [image, text, scale, bias], gradients)
     return loss, {"pairs": len(image)}
+
+
+def choose_exchange(num_texts: int, width: int) -> str:
+    """``gather`` where the texts of all ranks and their gradient fit into 4 GiB of float32, otherwise ``ring``.
+
+    Gathering is two collectives a loss, a ring two messages a rank: on two to four processes it measured faster at
+    every size (docs/performance.md), and the number of messages grows with the ranks.
+    """
+    return "gather" if 2 * 4 * num_texts * width <= GATHER_BYTES else "ring"
 
 
 class _Tiles:

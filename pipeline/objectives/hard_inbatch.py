@@ -27,8 +27,10 @@ def hard_inbatch_loss(
     *,
     scope: str = "all_ranks",
     same_phrase_is_negative: bool = False,
+    altered: Tensor | None = None,
+    rows: tuple[Rows, Rows] | None = None,
     group: dist.ProcessGroup | None = None,
-) -> tuple[Tensor, dict[str, int]]:
+) -> tuple[Tensor, dict[str, int | Tensor]]:
     """This rank's value of X (the mean over ranks is the loss) and counts ``rows``, ``excluded`` of this rank.
 
     Args:
@@ -37,16 +39,23 @@ def hard_inbatch_loss(
         mask: [h, 1 + K] bool, False where a text is absent; rows without true phrase or negatives take no part.
         phrase_hash: [h, 1 + K] int64, equal exactly for equal phrases.
         scale: scalar e^{s_hn}.
+        rows: how many rows and how many negatives each rank holds, where that is known and all rows take part; None:
+            read and counted here.
+        altered: [A] int64, with ``rows``: the places among the h * K that hold a negative; None: all.
     """
     region, text, scale = in_float32(region, text, scale)
-    usable = mask[:, 0] & mask[:, 1:].any(dim=1)
-    region, text, mask, phrase_hash = region[usable], text[usable], mask[usable], phrase_hash[usable]
-    true, altered = text[:, 0], text[:, 1:][mask[:, 1:]]
-    rows = Rows.of(len(region), region.device, group, scope)
-    altered_rows = Rows.of(len(altered), region.device, group, scope)
-    true_hash = rows.gather(phrase_hash[:, 0])
-    candidate_hash = torch.cat([true_hash, altered_rows.gather(phrase_hash[:, 1:][mask[:, 1:]])])
-    own = rows.own
+    if rows is None:
+        usable = mask[:, 0] & mask[:, 1:].any(dim=1)
+        region, text, mask, phrase_hash = region[usable], text[usable], mask[usable], phrase_hash[usable]
+        altered = mask[:, 1:].flatten().nonzero().squeeze(1)
+        rows = (Rows.of(len(region), group), Rows.of(len(altered), group))
+    true_rows, altered_rows = (some.local(scope) for some in rows)
+    true, others, other_hash = text[:, 0], text[:, 1:].flatten(0, 1), phrase_hash[:, 1:].flatten()
+    if altered is not None:
+        others, other_hash = others[altered], other_hash[altered]
+    true_hash = true_rows.gather(phrase_hash[:, 0])
+    candidate_hash = torch.cat([true_hash, altered_rows.gather(other_hash)])
+    own = true_rows.own
     blocked = torch.zeros(len(region), len(candidate_hash), dtype=torch.bool, device=region.device)
     if not same_phrase_is_negative:
         blocked = true_hash[own, None] == candidate_hash[None]
@@ -58,9 +67,9 @@ def hard_inbatch_loss(
         to_texts = to_texts.masked_fill(blocked, -torch.inf)
         to_regions = to_regions.masked_fill(blocked[:, : len(regions)], -torch.inf)
         by_text, by_region = ((row.logsumexp(dim=1) - row.diagonal(own.start)).sum() for row in (to_texts, to_regions))
-        return (by_text + by_region) * (rows.share / 2)
+        return (by_text + by_region) * (true_rows.share / 2)
 
-    if rows.total == 0:
+    if true_rows.total == 0:
         return region.sum() * 0 + text.sum() * 0 + scale.sum() * 0, {"rows": 0, "excluded": 0}
-    loss = differentiable_across_ranks(value, [region, true, altered], [rows, rows, altered_rows], [scale])
-    return loss, {"rows": len(region), "excluded": int(blocked.sum())}
+    loss = differentiable_across_ranks(value, [region, true, others], [true_rows, true_rows, altered_rows], [scale])
+    return loss, {"rows": len(region), "excluded": blocked.sum()}

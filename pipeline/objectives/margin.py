@@ -23,13 +23,17 @@ class AdaptiveMargin:
         self.value = torch.zeros((), dtype=torch.float64)
         self.pending = torch.zeros(2, dtype=torch.float64)  # sum of leads, number of pairs
 
+    def to(self, device: torch.device) -> None:
+        """Keep τ on ``device``."""
+        self.value, self.pending = self.value.to(device), self.pending.to(device)
+
     def observe(self, sum_and_count: Tensor) -> None:
         """Add [2] (Σ lead, number of pairs), already summed over the ranks."""
         self.pending = self.pending.to(sum_and_count.device) + sum_and_count.detach().double()
 
     def advance(self) -> None:
         """Make τ the mean of what was observed since the last call. No collective."""
-        total, count = self.pending
+        total, count = self.pending.unbind()
         mean = total / count.clamp(min=1)
         if self.maximum is not None:
             mean = mean.clamp(0.0, self.maximum)

@@ -8,8 +8,7 @@ member. With fewer than 10 others T_i is all of them. ``zero_similarity`` (publi
 itself too, stay as candidates of similarity 0.
 
 Where equal phrases tie for the last place it does not matter which is taken: they have one embedding, and so the same
-gradient on every weight. In a large batch the ten places fill with repetitions of few phrases; ``phrase_hash`` leaves
-repetitions out, as L_FGV leaves out equal phrases. The paper and the public code do not.
+gradient on every weight.
 
 Shape letters: N phrases of all ranks, n phrases of this rank, D width.
 """
@@ -36,51 +35,40 @@ def tic_loss(
     exclude_above: float = 0.95,
     exclusion: str = "leave_out",
     scope: str = "all_ranks",
-    phrase_hash: Tensor | None = None,
+    rows: Rows | None = None,
     group: dist.ProcessGroup | None = None,
-) -> tuple[Tensor, dict[str, int]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """This rank's value of L_TIC (the mean over ranks is the loss) and its counts.
 
     Args:
         text: [n, D], unit norm; n may differ from rank to rank and be 0.
-        phrase_hash: [n] int64, equal exactly for equal phrases: T_i then holds each other phrase once, however many
-            regions share it. None: a phrase may fill several places of T_i.
+        rows: how many texts each rank holds; None: counted here.
     Returns:
         counts ``texts`` (that have members) and ``excluded`` (other phrases above ``exclude_above``).
     """
     if exclusion not in ("leave_out", "zero_similarity"):
         raise ValueError(f"exclusion is {exclusion!r}; it must be leave_out or zero_similarity")
     (text,) = in_float32(text)
-    rows = Rows.of(len(text), text.device, group, scope)
-    counts = {"texts": 0, "excluded": 0}
-    hashes = None if phrase_hash is None else rows.gather(phrase_hash)
-    repeated = None if hashes is None else repetitions(hashes)
+    rows = Rows.of(len(text), group, scope) if rows is None else rows.local(scope)
+    counts = {name: torch.zeros((), dtype=torch.int64, device=text.device) for name in ("texts", "excluded")}
 
     def summed(texts: Tensor) -> Tensor:
         similarity = texts[rows.own] @ texts.T
         excluded = similarity.detach() > exclude_above
         itself = excluded.diagonal(rows.own.start)
         itself.fill_(False)
-        counts["excluded"] = int(excluded.sum())
+        counts["excluded"] = excluded.sum()
         itself.fill_(True)
         similarity = similarity.masked_fill(excluded, -torch.inf if exclusion == "leave_out" else 0.0)
-        if repeated is not None:
-            similarity = similarity.masked_fill(repeated[None], -torch.inf)
         nearest = similarity.topk(min(num_texts, len(texts)), dim=1).values
-        nearest = nearest[(nearest > -torch.inf).any(dim=1)]
-        counts["texts"] = len(nearest)
-        return nearest.logsumexp(dim=1).sum()
+        has_members = (nearest > -torch.inf).any(dim=1)
+        counts["texts"] = has_members.sum()
+        # Where there is none, a row of 0 keeps NaN out of the gradient.
+        nearest = torch.where(has_members[:, None], nearest, 0.0)
+        return torch.where(has_members, nearest.logsumexp(dim=1), 0.0).sum()
 
     if rows.total == 0:
         return text.sum() * 0, counts
     loss = differentiable_across_ranks(summed, [text], [rows], [])
-    members = sum_over_ranks(torch.tensor(counts["texts"], device=text.device), group)
+    members = sum_over_ranks(counts["texts"], group)
     return loss * (world_size(group) / members.clamp(min=1).to(loss)), counts
-
-
-def repetitions(hashes: Tensor) -> Tensor:
-    """[N] bool: rows whose phrase stands in an earlier row. All ranks see the same order, so they agree."""
-    distinct, which = hashes.unique(return_inverse=True)
-    order = torch.arange(len(hashes), device=hashes.device)
-    first = torch.full((len(distinct),), len(hashes), device=hashes.device).scatter_reduce(0, which, order, "amin")
-    return first[which] != order

@@ -8,14 +8,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from pipeline.base.distributed import host_group
 from pipeline.base.files import write_json, write_text
 from pipeline.base.provenance import describe_host, git_revision, package_versions
 from pipeline.base.ranks import RankInfo
 from pipeline.base.run_folder import RunFolder
 from pipeline.checkpoint.folder import CheckpointError, find_resume, read_record
 from pipeline.checkpoint.tensors import read_objective, read_weights
-from pipeline.config import SettingsError, Stage1Settings, dump_settings
-from pipeline.data.loader import Loader, make_loader
+from pipeline.config import Stage1Settings, dump_settings
+from pipeline.data.loader import HELD_BATCHES, Loader, make_loader
 from pipeline.data.tokenizer import Tokenizer, load_tokenizer
 from pipeline.export.folder import export_model
 from pipeline.model import FGCLIP2, FGCLIP2Config, preset_config
@@ -23,6 +24,7 @@ from pipeline.tracking.figures import draw_losses
 from pipeline.tracking.interface import Tracker
 from pipeline.tracking.tracker import start_tracking
 from pipeline.training.checkpoint import restore_moments
+from pipeline.training.compilation import compile_layers
 from pipeline.training.engine import build_engine, micro_batch_size
 from pipeline.training.evaluation import evaluation_callback
 from pipeline.training.full_state import full_state_dict, prepare_moments
@@ -31,11 +33,10 @@ from pipeline.training.heartbeat import Heartbeat
 from pipeline.training.loop import train
 from pipeline.training.losses import StageLosses
 from pipeline.training.optimizer import freeze_region_parameters, parameter_groups
+from pipeline.training.recomputation import describe, recomputation_of
 from pipeline.training.run import Engine, Run
 from pipeline.training.state import TrainState
 
-# assumption: the method's 1e-6 is for trained weights; from random ones the losses do not move below about this
-LOWEST_RATE_FROM_SCRATCH = 1e-5
 EXPORT_LIMIT_SECONDS = 3600.0  # assumption: a few gigabytes to a slow file system, and reading them back
 
 
@@ -83,6 +84,7 @@ def _prepare(settings: Stage1Settings, rank_info: RankInfo, device: torch.device
     tokenizer = load_tokenizer(settings.tokenizer.path)
     checkpoint = _choose_checkpoint(settings, rank_info)
     model = _make_model(settings, tokenizer, checkpoint)
+    model.checkpoint_activations(recomputation_of(settings, model.config, rank_info, device))
     state = TrainState.from_json(read_record(checkpoint)["state"]) if checkpoint else TrainState()
     loader = _make_loader(settings, rank_info, tokenizer, model, state.step)
     total_steps = settings.train.max_steps or max(1, round((settings.train.epochs or 0) * loader.steps_per_epoch()))
@@ -118,29 +120,10 @@ def _make_model(settings: Stage1Settings, tokenizer: Tokenizer, checkpoint: Path
     elif settings.model.start_from:
         model = FGCLIP2.start_from(settings.model.start_from, vocab_size=tokenizer.vocab_size)
     else:
-        check_rate_from_scratch(settings)
         model = FGCLIP2.from_scratch(preset_config(settings.model.preset, tokenizer.vocab_size))
-    if settings.model.gradient_checkpointing:
-        model.checkpoint_activations()
-    if settings.trains_regions:
-        model.config.region_heads_trained = True
-    else:
+    if not settings.trains_regions:
         freeze_region_parameters(model)
     return model.train()
-
-
-def check_rate_from_scratch(settings: Stage1Settings) -> None:
-    """Refuse to train random weights at a rate made for trained ones.
-
-    Raises:
-        SettingsError: the peak learning rate is below what random weights learn at.
-    """
-    rate = settings.optimizer.peak_learning_rate
-    if rate < LOWEST_RATE_FROM_SCRATCH:
-        raise SettingsError(
-            f"optimizer.peak_learning_rate is {rate:g} and model.start_from is null; random weights learn nothing "
-            f"below {LOWEST_RATE_FROM_SCRATCH:g}: start from a SigLIP 2 folder (model.start_from), or take about 1e-3"
-        )
 
 
 def _make_loader(
@@ -225,12 +208,25 @@ def _announce(start: Start) -> None:
     )
     groups = parameter_groups(start.model.named_parameters(), settings.optimizer)
     print(group_table(groups, start.model), flush=True)
+    slots = max(settings.data.num_workers, 1) * (settings.data.prefetch_batches + HELD_BATCHES)
+    print(
+        f"the loader holds at most {slots} micro-batches of pixels, {start.loader.buffer_bytes / 1e9:.2f} GB of host "
+        "memory a rank",
+        flush=True,
+    )
+    encoder = start.model.vision_model.encoder
+    print(describe(encoder.recomputation, len(encoder.layers)), flush=True)
 
 
 def _make_engine_and_losses(start: Start) -> tuple[Engine, StageLosses]:
     """Both with the checkpoint's state, or with a new run's."""
     engine = build_engine(start.model, start.settings, start.rank_info, start.device)
-    losses = StageLosses(start.settings, group=None)
+    if start.settings.model.compile:
+        told = compile_layers(start.model, start.device, engine.zero_optimization_stage())
+        if start.rank_info.is_main:
+            print(told, flush=True)
+    losses = StageLosses(start.settings, host_group=host_group(start.settings.train.timeout_seconds))
+    losses.state.to(start.device)
     if start.checkpoint:
         restore_moments(engine, start.checkpoint)
         losses.state.load_state_dict(read_objective(start.checkpoint, losses.state.state_dict()), start.device)

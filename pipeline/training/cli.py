@@ -15,7 +15,7 @@ from pipeline.base.ranks import read_rank_info
 from pipeline.config import SettingsError, Stage1Settings, dump_settings, load_settings
 
 EXAMPLES = """examples:
-  bash launch/stage1.sh train.run_folder=runs/a 'data.shards=[shards/train]' model.start_from=siglip2
+  bash launch/stage1.sh train.run_folder=runs/a 'data.shards=[shards/train]' tokenizer.path=tokenizer
   python stages/stage2.py --config mine.yaml model.start_from=runs/a optimizer.peak_learning_rate=1e-5
   deepspeed --hostfile hostfile --no_python launch/stage1.sh --config mine.yaml"""
 

@@ -25,6 +25,7 @@ def prepare_cores(rank_info: RankInfo, device: torch.device, settings: TrainSett
     """
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(settings.threads_per_rank or max(1, cores // rank_info.local_world_size))
+    torch.backends.cuda.matmul.allow_tf32 = settings.tf32  # the losses switch it off for themselves
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # a search for errors that costs time

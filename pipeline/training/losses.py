@@ -9,7 +9,8 @@ Shape letters: B images, N valid regions of this rank, H regions with negatives,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from pipeline.config import GlobalLossSettings, RegionLossSettings, Stage1Settings, Stage2Settings
 from pipeline.data.batch import Batch
+from pipeline.data.facts import KINDS, LossRows, loss_rows
 from pipeline.objectives.cmr import cmr_loss
-from pipeline.objectives.collectives import Rows, in_float32
+from pipeline.objectives.collectives import Rows, gather_numbers, in_float32
 from pipeline.objectives.fgt import fgt_loss
 from pipeline.objectives.fgv import fgv_loss
 from pipeline.objectives.global_sigmoid import global_sigmoid_loss
@@ -29,7 +31,7 @@ from pipeline.objectives.margin import AdaptiveMargin
 from pipeline.objectives.memory_bank import MemoryBank
 from pipeline.objectives.tic import tic_loss
 from pipeline.training.health import logit_health
-from pipeline.training.regions import RankRegions
+from pipeline.training.regions import RankRegions, select
 
 if TYPE_CHECKING:
     from pipeline.model import Embeddings
@@ -60,6 +62,10 @@ class ObjectiveState:
         self.margin.advance()
         self.bank.advance(optimizer_step)
 
+    def to(self, device: torch.device) -> None:
+        """Move τ to where the losses are computed: a copy in the middle of a step would make the host wait."""
+        self.margin.to(device)
+
     def metrics(self) -> dict[str, float]:
         """τ, and the bank's size and filling, to be logged."""
         return {
@@ -84,24 +90,42 @@ class StageLosses:
     with however few rows. A term without members is 0 with gradient 0, and its counters are 0.
     """
 
-    def __init__(self, settings: Stage1Settings, group: Group = None) -> None:
+    def __init__(self, settings: Stage1Settings, group: Group = None, host_group: Group = None) -> None:
+        """``host_group``: the same ranks over gloo, where they exchange their numbers of rows; None: ``group``."""
         self.global_loss: GlobalLossSettings = settings.global_loss
         self.region_loss = settings.region_loss if isinstance(settings, Stage2Settings) else None
-        self.group = group
+        self.group, self.host_group = group, group if host_group is None else host_group
         region = self.region_loss or RegionLossSettings()
         self.state = ObjectiveState(
             AdaptiveMargin(region.cmr_margin_max), MemoryBank(region.memory_bank_size, region.memory_bank_start_step)
         )
 
-    def __call__(self, embeddings: Embeddings, batch: Batch, *, with_health: bool = False) -> LossOutput:
-        """The losses of one micro-batch. ``with_health`` adds range and spread of the logits (costs a little)."""
-        terms = self._global_terms(embeddings, batch)
+    def __call__(
+        self,
+        embeddings: Embeddings,
+        batch: Batch,
+        *,
+        counts: Sequence[Sequence[int]] | None = None,
+        with_health: bool = False,
+    ) -> LossOutput:
+        """The losses of one micro-batch.
+
+        Args:
+            counts: ``batch.facts.counts`` of every rank; None: they are gathered here.
+            with_health: also range and spread of the logits (costs a little, and reads them back).
+        """
+        with _without_tf32():
+            return self._losses(embeddings, batch, counts, with_health)
+
+    def _losses(
+        self, embeddings: Embeddings, batch: Batch, counts: Sequence[Sequence[int]] | None, with_health: bool
+    ) -> LossOutput:
+        taking_part = self._taking_part(embeddings, batch, counts)
+        terms = self._global_terms(embeddings, taking_part)
         regions = None
         if self.region_loss is not None:
-            if embeddings.region is None or embeddings.region_text is None:
-                raise ValueError("embeddings hold no regions; stage 2 needs the model called with regions=True")
-            regions = RankRegions.of(embeddings, batch)
-            terms += self._region_terms(regions, embeddings, self.region_loss)
+            regions = RankRegions.of(embeddings, batch, taking_part.numbers)
+            terms += self._region_terms(regions, embeddings, self.region_loss, taking_part)
         total = embeddings.image.float().sum() * 0 + sum(weight * loss for _, weight, loss, _ in terms)
         if self.region_loss is not None:
             total = total + embeddings.region_anchor  # keeps the heads in the graph where this rank has no region
@@ -112,31 +136,45 @@ class StageLosses:
         health = logit_health(embeddings, batch, regions) if with_health else {}
         return LossOutput(total, {name: loss.detach() for name, _, loss, _ in terms}, counters, health)
 
-    def _global_terms(self, embeddings: Embeddings, batch: Batch) -> list[_Term]:
-        settings, terms = self.global_loss, []
-        for name, weight, text, present in (
-            ("global_short", settings.short_weight, embeddings.short, batch.short_valid),
-            ("global_long", settings.long_weight, embeddings.long, batch.long_valid),
+    def _taking_part(self, embeddings: Embeddings, batch: Batch, counts: Sequence[Sequence[int]] | None) -> _TakingPart:
+        if batch.facts is None:
+            numbers, own = loss_rows(batch, embeddings.region_valid)
+        else:
+            numbers, own = batch.facts.rows, batch.facts.counts
+        everyone = gather_numbers(own, self.host_group) if counts is None else counts
+        by_kind = zip(KINDS, zip(*everyone, strict=True), strict=True)
+        return _TakingPart(numbers, {kind: Rows.known(of_ranks, self.group) for kind, of_ranks in by_kind})
+
+    def _global_terms(self, embeddings: Embeddings, taking_part: _TakingPart) -> list[_Term]:
+        settings, terms, numbers = self.global_loss, [], taking_part.numbers
+        for name, weight, text, present, rows in (
+            ("global_short", settings.short_weight, embeddings.short, numbers.short, taking_part.rows["short"]),
+            ("global_long", settings.long_weight, embeddings.long, numbers.long, taking_part.rows["long"]),
         ):
             if weight:
                 loss, counts = global_sigmoid_loss(
-                    embeddings.image[present],
-                    text[present],
+                    select(embeddings.image, present),
+                    select(text, present),
                     embeddings.scales.global_scale,
                     embeddings.scales.global_bias,
                     chunk_size=settings.chunk_size,
                     exchange=settings.exchange,
+                    rows=rows,
                     group=self.group,
                 )
                 terms.append((name, weight, loss, counts))
         return terms
 
-    def _region_terms(self, regions: RankRegions, embeddings: Embeddings, settings: RegionLossSettings) -> list[_Term]:
-        scales, group, terms = embeddings.scales, self.group, []
+    def _region_terms(
+        self, regions: RankRegions, embeddings: Embeddings, settings: RegionLossSettings, taking_part: _TakingPart
+    ) -> list[_Term]:
+        scales, group, rows = embeddings.scales, self.group, taking_part.rows
+        terms: list[_Term] = []
         if settings.fgv_weight:
-            terms.append(("fgv", settings.fgv_weight, *self._fgv(regions, scales.finegrained, settings)))
+            fgv = self._fgv(regions, scales.finegrained, settings, rows["region"])
+            terms.append(("fgv", settings.fgv_weight, *fgv))
         if settings.fgt_weight:
-            fgt = fgt_loss(regions.hard_cosine, regions.hard_mask, scales.hardneg, group=group)
+            fgt = fgt_loss(regions.hard_cosine, regions.hard_mask, scales.hardneg, rows=rows["hard"], group=group)
             terms.append(("fgt", settings.fgt_weight, *fgt))
         if settings.tic_weight:
             tic = tic_loss(
@@ -145,7 +183,7 @@ class StageLosses:
                 exclude_above=settings.tic_exclude_above,
                 exclusion=settings.tic_exclusion,
                 scope=settings.tic_scope,
-                phrase_hash=regions.text_hash if settings.tic_distinct_phrases else None,
+                rows=rows["region"],
                 group=group,
             )
             terms.append(("tic", settings.tic_weight, *tic))
@@ -165,12 +203,16 @@ class StageLosses:
                 scales.hardneg,
                 scope=settings.hard_inbatch_scope,
                 same_phrase_is_negative=settings.fgv_same_phrase_is_negative,
+                altered=taking_part.numbers.altered,
+                rows=(rows["hard"], rows["altered"]),
                 group=group,
             )
             terms.append(("hard_inbatch", settings.hard_inbatch_weight, *hard_inbatch))
         return terms
 
-    def _fgv(self, regions: RankRegions, scale: Tensor, settings: RegionLossSettings) -> tuple[Tensor, dict[str, Any]]:
+    def _fgv(
+        self, regions: RankRegions, scale: Tensor, settings: RegionLossSettings, rows: Rows
+    ) -> tuple[Tensor, dict[str, Any]]:
         bank = self.state.bank
         self.state.bank_used = bank.filled
         loss, counts = fgv_loss(
@@ -181,13 +223,32 @@ class StageLosses:
             scope=settings.fgv_scope,
             same_phrase_is_negative=settings.fgv_same_phrase_is_negative,
             bank=bank.rows,
+            rows=rows,
             group=self.group,
         )
         if bank.size:
             region, text = in_float32(regions.region, regions.text)
-            rows = Rows.of(len(region), region.device, self.group)
             bank.observe(rows.gather(region), rows.gather(text), rows.gather(regions.text_hash))
         return loss, counts
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """All of a loss's products, also those of its gradients, are computed in its forward (see collectives)."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@dataclass(frozen=True)
+class _TakingPart:
+    """Which of this rank's rows take part, and how many of each kind every rank has."""
+
+    numbers: LossRows
+    rows: dict[str, Rows]
 
 
 _Term = tuple[str, float, Tensor, dict[str, Any]]  # name, weight, this rank's value, this rank's counts

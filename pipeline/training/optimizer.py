@@ -9,28 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.config import LearningRates, OptimizerSettings
+from pipeline.config import OptimizerSettings
 
 NEW_HEADS = ("longtext_head.", "boxtext_head.", "dense_feature_head.")
 # What only the region losses reach; stage 1 would give these parameters no gradient at all.
 REGION_ONLY = ("boxtext_head.", "dense_feature_head.", "logit_scale_finegraind", "logit_scale_hardneg")
 
 
-REGION_HEADS = ("boxtext_head.", "dense_feature_head.")
-PROJECTIONS = ("text_model.head.", "vision_model.head.")
-
-
-def group_of(name: str, factors: LearningRates | None = None) -> str:
-    """The parameter group of a name in the model's state dict: text, vision, new_heads or scales.
-
-    Where ``factors`` gives ``region_heads`` or ``projections`` a factor of their own, these are groups, too.
-    """
+def group_of(name: str) -> str:
+    """The parameter group of a name in the model's state dict: text, vision, new_heads or scales."""
     if name.startswith("logit_"):
         return "scales"
-    if factors is not None and factors.region_heads is not None and name.startswith(REGION_HEADS):
-        return "region_heads"
-    if factors is not None and factors.projections is not None and name.startswith(PROJECTIONS):
-        return "projections"
     if name.startswith(NEW_HEADS):
         return "new_heads"
     return "vision" if name.startswith("vision_model.") else "text"
@@ -51,7 +40,7 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], settings: Optimi
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in named:
         if parameter.requires_grad:
-            part = group_of(name, settings.group_factors)
+            part = group_of(name)
             decays = parameter.ndim >= 2 and part != "scales"
             groups.setdefault((part, decays), []).append(parameter)
     return [

@@ -7,11 +7,9 @@ import torch
 
 from pipeline.config import DataSettings
 from pipeline.data.batch import Batch
-from pipeline.data.collate import choose_regions
 from pipeline.data.index import index_folder
 from pipeline.data.loader import make_loader
 from pipeline.data.manifest import IndexProblem
-from pipeline.data.schema import Region, Sample
 from tests.data.shards import write_shards
 
 GLOBAL_BATCH = 12
@@ -150,14 +148,3 @@ def test_missing_folders_and_missing_manifests_name_the_remedy(tmp_path, tokeniz
     write_shards(tmp_path, [[("en", 128)]])
     with pytest.raises(IndexProblem, match="python -m data_tools index"):
         load(tmp_path)
-
-
-def test_small_boxes_are_left_out_where_a_least_share_is_set():
-    def region(side: float, phrase: str) -> Region:
-        return Region(box=(0.1, 0.1, 0.1 + side, 0.1 + side), phrase=phrase)
-
-    regions = [region(0.05, "a distant bird"), region(0.2, "红色的杯子"), region(0.5, "a red bus")]
-    sample = Sample(language="en", short_caption="a street", width=64, height=64, regions=tuple(regions))
-    for share, kept in ((0.0, 3), (0.01, 2), (0.1, 1), (0.5, 0)):
-        chosen = choose_regions(sample, "key", 0, 0, DataSettings(min_box_area_share=share))
-        assert [one.phrase for one in chosen] == [one.phrase for one in regions[3 - kept :]]

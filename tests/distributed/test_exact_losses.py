@@ -63,10 +63,6 @@ CASES = {
     "public": Case(dtypes=BOTH, num_steps=3, region_loss=PUBLIC),
     "gather": Case(dtypes=BOTH, num_steps=3, global_loss={"exchange": "gather"}, shares=UNEVEN),
     "uneven ranks": Case(dtypes=BOTH, num_steps=3, shares=UNEVEN, region_loss={"hard_inbatch_weight": 0.3}),
-    "repeated phrases once": Case(
-        dtypes=BOTH, shares=UNEVEN, region_loss={"tic_distinct_phrases": True, "tic_num_texts": 4}
-    ),
-    "repeated phrases once, public": Case(region_loss=PUBLIC | {"tic_distinct_phrases": True, "tic_num_texts": 4}),
     "chunk of one": Case(global_loss={"chunk_size": 1}),
     "one chunk": Case(global_loss={"chunk_size": 4096}, shares=UNEVEN),
     "local ranks": Case(

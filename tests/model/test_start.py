@@ -166,34 +166,3 @@ def test_folders_without_a_model_say_what_is_missing(tmp_path, files, words):
     if files == {}:
         folder.mkdir()
     assert words in refused(folder)
-
-
-def test_a_folder_without_the_scales_of_the_region_losses_starts_them_at_ln_100(tmp_path, caplog):
-    weights = small_model().state_dict()
-    left_out = [name for name in weights if name in ("logit_scale_finegraind", "logit_scale_hardneg")]
-    save_weights(tmp_path, {name: weight for name, weight in weights.items() if name not in left_out})
-    started = FGCLIP2.start_from(tmp_path).state_dict()
-    assert len(left_out) == 2 and all(float(started[name]) == pytest.approx(4.6052, abs=1e-4) for name in left_out)
-    assert "has no logit_scale_finegraind and logit_scale_hardneg; start at ln 100" in caplog.text
-
-
-def test_region_heads_that_were_trained_stay_through_another_stage_1(tmp_path):
-    model = small_model()
-    with torch.no_grad():
-        model.boxtext_head.weight.add_(1.0)
-    save_weights(tmp_path, model.state_dict())
-    trained = FGCLIP2.start_from(tmp_path)
-    assert trained.config.region_heads_trained
-    trained.save_pretrained(tmp_path / "again")  # as checkpoints and exports do
-    for started in (trained, FGCLIP2.start_from(tmp_path / "again")):
-        before = started.boxtext_head.weight.clone()
-        started.copy_heads_for_stage2()
-        assert torch.equal(started.boxtext_head.weight, before)
-    fresh = FGCLIP2.from_scratch(small_config())
-    fresh.save_pretrained(tmp_path / "fresh")
-    copies = FGCLIP2.start_from(tmp_path / "fresh")
-    assert not copies.config.region_heads_trained
-    with torch.no_grad():
-        copies.text_model.head.weight.add_(1.0)
-    copies.copy_heads_for_stage2()
-    assert torch.equal(copies.boxtext_head.weight, copies.text_model.head.weight)

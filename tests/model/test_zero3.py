@@ -1,11 +1,13 @@
-"""DeepSpeed's ZeRO-3 gathers every parameter by itself, also where a rank has no region at all."""
+"""Under every stage of ZeRO, with layers recomputed or not, two ranks train as one process would, regions or none."""
 
 from __future__ import annotations
 
 import os
 
+import pytest
 import torch
 
+from pipeline.model.checkpointing import Recomputation
 from pipeline.training.load_deepspeed import load_deepspeed
 from tests.model.material import small_batch, small_model
 from tests.ranks import run_ranks
@@ -26,15 +28,17 @@ def batch_of(rank: int, step: int):
     return small_batch(*((0, 0) if rank == step % 2 else (4, 3)), seed=10 * step + rank)
 
 
-def train_with_zero3() -> dict[str, torch.Tensor]:
+def train_with_zero(stage: int, every: int) -> dict[str, torch.Tensor]:
+    """``every``: each so many-th layer is recomputed in the backward; 0: none."""
     deepspeed = load_deepspeed("cpu")
     config = {
         "train_micro_batch_size_per_gpu": 3,
-        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+        "zero_optimization": {"stage": stage, **({"stage3_param_persistence_threshold": 0} if stage == 3 else {})},
         "zero_allow_untested_optimizer": True,
         "gradient_clipping": 0.0,  # its default clips at 1
     }
     model = small_model().train()
+    model.checkpoint_activations(Recomputation(((0, every),)))
     for parameter in model.parameters():
         if parameter.ndim == 0:  # DeepSpeed cannot broadcast a scalar; pipeline/training/engine.py does the same
             parameter.data = parameter.data.reshape(1)
@@ -43,11 +47,13 @@ def train_with_zero3() -> dict[str, torch.Tensor]:
     for step in range(STEPS):
         engine.backward(loss_of(engine(batch_of(int(os.environ["RANK"]), step), regions=True)))
         engine.step()
-    with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
+    partitioned = [parameter for parameter in engine.module.parameters() if hasattr(parameter, "ds_id")]
+    with deepspeed.zero.GatheredParameters(partitioned):
         return {name: parameter.detach().clone() for name, parameter in engine.module.named_parameters()}
 
 
-def test_two_ranks_one_without_regions_equal_one_process():
+@pytest.mark.parametrize(("stage", "every"), [(1, 1), (2, 1), (3, 0), (3, 1), (3, 2)])
+def test_two_ranks_one_without_regions_equal_one_process(stage: int, every: int):
     model = small_model().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     for step in range(STEPS):
@@ -55,7 +61,7 @@ def test_two_ranks_one_without_regions_equal_one_process():
         for rank in range(2):
             (loss_of(model(batch_of(rank, step), regions=True)) / 2).backward()
         optimizer.step()
-    found = run_ranks(2, train_with_zero3, timeout_seconds=120)
+    found = run_ranks(2, train_with_zero, stage, every, timeout_seconds=120)
     for name, parameter in model.named_parameters():
         for weights in found:
             trained = weights[name].reshape(parameter.shape)

@@ -47,7 +47,6 @@ def tiny_settings(data: Path, run: Path, max_steps: int, timeout_seconds: float)
         "train.run_folder": str(run),
         "train.max_steps": str(max_steps),
         "train.global_batch_size": "4",
-        "optimizer.peak_learning_rate": "1e-3",
         "train.precision": "fp32",
         "train.log_every_steps": "1",
         "train.checkpoint_every_steps": "2",

@@ -98,9 +98,6 @@ class Reference:
             cosines = cosines @ cosines.T
             for i in range(len(pool)):
                 others = [j for j in range(len(pool)) if j != i]
-                if self.settings.tic_distinct_phrases:  # each phrase once, by its first region
-                    phrases = [region.phrase for region in pool]
-                    others = [j for j in others if phrases[j] not in phrases[:j]]
                 near = [cosines[i, j] for j in others if cosines[i, j] <= self.settings.tic_exclude_above]
                 if self.settings.tic_exclusion == "zero_similarity":
                     near += [torch.zeros_like(cosines[0, 0])] * (len(pool) - len(near))

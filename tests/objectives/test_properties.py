@@ -165,10 +165,13 @@ def test_the_bank_gives_no_gradient_and_leaves_out_equal_phrases():
 @pytest.mark.parametrize(
     ("call", "named"),
     [
-        (lambda: global_sigmoid_loss(_unit(2, 4, 1), _unit(2, 4, 1), SCALE, BIAS, exchange="star"), "ring or gather"),
+        (
+            lambda: global_sigmoid_loss(_unit(2, 4, 1), _unit(2, 4, 1), SCALE, BIAS, exchange="star"),
+            "auto, ring or gather",
+        ),
         (lambda: global_sigmoid_loss(_unit(2, 4, 1), _unit(2, 4, 1), SCALE, BIAS, chunk_size=0), "at least 1"),
         (lambda: tic_loss(_unit(2, 4, 1), exclusion="none"), "leave_out or zero_similarity"),
-        (lambda: Rows.of(1, torch.device("cpu"), scope="node"), "all_ranks or local_rank"),
+        (lambda: Rows.of(1, scope="node"), "all_ranks or local_rank"),
         (lambda: AdaptiveMargin(-1.0), "must not be negative"),
         (lambda: MemoryBank(-1), "neither may be negative"),
     ],

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.config import OptimizerSettings, SettingsError, Stage1Settings
+from pipeline.config import OptimizerSettings
 from pipeline.model import FGCLIP2, preset_config
-from pipeline.training.assemble import check_rate_from_scratch
 from pipeline.training.optimizer import freeze_region_parameters, learning_rate, make_optimizer, parameter_groups
 from pipeline.training.optimizer import set_learning_rates as set_rates
 
@@ -42,23 +41,6 @@ def test_factors_move_their_group_alone(model: FGCLIP2):
     rates = set_rates(optimizer, 0.5)
     assert rates["scales_no_decay"] == 5.0 and rates["vision"] == 0.0 and rates["text"] == 0.5
     assert {group["name"]: group["lr"] for group in optimizer.param_groups} == rates
-
-
-def test_region_heads_and_projections_have_rates_of_their_own_where_asked(model: FGCLIP2):
-    factors = {"region_heads": 0.0, "projections": 3.0, "new_heads": 2.0}
-    settings = OptimizerSettings.model_validate({"group_factors": factors})
-    groups = parameter_groups(model.named_parameters(), settings)
-    of = {id(parameter): group["factor"] for group in groups for parameter in group["params"]}
-    expected = {"boxtext_head.": 0.0, "dense_feature_head.": 0.0, "longtext_head.": 2.0}
-    expected |= {"text_model.head.": 3.0, "vision_model.head.": 3.0}
-    for name, parameter in model.named_parameters():
-        assert of[id(parameter)] == next((f for start, f in expected.items() if name.startswith(start)), 1.0), name
-
-
-def test_random_weights_are_not_trained_at_a_rate_for_trained_ones():
-    with pytest.raises(SettingsError, match="peak_learning_rate is 1e-06 and model.start_from is null; .* about 1e-3"):
-        check_rate_from_scratch(Stage1Settings())
-    check_rate_from_scratch(Stage1Settings(optimizer=OptimizerSettings(peak_learning_rate=5e-4)))
 
 
 def test_stage_1_leaves_out_what_only_region_losses_reach():

@@ -1,0 +1,140 @@
+"""A training step to measure: a model of a given size and a batch like one of photographs, made from random numbers.
+
+Shape letters: B images, P patches, T tokens, R regions, U distinct region texts, H regions with negatives, K negatives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pipeline.config import Stage1Settings, Stage2Settings
+from pipeline.data.batch import Batch
+from pipeline.data.facts import bucketed, facts_of, pad_rows
+from pipeline.data.resolution import grid_of
+from pipeline.model import FGCLIP2, FGCLIP2Config, preset_config
+from pipeline.training.losses import StageLosses
+from pipeline.training.optimizer import freeze_region_parameters, make_optimizer, parameter_groups
+
+# Width and height in pixels: the sizes that occur most among COCO's photographs.
+PHOTOGRAPHS = ((640, 480), (640, 427), (480, 640), (640, 425), (427, 640), (500, 375), (640, 640), (612, 612))
+SHORT_TOKENS, LONG_TOKENS = 64, 196
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured."""
+
+    stage: int  # 1 or 2
+    patches: int
+    images: int
+    preset: str  # of pipeline.model, or "small": width 384, 6 + 6 layers
+    precision: str  # bf16: autocast over float32 weights; fp32
+    boxes: int = 4  # an image, in stage 2
+    groups: int = 2  # an image: boxes with ten negatives
+    recomputed: bool = False
+
+    @property
+    def name(self) -> str:
+        precision = self.precision + (", recomputing" if self.recomputed else "")
+        return f"stage {self.stage}, {self.preset}, {self.images} images at {self.patches} patches, {precision}"
+
+
+@dataclass
+class Step:
+    """One optimizer step of one process, without DeepSpeed."""
+
+    case: Case
+    device: torch.device
+    model: FGCLIP2
+    losses: StageLosses
+    optimizer: torch.optim.Optimizer
+    host_batch: Batch
+
+    def run(self) -> Tensor:
+        """Batch to the device, forward, losses, backward, update; the loss, not read."""
+        loss = self.forward(self.host_batch.to(self.device))
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.losses.state.advance(1)
+        return loss.detach()
+
+    def forward(self, batch: Batch) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.case.precision == "bf16"):
+            embeddings = self.model(batch, regions=self.case.stage == 2)
+        output = self.losses(embeddings, batch)
+        return output.total
+
+
+def model_config(preset: str, vocab_size: int) -> FGCLIP2Config:
+    """A preset of the model, or ``small``: the size at which this project was compared with the public code."""
+    if preset != "small":
+        return preset_config(preset, vocab_size)
+    text = {"vocab_size": vocab_size, "projection_size": 384, "max_position_embeddings": SHORT_TOKENS, "keep_len": 20,
+            "longtext_len": LONG_TOKENS}  # fmt: skip
+    size = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6}
+    return FGCLIP2Config(text_config=text | size, vision_config=dict(size))
+
+
+def make_batch(case: Case, vocab_size: int, seed: int = 0) -> Batch:
+    """Photographs' grids, boxes and texts without content."""
+    draw = torch.Generator().manual_seed(seed)
+    count = case.images
+    grids = torch.tensor([grid_of(*PHOTOGRAPHS[n % len(PHOTOGRAPHS)], case.patches) for n in range(count)])
+    regions, hard = (count * case.boxes, count * case.groups) if case.stage == 2 else (0, 0)
+    texts = hard * 11 + max(regions - hard, 0)  # a group's first text is its box's own phrase
+    rows = bucketed(texts)
+    corners = torch.rand(regions, 2, generator=draw) * 0.5
+    sizes = torch.rand(regions, 2, generator=draw) * 0.45 + 0.05
+    images = torch.arange(count).repeat_interleave(case.boxes) if regions else torch.zeros(0, dtype=torch.int64)
+
+    def ids(number: int, length: int) -> Tensor:
+        return torch.randint(3, vocab_size, (number, length), generator=draw)
+
+    grouped = torch.arange(hard * 11).view(hard, 11)
+    first = torch.arange(regions).view(count, -1)[:, : case.groups].flatten() if regions else images
+    phrase = torch.zeros(regions, dtype=torch.int64)
+    phrase[first] = grouped[:, 0]
+    others = torch.ones(regions, dtype=torch.bool)
+    others[first] = False
+    phrase[others] = hard * 11 + torch.arange(int(others.sum()))
+    batch = Batch(
+        keys=[str(n) for n in range(count)],
+        language="en",
+        pixel_values=torch.randint(0, 256, (count, case.patches, 768), generator=draw, dtype=torch.uint8),
+        pixel_attention_mask=(torch.arange(case.patches) < grids.prod(1, keepdim=True)).int(),
+        spatial_shapes=grids,
+        short_ids=ids(count, SHORT_TOKENS),
+        short_valid=torch.ones(count, dtype=torch.bool),
+        long_ids=ids(count, LONG_TOKENS),
+        long_valid=torch.ones(count, dtype=torch.bool),
+        boxes=torch.cat([corners, corners + sizes], dim=1),
+        region_image=images,
+        region_ids=pad_rows(ids(texts, SHORT_TOKENS), rows),
+        region_text_hash=torch.arange(rows),
+        phrase_index=phrase,
+        hard_region=first,
+        hard_index=grouped,
+        hard_mask=torch.ones(hard, 11, dtype=torch.bool),
+    )
+    return replace(batch, facts=facts_of(batch, texts))
+
+
+def make_step(case: Case, device: torch.device, vocab_size: int = 32_000) -> Step:
+    """Everything of a step, with weights of seed 0."""
+    torch.manual_seed(0)
+    settings = Stage2Settings() if case.stage == 2 else Stage1Settings()
+    model = FGCLIP2.from_scratch(model_config(case.preset, vocab_size))
+    if case.stage == 1:
+        freeze_region_parameters(model)
+    if case.recomputed:
+        model.checkpoint_activations()
+    model.to(device).train()
+    losses = StageLosses(settings)
+    losses.state.to(device)
+    optimizer = make_optimizer(parameter_groups(model.named_parameters(), settings.optimizer), settings.optimizer)
+    batch = make_batch(case, vocab_size)
+    return Step(case, device, model, losses, optimizer, batch.pin_memory() if device.type == "cuda" else batch)
