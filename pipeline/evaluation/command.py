@@ -24,6 +24,7 @@ from pipeline.evaluation.options.base import TaskOptions, make_options, unread
 from pipeline.evaluation.options.work import WorkOptions
 from pipeline.evaluation.registry import TASKS, Task, find_task
 from pipeline.evaluation.results import EvaluationError, flat_scores, table
+from pipeline.evaluation.suites.command import main as suite_main
 
 PROGRAM = "python -m pipeline.evaluation"
 
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not words or words[0] in ("-h", "--help"):
             print(overview())
             return 0 if words else 2
+        if words[0] == "suite":
+            return suite_main(words[1:])
         task = _task_of(words)
         options, work, model = _parsed(words[0], task, words[1:])
         return score(words[0], task, model, options, work)
@@ -51,8 +54,9 @@ def overview() -> str:
     first, _, rest = (__doc__ or "").partition("\n\n")
     tasks = "\n".join(f"  {name:<15} {task.summary}" for name, task in TASKS.items())
     return (
-        f"usage: {PROGRAM} TASK MODEL --data SET [options]\n\n{first}\n\ntasks (each has its own --help):\n{tasks}"
-        f"\n\n{rest.rstrip()}"
+        f"usage: {PROGRAM} TASK MODEL --data SET [options]\n\n{first}\n\ntasks (each has its own --help):\n{tasks}\n"
+        f"  {'suite':<15} many sets and models, one table\n"
+        f"\n{rest.rstrip()}"
     )
 
 

@@ -39,6 +39,16 @@ class Proposals:
         best, labels = class_scores.max(1) if len(boxes) else (torch.zeros(0), torch.zeros(0, dtype=torch.long))
         return cls(boxes, best, labels, class_scores)
 
+    def confidence(self, kind: str) -> Tensor:
+        """[Q] of the boxes (``box``) or [Q, C] of each class (``class``).
+
+        ``auto``: of each class where every box has one for all, else the boxes': a class that the prompt did not hold
+        has none, and would never be chosen.
+        """
+        if self.class_scores is None or kind == "box":
+            return self.scores
+        return self.class_scores if kind == "class" or bool((self.class_scores > 0).all()) else self.scores
+
     def strongest(self, threshold: float, limit: int) -> Proposals:
         """Boxes at or above ``threshold``, at most ``limit``, strongest first (equal ones in their order)."""
         order = self.scores.argsort(descending=True, stable=True)

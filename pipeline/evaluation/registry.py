@@ -72,6 +72,12 @@ TASKS = {
         "similarity of every patch to a phrase, as pictures",
         'DIR --data photo.jpg --phrase "a red circle" --phrase 红色的圆 --out maps',
     ),
+    "text-similarity": Task(
+        "text_similarity",
+        "TextSimilarityOptions",
+        "near-alike texts against each other through each text path",
+        "DIR --data texts.txt --out matrices",
+    ),
     "scenes": Task(
         "scenes",
         "SceneOptions",

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,25 @@ def log_scores(folder: str | Path, scores: Mapping[str, Any], step: int | None =
         step = _step_of(Path(folder), run_folder) if step is None else step
         values = {f"score/{name}": value for name, value in flatten_scores(scores).items()}
         Store.connect(address, run_id, {}, {}, status=None).write([Entry(step, time.time(), values)])
+    except STORE_ERRORS as error:
+        return _refuse(" ".join(str(error).split())[:300])
+    return True
+
+
+def log_table(folder: str | Path, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Add a table to the MLflow page of the run that made a checkpoint, as ``tables/NAME.json``.
+
+    Returns:
+        Whether MLflow has it. False, with a line on stderr, where there is no run or its store does not answer.
+    """
+    from pipeline.tracking.store import STORE_ERRORS, Store, find_run  # MLflow takes seconds to import
+
+    try:
+        found = find_run(folder)
+        if found is None or found[1] is None:
+            return _refuse(f"{folder} belongs to no tracked run")
+        _, run_id, address = found
+        Store.connect(address, run_id, {}, {}, status=None).log_table(name, columns, rows)
     except STORE_ERRORS as error:
         return _refuse(" ".join(str(error).split())[:300])
     return True

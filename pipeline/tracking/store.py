@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from pipeline.tracking.parameters import shorten
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ValueError)
 SQLITE = "sqlite:///"
+TABLES_TAG = "mlflow.loggedArtifacts"
 METRICS_PER_BATCH = 1000  # mlflow.utils.validation, 3.17: the most that one log_batch takes
 PARAMS_PER_BATCH = 100
 LOCK_SECONDS = 1.0
@@ -159,6 +160,18 @@ class Store:
             raise RefusedError(f"artifact {path} is not there any more")
         probe(self.address.uri)
         self.client.log_artifact(self.run_id, str(path), folder)
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table of the run's artifacts, ``tables/NAME.json``; one of the same name is replaced."""
+        probe(self.address.uri)
+        content = json.dumps({"columns": list(columns), "data": [list(row) for row in rows]}, ensure_ascii=False)
+        file = re.sub(r"[^\w]+", "-", name).strip("-") or "table"
+        self.client.log_text(self.run_id, content, f"tables/{file}.json")
+        # MLflow's pages show a JSON file as a table where this tag, which its own log_table writes, names it
+        tags = self.client.get_run(self.run_id).data.tags
+        tables = json.loads(tags.get(TABLES_TAG, "[]"))
+        entry = {"path": f"tables/{file}.json", "type": "table"}
+        self.set_tags({TABLES_TAG: json.dumps([*(one for one in tables if one != entry), entry])})
 
     def start_system_metrics(self) -> None:
         """MLflow's own monitor of processors, memory, disk, network and GPUs, if its environment variable asks for it.

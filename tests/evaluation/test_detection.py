@@ -278,17 +278,21 @@ def test_two_prompts_fuse_as_one_where_their_boxes_are_the_same(coloured, monkey
     boxes = torch.tensor([[0.04, 0.12, 0.46, 0.9], [0.54, 0.12, 0.96, 0.9], [0.2, 0.3, 0.4, 0.5]], dtype=torch.float64)
     class_scores = torch.tensor([[0.2, 0.7, 0.1], [0.3, 0.1, 0.6], [0.05, 0.1, 0.02]], dtype=torch.float64)
     scores = {}
-    for name, chunks in (("one", [[0, 1, 2]]), ("two", [[0, 1], [2]])):
-        chunked = ChunkedDetector(chunks, boxes, class_scores)
-        monkeypatch.setattr("pipeline.evaluation.tasks.detection.TransformersDetector", lambda *_, own=chunked: own)
-        scores[name] = evaluate(FakeModel(), "detection", coloured / "lvis.json", detector=coloured)["scores"]
-    assert scores["one"] == scores["two"]
-    # The box that the detector calls green, in a prompt without it red or blue, is named among all classes
-    assert scores["two"]["fused"]["ap"] == pytest.approx(scores["two"]["model"]["ap"], abs=0.5)
-    assert scores["two"]["fused"]["ap"] > scores["two"]["detector"]["ap"]
+    for confidence in ("box", "auto"):
+        for name, chunks in (("one", [[0, 1, 2]]), ("two", [[0, 1], [2]])):
+            chunked = ChunkedDetector(chunks, boxes, class_scores)
+            monkeypatch.setattr("pipeline.evaluation.tasks.detection.TransformersDetector", lambda *_, own=chunked: own)
+            options = {"detector": coloured, "confidence": confidence}
+            scores[name] = evaluate(FakeModel(), "detection", coloured / "lvis.json", **options)["scores"]
+        assert scores["one"] == scores["two"]
+        assert scores["two"]["fused"]["ap"] > scores["two"]["detector"]["ap"]
 
 
 def test_a_box_competes_in_classes_that_its_prompt_did_not_hold():
+    part = Proposals.of_class_scores(torch.rand(2, 4), torch.tensor([[0.49, 0.2, 0.0], [0.0, 0.0, 0.3]]))
+    assert torch.equal(part.confidence("auto"), part.scores) and part.confidence("class").shape == (2, 3)
+    whole = Proposals.of_class_scores(torch.rand(1, 4), torch.tensor([[0.49, 0.2, 0.1]]))
+    assert whole.confidence("auto").shape == (1, 3) and whole.confidence("box").shape == (1,)
     p = torch.tensor([[0.1, 0.1, 0.8]])  # the model's, over all classes
     scores, winner = fuse(torch.tensor([0.49]), torch.tensor([0]), p, 0.5, 0.5)
     assert winner.item() == 2 and scores.item() == pytest.approx((0.49 * 0.8) ** 0.5)

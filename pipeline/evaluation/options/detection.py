@@ -17,8 +17,10 @@ class DetectionOptions(ImageFolderOption, ClassNameOptions):
     proposals: Path | None = Field(None, description="boxes and confidences as COCO results JSON instead")
     alpha: float = Field(0.5, ge=0, description="exponent of the confidence")
     beta: float = Field(0.5, ge=0, description="exponent of the model's probability")
-    confidence: Literal["box", "class"] = Field(
-        "box", description="of the detector: one a box, which competes in all classes; or its own for each class"
+    confidence: Literal["auto", "box", "class"] = Field(
+        "auto",
+        description="of the detector: one a box, which competes in all classes (published), or one for each class; "
+        "auto: for each class where every box has one",
     )
     box_threshold: float = Field(0.0, ge=0, le=1, description="least confidence of a proposal")
     max_detections: int = Field(300, ge=1, description="boxes an image")

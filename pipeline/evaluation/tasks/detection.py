@@ -1,10 +1,10 @@
 """Open-vocabulary detection: a detector proposes boxes, the model names them, the two confidences are fused.
 
 For every box, p = softmax over all class names of the region-text similarity, and the score of class c is
-confidence^alpha * p_c^beta with the box's own confidence, so that every box competes in all classes, whichever the
-detector was asked for (FG-CLIP 2, appendix B). The class with the highest fused score wins; a tie goes to the
-detector's own class, so that alpha = 1, beta = 0 is the detector itself. Reported: fused, the detector alone, the model
-alone.
+confidence^alpha * p_c^beta. The confidence is the box's own (FG-CLIP 2, appendix B), so that a box competes in all
+classes, whichever its prompt held; or that of class c, where the detector scores every class of every box. The class
+with the highest fused score wins; a tie goes to the detector's own class, so that alpha = 1, beta = 0 is the detector
+itself. Reported: fused, the detector alone, the model alone.
 """
 
 from __future__ import annotations
@@ -205,8 +205,7 @@ class _Job:
             start += len(one.boxes)
             if number in faults:
                 continue
-            by_class = options.confidence == "class" and one.class_scores is not None
-            confidence = one.class_scores if by_class else one.scores
+            confidence = one.confidence(options.confidence)
             for kind, alpha, beta in zip(KINDS, (options.alpha, 1.0, 0.0), (options.beta, 0.0, 1.0), strict=True):
                 scores, labels = fuse(confidence, one.labels, part, alpha, beta)
                 rows[kind] += dataset.result_rows(number, one.boxes, scores, labels)

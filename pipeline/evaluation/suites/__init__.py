@@ -1,0 +1,1 @@
+"""Many sets in one pass: a YAML file names the rows, one table compares the models."""
