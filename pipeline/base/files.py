@@ -37,17 +37,19 @@ def is_partial(path: str | Path) -> bool:
 
 
 @contextmanager
-def write_aside(path: str | Path, *, durable: bool = False) -> Iterator[Path]:
+def write_aside(path: str | Path, *, durable: bool = False, search: bool = True) -> Iterator[Path]:
     """Write to the path that this yields; it takes the name ``path`` when the block ends without an error.
 
     Folders above are made. Where the block raises, what was there before is untouched and nothing is left behind.
 
     Args:
         durable: also survive a power cut: the content is flushed to disk before the name is given, the name after.
+        search: look for what killed processes left; False in folders of very many files, where that takes long.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path)
+    if search:
+        remove_leftovers(path)
     partial = partial_path(path)
     try:
         yield partial
@@ -65,9 +67,9 @@ def finish_file(partial: Path, path: Path, *, durable: bool = False) -> None:
         flush_to_disk(path.parent)
 
 
-def write_bytes(path: str | Path, data: bytes, *, durable: bool = False) -> None:
-    """Write a file as a whole."""
-    with write_aside(path, durable=durable) as partial:
+def write_bytes(path: str | Path, data: bytes, *, durable: bool = False, search: bool = True) -> None:
+    """Write a file as a whole; the options are those of `write_aside`."""
+    with write_aside(path, durable=durable, search=search) as partial:
         partial.write_bytes(data)
 
 

@@ -16,6 +16,7 @@ _VARIABLES = {
     # LOCAL_SIZE is the DeepSpeed launcher's
     "local_world_size": ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
 }
+MOST_WORKERS = 32  # more decode faster than any device in use trains
 _SLURM_TASKS = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE")
 
 
@@ -61,6 +62,22 @@ def read_rank_info(environment: Mapping[str, str] | None = None) -> RankInfo:
             "its host; a rank must be below its world size: start the processes with torchrun, deepspeed or srun"
         )
     return info
+
+
+def rank_cores(local_world_size: int, environment: Mapping[str, str] | None = None) -> int:
+    """Cores that one rank may use: those of the host shared out, or those that Slurm gave to this task alone."""
+    environment = os.environ if environment is None else environment
+    allowed = len(os.sched_getaffinity(0))
+    per_task = environment.get("SLURM_CPUS_PER_TASK", "")
+    if per_task.isdigit() and "SLURM_PROCID" in environment and local_world_size > 1:
+        # srun binds a task to its cores where the site switched binding on; elsewhere all tasks see all cores
+        return max(1, min(allowed, int(per_task)))
+    return max(1, allowed // local_world_size)
+
+
+def loader_workers(wanted: int | None, local_world_size: int) -> int:
+    """Decoding processes of a rank: as many as wanted, else its cores less the one of the training process."""
+    return wanted if wanted is not None else max(1, min(MOST_WORKERS, rank_cores(local_world_size) - 1))
 
 
 def _read(environment: Mapping[str, str], name: str, default: int | None) -> int:

@@ -25,6 +25,11 @@ RENAMED: dict[str, str] = {
     "data.one_level_per_batch": "data.one_budget_per_batch",
 }
 
+# Settings that are gone, and what to do instead. A settings.yaml that holds one is read without it.
+REMOVED: dict[str, str] = {
+    "data.prefetch_shards": "how far to fetch ahead is data.prefetch_gigabytes now",
+}
+
 
 class SettingsError(ValueError):
     """A setting is unknown, mistyped or out of its range; one line that names value, rule and remedy."""
@@ -72,6 +77,9 @@ def read_saved_values(path: str | Path) -> dict[str, Any]:
 def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that an earlier version saved, under the names of this one."""
     values = {name: dict(group) if isinstance(group, dict) else group for name, group in values.items()}
+    for old in REMOVED:
+        group, _, name = old.rpartition(".")
+        (_group_of(values, group) or {}).pop(name, None)
     for old, new in RENAMED.items():
         group, _, name = old.rpartition(".")
         holder = _group_of(values, group)
@@ -133,6 +141,10 @@ def _validated(kind: type[S], values: dict[str, Any]) -> S:
 
 
 def _refuse_renamed(values: dict[str, Any]) -> None:
+    for old, remedy in REMOVED.items():
+        group, _, name = old.rpartition(".")
+        if name in (_group_of(values, group) or {}):
+            raise SettingsError(f"setting {old} is gone; {remedy}")
     for old, new in RENAMED.items():
         group, _, name = old.rpartition(".")
         if name in (_group_of(values, group) or {}):

@@ -51,7 +51,7 @@ class DataSettings(Group):
     window_shards: int = Field(16, ge=1)  # samples are shuffled within windows of this many shuffled shards
     keep_last_batch: bool = False  # a last, smaller batch of each group instead of dropping and counting the remainder
     last_batch_multiple: int = Field(8, ge=1)  # its size is one of these; ranks x accumulation_steps must divide it
-    num_workers: int = Field(2, ge=0)  # decoding processes a rank
+    num_workers: int | None = Field(None, ge=0)  # decoding processes a rank; None: the cores that it may use, less one
     prefetch_batches: int = Field(2, ge=1)  # a worker
     max_regions_per_image: int = Field(4, ge=1)
     max_negatives: int = Field(10, ge=1)
@@ -60,9 +60,11 @@ class DataSettings(Group):
     max_image_megapixels: float = Field(100.0, gt=0)  # larger ones are refused before they are decoded
     max_fault_share: float = Field(0.01, ge=0, le=1)  # the run stops when more of the samples seen were replaced
     min_samples_before_fault_stop: int = Field(1000, ge=1)
-    cache_folder: str | None = None  # for remote shards
-    cache_gigabytes: float = Field(100.0, gt=0)
-    prefetch_shards: int = Field(4, ge=0)
+    cache_folder: str | None = None  # for remote shards, on a disk of this machine
+    cache_gigabytes: float | None = Field(None, gt=0)  # None: what the plan needs
+    prefetch_gigabytes: float = Field(2.0, ge=0)  # a rank fetches this much ahead of training
+    store_connections: int = Field(16, ge=1)  # requests a rank makes at one time
+    store_patience_seconds: float = Field(300.0, gt=0)  # a store that is away for longer ends the run
 
     @field_validator("patch_budgets")
     @classmethod
@@ -184,6 +186,17 @@ class Stage1Settings(Group):
     train: TrainSettings = TrainSettings()
     tracking: TrackingSettings = TrackingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _patience(self) -> Stage1Settings:
+        if any("://" in shards for shards in self.data.shards):
+            patience, limit = self.data.store_patience_seconds, self.train.timeout_seconds
+            if patience >= limit:
+                raise ValueError(
+                    f"data.store_patience_seconds is {patience:g} and train.timeout_seconds {limit:g}; while one rank "
+                    "waits for its data the others wait for it, so the patience must be the smaller one"
+                )
+        return self
 
     @property
     def trains_regions(self) -> bool:

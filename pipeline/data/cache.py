@@ -1,9 +1,10 @@
-"""Where shards are read from: a local folder as it is, or any fsspec URL through a local cache.
+"""Where the bytes of samples are read from: a local folder as it is, or a remote one through a cache on this machine.
 
-Several processes of one machine may share a cache folder. A shard is fetched once, under a lock, into a file aside,
-checked against the manifest's sha256 and then renamed; the cache is kept below its size by removing what was used
-longest ago. Removing a shard that another process reads is safe: its open file stays readable. Only files in folders
-that carry the cache's mark are ever removed: a cache folder may stand above, or in, folders of the user's own shards.
+The cache holds pieces of shards, single samples that belong to pieces of other nodes, and row indexes, each a file of
+its own, written aside and renamed. The processes of a machine share it: what one fetches under a lock, the others find.
+It is kept below its size by removing what was used longest ago; removing what another process reads is safe, because an
+open file stays readable. Only files in folders that carry the cache's mark are ever removed: a cache folder may stand
+above, or in, folders of the user's own shards.
 """
 
 from __future__ import annotations
@@ -12,29 +13,65 @@ import fcntl
 import hashlib
 import os
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.base.border import quoted
-from pipeline.base.files import write_text
-from pipeline.data.shard_index import MAX_INDEX_BYTES, IndexProblem
+from pipeline.base.files import is_partial, remove_leftovers, write_bytes
+from pipeline.data.shard_index import MAX_INDEX_BYTES, IndexProblem, ShardIndex, index_name
+from pipeline.data.transport import CHECKSUM_ATTEMPTS, CHUNK_BYTES, ShardUnavailable, Transport
 
-FETCH_ATTEMPTS = 3
-RETRY_SECONDS = 1.0  # doubled each time
-CHUNK_BYTES = 1 << 20
 MARK = ".shard-cache"  # in each folder that a cache made; holds the URL that its files come from
-CACHED_SUFFIXES = (".tar", ".index.parquet")
+CACHED_SUFFIXES = (".piece", ".sample", ".index.parquet", ".tar")  # .tar: of version 0.1
+OPEN_FILES = 64
+KEPT_SHARE = 0.95  # when the cache is full, this much of it is kept, so that it is not looked through for each file
+THREAD_LOCKS = 4096  # of a process; two names may share one, which costs a little waiting
+LOOK_EVERY_SHARE = 0.01  # bytes fetched between two looks at the cache's size
 
 
-class ShardUnavailable(OSError):
-    """A shard is not there or arrives damaged. ``kind``: ``missing_shard`` or ``shard_checksum``."""
+@dataclass(frozen=True)
+class Piece:
+    """A run of samples of a shard, and its bytes in the tar."""
 
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+    shard: int  # of its source
+    number: int  # in its shard
+    name: str  # of the tar
+    start: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if Path(self.name).name != self.name or self.name.startswith("."):
+            message = f"{quoted(self.name)} is no name of a shard: it leads out of its folder"
+            raise ShardUnavailable("missing_shard", message)
+
+
+class _OpenFiles:
+    """The files that were used last stay open."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[Path, BinaryIO] = OrderedDict()
+
+    def read(self, path: Path, offset: int, length: int) -> bytes:
+        """Raises ``OSError``, also ``FileNotFoundError``. Fewer bytes where the file ends."""
+        if path not in self._files:
+            self._files[path] = path.open("rb")
+            while len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+        self._files.move_to_end(path)
+        file = self._files[path]
+        file.seek(offset)
+        return file.read(length)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
 
 
 class LocalFolder:
@@ -42,88 +79,132 @@ class LocalFolder:
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
+        self._files = _OpenFiles()
 
-    def open(self, name: str, size: int, sha256: str) -> BinaryIO:
-        """A file. Its length and checksum are not looked at: samples carry their own checksums."""
+    def index(self, name: str, sha256: str) -> Path:
+        """The row index of a shard."""
+        return self.folder / index_name(name)
+
+    def read(self, piece: Piece, row: int, start: int, end: int) -> bytes:
+        """Bytes ``start`` … ``end`` of a tar. Fewer where it ends; samples carry their own checksums."""
+        path = self.folder / piece.name
         try:
-            return (self.folder / name).open("rb")
+            return self._files.read(path, start, end - start)
         except FileNotFoundError as error:
-            raise ShardUnavailable("missing_shard", f"{self.folder / name} does not exist") from error
+            raise ShardUnavailable("missing_shard", f"{path} does not exist") from error
+
+    def close(self) -> None:
+        self._files.close()
 
 
 class CachedFolder:
-    """Shards of an fsspec URL, kept in ``cache_folder`` below ``max_bytes``."""
+    """Shards of an fsspec URL, through files in ``cache_folder``, which is kept below ``max_bytes``.
 
-    def __init__(self, url: str, cache_folder: str | Path, max_bytes: int) -> None:
-        self.url = url.rstrip("/")
+    Args:
+        is_home: whether this machine reads (nearly) all samples of a piece of a source; others are fetched one by one.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        cache_folder: str | Path,
+        max_bytes: int,
+        is_home: Callable[[Piece], bool] = lambda piece: True,
+    ) -> None:
+        self.transport, self.root, self.max_bytes, self.is_home = transport, Path(cache_folder), max_bytes, is_home
         # One folder a URL: two data sets may have shards of one name.
-        self.folder = Path(cache_folder) / hashlib.sha256(self.url.encode()).hexdigest()[:16]
-        self.root, self.max_bytes = Path(cache_folder), max_bytes
+        self.folder = self.root / hashlib.sha256(transport.url.encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / MARK).exists():
-            write_text(self.folder / MARK, self.url + "\n")
+        with suppress(FileExistsError), (self.folder / MARK).open("x", encoding="utf-8") as mark:
+            mark.write(transport.url + "\n")
+        for left in filter(is_partial, list(self.folder.iterdir())):
+            remove_leftovers(self.folder / left.name[1:].rsplit(".", 2)[0])
+        self._files = _OpenFiles()
+        self._locks = _Locks(self.root / "locks")
+        self._unlooked: float = max_bytes  # bytes fetched since the cache's size was looked at; look before the first
 
-    def open(self, name: str, size: int, sha256: str) -> BinaryIO:
-        """A file of the cache, fetched if it is not there. Raises as ``fetch``."""
-        for _ in range(FETCH_ATTEMPTS):
-            path = self.fetch(name, size, sha256)
-            try:
-                return path.open("rb")
-            except FileNotFoundError:
-                continue  # another process made room in between
-        raise ShardUnavailable(
-            "missing_shard",
-            f"{path} is removed as fast as it is fetched; raise data.cache_gigabytes above a window's size",
-        )
-
-    def fetch(self, name: str, size: int, sha256: str) -> Path:
-        """The local path of a file, fetched if it is not in the cache.
+    def index(self, name: str, sha256: str) -> Path:
+        """The row index of a shard, fetched if it is not there.
 
         Raises:
-            ShardUnavailable: it does not exist, or does not match ``sha256`` after three attempts.
+            ShardUnavailable: it is missing, or has other bytes than the manifest says. StoreUnavailable.
         """
-        if Path(name).name != name or name.startswith("."):
-            raise ShardUnavailable("missing_shard", f"{quoted(name)} is no name of a shard: it leads out of its folder")
-        path = self.folder / name
-        if not _touch(path):
-            with _locked(self.folder / f"{name}.lock"):
-                if not _touch(path):  # another process may have fetched it while this one waited
-                    self._make_room(size)
-                    self._download(name, path, size, sha256)
+        path = self.folder / index_name(name)
+
+        def fetch() -> bytes:
+            for _ in range(CHECKSUM_ATTEMPTS):
+                data = self.transport.read_whole(index_name(name), MAX_INDEX_BYTES)
+                if hashlib.sha256(data).hexdigest() == sha256:
+                    return data
+            message = f"{self.transport.url}/{index_name(name)} has not the manifest's sha256 {sha256[:12]}…"
+            raise ShardUnavailable("shard_checksum", message)
+
+        self._ensure(path, 0, fetch)
         return path
 
-    def _download(self, name: str, path: Path, size: int, sha256: str) -> None:
-        import fsspec
+    def read(self, piece: Piece, row: int, start: int, end: int) -> bytes:
+        """Bytes ``start`` … ``end`` of a tar: a sample, ``row`` of its shard, in ``piece``. Raises as ``index``."""
+        path = self._path(piece)
+        if not path.exists() and not self.is_home(piece):
+            path = self._path(piece, row)
+            self.fetch_sample(piece, row, start, end)
+            return self._files.read(path, 0, end - start)
+        self.fetch_piece(piece)
+        return self._files.read(path, start - piece.start, end - start)
 
-        aside = path.with_name(f"{name}.{os.getpid()}.part")
-        problem = ShardUnavailable("missing_shard", f"{self.url}/{name} was not tried")
-        for attempt in range(FETCH_ATTEMPTS):
-            if attempt:
-                time.sleep(RETRY_SECONDS * 2 ** (attempt - 1))
-            try:
-                digest, left = hashlib.sha256(), size or MAX_INDEX_BYTES
-                with fsspec.open(f"{self.url}/{name}", "rb") as source, aside.open("wb") as target:
-                    while left >= 0 and (chunk := source.read(CHUNK_BYTES)):  # a body may have no end
-                        left -= len(chunk)
-                        digest.update(chunk)
-                        target.write(chunk)
-                if digest.hexdigest() == sha256:
-                    os.replace(aside, path)
-                    return
-                problem = ShardUnavailable(
-                    "shard_checksum", f"{self.url}/{name} has sha256 {digest.hexdigest()}, the manifest says {sha256}"
+    def fetch_piece(self, piece: Piece, rows: ShardIndex | None = None) -> bool:
+        """Have a piece in the cache; whether it was not there. Its bytes are compared with ``rows``, its index rows."""
+
+        def fetch() -> bytes:
+            for attempt in range(CHECKSUM_ATTEMPTS):
+                parts = range(piece.start, piece.end, CHUNK_BYTES)
+                data = b"".join(
+                    self.transport.read(piece.name, low, min(low + CHUNK_BYTES, piece.end)) for low in parts
                 )
-            except FileNotFoundError as error:
-                problem = ShardUnavailable("missing_shard", f"{self.url}/{name} does not exist ({error})")
-                break  # asking again brings nothing
-            except OSError as error:
-                problem = ShardUnavailable("missing_shard", f"{self.url}/{name} cannot be read ({error})")
-            finally:
-                aside.unlink(missing_ok=True)
-        raise problem
+                if rows is None or attempt + 1 == CHECKSUM_ATTEMPTS or _is_right(data, piece, rows):
+                    break
+                self.transport.patience.counts.add("retries")
+            return data  # bytes that stay wrong are the store's own; the samples in them are named when they are read
+
+        return self._ensure(self._path(piece), piece.end - piece.start, fetch)
+
+    def fetch_sample(self, piece: Piece, row: int, start: int, end: int) -> bool:
+        """Have the bytes of one sample in the cache; whether they were not there."""
+        path = self._path(piece, row)
+        return self._ensure(path, end - start, lambda: self.transport.read(piece.name, start, end))
+
+    def has(self, piece: Piece, row: int | None = None) -> bool:
+        """Whether a piece, or one sample, is in the cache."""
+        return self._path(piece).exists() or (row is not None and self._path(piece, row).exists())
+
+    def close(self) -> None:
+        self._files.close()
+
+    def _path(self, piece: Piece, row: int | None = None) -> Path:
+        stem = piece.name.removesuffix(".tar")
+        return self.folder / (f"{stem}.{piece.number}.piece" if row is None else f"{stem}.{row}.sample")
+
+    def _ensure(self, path: Path, size: int, fetch: Callable[[], bytes]) -> bool:
+        if _touch(path):
+            return False
+        with self._locks.hold(path.name):
+            if _touch(path):  # another process may have fetched it while this one waited
+                return False
+            self._make_room(size)
+            write_bytes(path, fetch(), search=False)
+            return True
 
     def _make_room(self, size: int) -> None:
-        with _locked(self.root / "evict.lock"):
+        if size > self.max_bytes:
+            raise IndexProblem(
+                f"a piece of {size} bytes does not fit into the cache of {self.max_bytes} bytes; "
+                "raise data.cache_gigabytes"
+            )
+        self._unlooked += size
+        if self._unlooked < LOOK_EVERY_SHARE * self.max_bytes:
+            return
+        self._unlooked = 0
+        with self._locks.hold("evict"):
             files = []
             for path in self._evictable():
                 try:
@@ -132,22 +213,18 @@ class CachedFolder:
                     continue
                 files.append((status.st_mtime_ns, status.st_size, path))
             used = sum(length for _, length, _ in files)
+            allowed = self.max_bytes if used + size <= self.max_bytes else self.max_bytes * KEPT_SHARE
             for _, length, path in sorted(files):
-                if used + size <= self.max_bytes:
+                if used + size <= allowed:
                     break
                 path.unlink(missing_ok=True)
                 used -= length
-            if used + size > self.max_bytes:
-                raise IndexProblem(
-                    f"a shard of {size} bytes does not fit into the cache of {self.max_bytes} bytes; "
-                    "raise data.cache_gigabytes"
-                )
-            free = shutil.disk_usage(self.root).free
-            if free < size:
-                raise IndexProblem(f"{self.root} has {free} bytes free and a shard needs {size}; free some or move it")
+        free = shutil.disk_usage(self.root).free
+        if free < size:
+            raise IndexProblem(f"{self.root} has {free} bytes free and a piece needs {size}; free some or move it")
 
     def _evictable(self) -> Iterator[Path]:
-        """Shards and indexes in the folders below the cache's that a cache made; links are not followed."""
+        """Files in the folders below the cache's that a cache made; links are not followed."""
         for folder in self.root.iterdir():
             if (folder / MARK).is_file() and not folder.is_symlink():
                 for path in folder.iterdir():
@@ -158,17 +235,46 @@ class CachedFolder:
 ShardStore = LocalFolder | CachedFolder
 
 
-def make_store(folder: str, cache_folder: str | None, cache_gigabytes: float) -> ShardStore:
-    """The store of one entry of ``data.shards``.
+class _Locks:
+    """Named locks between the processes and threads of a machine; a process that dies lets go of its own.
 
-    Raises:
-        IndexProblem: a URL without ``data.cache_folder``.
+    One file: a name is a byte of it, far away from the others. The kernel's record locks belong to a process and are
+    all let go when it closes the file, so each process keeps one descriptor; threads exclude each other by a lock.
     """
-    if "://" not in folder:
-        return LocalFolder(folder)
-    if cache_folder is None:
-        raise IndexProblem(f"{folder} is remote and data.cache_folder is null; name a local folder for its shards")
-    return CachedFolder(folder, cache_folder, int(cache_gigabytes * 1e9))
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._process = path, -1
+        self._file: BinaryIO | None = None
+        self._guard = threading.Lock()
+        self._threads = [threading.RLock() for _ in range(THREAD_LOCKS)]
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        place = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 2
+        with self._guard:
+            if self._process != os.getpid():
+                self._file, self._process = self._path.open("ab"), os.getpid()
+                self._threads = [threading.RLock() for _ in range(THREAD_LOCKS)]
+            file = self._file
+            assert file is not None  # it was opened for this process
+        with self._threads[place % THREAD_LOCKS]:
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, place)
+            try:
+                yield
+            finally:
+                fcntl.lockf(file, fcntl.LOCK_UN, 1, place)
+
+
+def _is_right(data: bytes, piece: Piece, rows: ShardIndex) -> bool:
+    """Whether every member of every sample of a piece has the checksum that its index says."""
+    view = memoryview(data)
+    for what in ("image", "json"):
+        columns = (getattr(rows, f"{what}_{part}").tolist() for part in ("offset", "length", "crc32"))
+        for offset, length, expected in zip(*columns, strict=True):
+            low = offset - piece.start
+            if zlib.crc32(view[low : low + length]) != expected:
+                return False
+    return True
 
 
 def _touch(path: Path) -> bool:
@@ -180,9 +286,10 @@ def _touch(path: Path) -> bool:
     return True
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    # flock is released by the kernel when its process dies, so a killed loader leaves no lock behind.
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def check_remote(folder: str, cache_folder: str | None) -> None:
+    """
+    Raises:
+        IndexProblem: a URL without ``data.cache_folder``.
+    """
+    if "://" in folder and cache_folder is None:
+        raise IndexProblem(f"{folder} is remote and data.cache_folder is null; name a local folder for its shards")

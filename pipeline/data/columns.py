@@ -121,9 +121,7 @@ def piece_table(
     """Cut one shard's samples into pieces. ``starts``, ``ends`` [N] bytes, ``groups`` [N]: language x K + budget."""
     if not len(starts):
         return whole_shards(np.array([0]), np.zeros((1, *shape), np.int32))
-    # A new piece begins where the sample ends beyond the next multiple of the piece's length.
-    number = (ends - starts[0] - 1) // piece_bytes
-    first_row = np.flatnonzero(np.concatenate([[True], number[1:] != number[:-1]]))
+    first_row = piece_rows(starts, ends, piece_bytes)
     size = shape[0] * shape[1]
     piece = np.searchsorted(first_row, np.arange(len(starts)), side="right") - 1
     counts = np.bincount(piece * size + groups, minlength=len(first_row) * size).reshape(len(first_row), *shape)
@@ -131,6 +129,13 @@ def piece_table(
     return PieceTable(
         np.array([0, len(first_row)]), first_row, starts[first_row], np.maximum.accumulate(ends)[last_row], counts
     )
+
+
+def piece_rows(starts: np.ndarray, ends: np.ndarray, piece_bytes: int) -> np.ndarray:
+    """The first row of each piece of a shard with at least one sample."""
+    # A new piece begins where a sample ends beyond the next multiple of the piece's length.
+    number = (ends - starts[0] - 1) // piece_bytes
+    return np.flatnonzero(np.concatenate([[True], number[1:] != number[:-1]]))
 
 
 def size_codes(width: np.ndarray, height: np.ndarray, language: np.ndarray) -> np.ndarray:

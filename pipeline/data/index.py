@@ -14,8 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -30,6 +31,7 @@ from pipeline.data.columns import (
     SHARD_NUMBERS,
     ShardSummary,
     columns_bytes,
+    piece_rows,
     piece_table,
     shards_digest,
     size_codes,
@@ -170,9 +172,24 @@ def index_shard(
         {"format": str(FORMAT), "summary": json.dumps(facts, ensure_ascii=False)}
     )
     with write_aside(index_path(shard)) as path:
-        pq.write_table(table, path, compression="zstd")
+        # A row group a piece, so that a reader of one piece reads one group.
+        pieces = _cut(columns, piece_bytes)
+        with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+            for low, high in pairwise([*pieces, len(rows)]):
+                writer.write_table(table.slice(low, high - low))
+            if not rows:
+                writer.write_table(table)
         data = path.read_bytes()
     return _summary(shard.name, validated(_FACTS, facts, "summary"), data, patch_budgets, piece_bytes), faults
+
+
+def _cut(columns: dict[str, list[Any]], piece_bytes: int) -> list[int]:
+    """The first row of each piece."""
+    image, record = (np.array([columns[f"{what}_offset"], columns[f"{what}_length"]]) for what in ("image", "json"))
+    if not image.size:
+        return []
+    starts, ends = np.minimum(image[0], record[0]), np.maximum(image.sum(0), record.sum(0))
+    return piece_rows(starts, ends, piece_bytes).tolist()
 
 
 _SCHEMA = {
@@ -221,7 +238,7 @@ def _summary(
         pieces=piece_table(rows.starts(), rows.ends(), groups, shape, piece_bytes),
         codes=size_codes(rows.width, rows.height, rows.language),
         languages=rows.languages,
-        faults=[dict(fault) for fault in facts["faults"]],
+        faults=[{str(name): text for name, text in fault.items()} for fault in facts["faults"]],
     )
 
 

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from pipeline.base.ranks import loader_workers
 from pipeline.config import DataSettings
 from pipeline.data.batch import Batch
-from pipeline.data.cache import make_store
+from pipeline.data.cache import check_remote
 from pipeline.data.collate import Collator, PixelBuffer
 from pipeline.data.images import ImageFault
 from pipeline.data.manifest import IndexProblem, Manifest, load_manifest
@@ -31,7 +32,10 @@ from pipeline.data.patches import PATCH_VALUES
 from pipeline.data.plan import Plan, PlannedBatch, rank_slice
 from pipeline.data.prefetch import Prefetcher
 from pipeline.data.reader import RawSample, ReadFault, ShardReader
+from pipeline.data.share import NodeShare
+from pipeline.data.sources import Sources
 from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.transport import Patience, StoreCounts, StoreUnavailable
 
 HELD_BATCHES = 3  # slots a worker beside those read ahead: one being filled, and what the training step still holds
 MAX_ATTEMPTS = 64  # replacements tried for one slot; with half of all samples lost, 64 fail once in 10^19
@@ -51,27 +55,42 @@ class Shipped(NamedTuple):
     shape: tuple[int, ...]
 
 
+class Failed(NamedTuple):
+    """What ended the work of a worker: raised again, as one line, in the training process."""
+
+    error: type[DataFaultLimit] | type[StoreUnavailable]
+    message: str
+
+
 class MicroBatches(Dataset):
     """Micro-batch ``i`` of this rank: part ``i % accumulation_steps`` of global batch ``i // accumulation_steps``."""
 
     def __init__(
         self,
         plan: Plan,
-        manifests: list[Manifest],
         collator: Collator,
         rank: int,
         world_size: int,
         accumulation_steps: int,
+        sources: Sources,
+        num_workers: int,
     ) -> None:
-        self.plan, self.manifests, self.collator, self.settings = plan, manifests, collator, collator.settings
+        self.plan, self.sources, self.collator, self.settings = plan, sources, collator, collator.settings
+        self.num_workers = num_workers
         self.rank, self.world_size, self.accumulation_steps = rank, world_size, accumulation_steps
         largest = plan.batch_size // (world_size * accumulation_steps) * max(plan.patch_budgets) * PATCH_VALUES
-        self.pool = BufferPool(self.settings.num_workers, self.settings.prefetch_batches + HELD_BATCHES, largest)
+        self.pool = BufferPool(num_workers, self.settings.prefetch_batches + HELD_BATCHES, largest)
         self._readers: list[ShardReader] = []
         self._process: int | None = None
         self._planned: tuple[tuple[int, int], PlannedBatch] | None = None
 
-    def __getitem__(self, index: int) -> Shipped:
+    def __getitem__(self, index: int) -> Shipped | Failed:
+        try:
+            return self._batch(index)
+        except (DataFaultLimit, StoreUnavailable) as error:
+            return Failed(type(error), str(error))
+
+    def _batch(self, index: int) -> Shipped:
         step, part = divmod(index, self.accumulation_steps)
         planned = self._plan_of(self.plan.locate(step))
         mine = rank_slice(len(planned), self.rank, self.world_size, part, self.accumulation_steps)
@@ -129,16 +148,7 @@ class MicroBatches(Dataset):
 
     def _readers_here(self) -> list[ShardReader]:
         if self._process != os.getpid():  # a forked worker must not share its parent's file positions
-            settings = self.settings
-            self._readers = [
-                ShardReader(
-                    manifest,
-                    make_store(manifest.folder, settings.cache_folder, settings.cache_gigabytes),
-                    self.plan.patch_budgets,
-                )
-                for manifest in self.manifests
-            ]
-            self._process = os.getpid()
+            self._readers, self._process = self.sources.readers(), os.getpid()
         return self._readers
 
 
@@ -158,8 +168,8 @@ class Loader:
     def __init__(self, batches: MicroBatches, start_step: int) -> None:
         self._batches, self._settings, self.plan = batches, batches.settings, batches.plan
         self._next_index = start_step * batches.accumulation_steps
-        self._iterator: Iterator[Shipped] | None = None
-        self._prefetcher = Prefetcher(batches.plan, batches.manifests, batches.settings)
+        self._iterator: Iterator[Shipped | Failed] | None = None
+        self._prefetcher = _make_prefetcher(batches) if batches.sources.is_remote else None
         self._faults: Counter[str] = Counter()
         self._samples = 0
 
@@ -176,10 +186,12 @@ class Loader:
         """
         Raises:
             DataFaultLimit: the share of faulty samples is above ``max_fault_share``.
+            StoreUnavailable: a remote store was away for longer than ``store_patience_seconds``.
         """
         if self._iterator is None:
             self._iterator = iter(self._torch_loader())
-        self._prefetcher.at(*self.plan.locate(self._next_index // self._batches.accumulation_steps))
+        if self._prefetcher is not None:
+            self._prefetcher.at(self._next_index)
         batch = self._receive(next(self._iterator))
         self._next_index += 1
         self._samples += len(batch)
@@ -212,16 +224,23 @@ class Loader:
 
     def close(self) -> None:
         """End the workers and the prefetching."""
-        self._prefetcher.close()
+        if self._prefetcher is not None:
+            self._prefetcher.close()
         self._iterator = None  # torch's iterator ends its workers when it is let go
         self._batches.close()
 
-    def _receive(self, shipped: Shipped) -> Batch:
+    def store_counts(self) -> dict[str, float]:
+        """Requests, bytes and retries of this rank's processes at remote stores, since the loader was made."""
+        return self._batches.sources.counts.totals()
+
+    def _receive(self, shipped: Shipped | Failed) -> Batch:
+        if isinstance(shipped, Failed):
+            raise shipped.error(shipped.message)
         batch, slot, shape = shipped
         return batch if slot is None else replace(batch, pixel_values=self._batches.pool.receive(slot, shape))
 
     def _torch_loader(self) -> DataLoader:
-        workers = self._settings.num_workers
+        workers = self._batches.num_workers
         return DataLoader(
             self._batches,
             batch_size=None,
@@ -247,12 +266,14 @@ def make_loader(
     start_step: int = 0,
     accumulation_steps: int = 1,
     with_regions: bool = False,
+    local_world_size: int | None = None,
 ) -> Loader:
     """The micro-batches of ``rank``, in order, from global optimizer step ``start_step`` on.
 
     Args:
         text_lengths: tokens of short (and region) texts, and of long ones.
         micro_batch_size: images a rank and micro-batch; times ranks and accumulation it is the global batch.
+        local_world_size: ranks on this machine, neighbours among all; None: ``rank`` is alone there.
 
     Raises:
         IndexProblem: shards, index, weights or sizes that do not fit, each with its remedy.
@@ -268,7 +289,7 @@ def make_loader(
             f"data.last_batch_multiple is {settings.last_batch_multiple}; a kept last batch must divide among "
             f"{world_size} ranks x {accumulation_steps} accumulation steps, so make it a multiple of {slices}"
         )
-    manifests = [load_manifest(folder, settings.patch_budgets) for folder in settings.shards]
+    manifests = [_manifest(folder, settings) for folder in settings.shards]
     if with_regions and not any(manifest.regions.any() for manifest in manifests):
         raise IndexProblem(
             f"no sample of {', '.join(settings.shards)} has a region, and stage 2 trains on them; "
@@ -276,8 +297,30 @@ def make_loader(
         )
     plan = Plan(manifests, settings, seed, global_batch_size)
     collator = Collator(settings, tokenizer, text_lengths, seed, with_regions)
-    batches = MicroBatches(plan, manifests, collator, rank, world_size, accumulation_steps)
-    return Loader(batches, start_step)
+    here = local_world_size or 1
+    share = NodeShare(plan.copy(), manifests, rank // here * here, here, world_size, accumulation_steps)
+    sources = Sources(manifests, settings, share)
+    workers = loader_workers(settings.num_workers, here)
+    return Loader(MicroBatches(plan, collator, rank, world_size, accumulation_steps, sources, workers), start_step)
+
+
+def _manifest(folder: str, settings: DataSettings) -> Manifest:
+    """A remote one is asked for as patiently as its shards are."""
+    check_remote(folder, settings.cache_folder)
+    patience = Patience(settings.store_patience_seconds, StoreCounts())
+    return patience(folder, lambda: load_manifest(folder, settings.patch_budgets, settings.cache_folder))
+
+
+def _make_prefetcher(batches: MicroBatches) -> Prefetcher:
+    settings, sources = batches.settings, batches.sources
+    return Prefetcher(
+        sources.share,
+        batches.rank,
+        sources.readers,
+        settings.store_connections,
+        settings.prefetch_gigabytes * 1e9,
+        sources.give_up,
+    )
 
 
 def _without_pixels(batch: Batch) -> Batch:

@@ -199,7 +199,7 @@ def _columns_file(folder: str, name: str, sha256: str, cache_folder: str | Path 
         data = read_file(folder, name, MAX_COLUMNS_BYTES)
         _compare(name, hashlib.sha256(data).hexdigest(), sha256)
         return data
-    path = Path(cache_folder or folder) / (f"{sha256[:32]}.columns" if remote else name)
+    path = Path(cache_folder or "", f"{sha256[:32]}.columns") if remote else Path(folder, name)
     if remote and (not path.is_file() or _digest_of(path) != sha256):
         data = read_file(folder, name, MAX_COLUMNS_BYTES)
         _compare(name, hashlib.sha256(data).hexdigest(), sha256)

@@ -1,68 +1,153 @@
-"""Fetches the shards that the plan needs next, in the background, where sources are remote."""
+"""Fetches in the background what this rank will read next, where sources are remote.
+
+One thread walks the plan ahead of training and lists what each micro-batch of this rank needs: its own pieces, and
+single samples of others. Others fetch, several at once, in the order of need. The cache's locks keep the ranks of a
+machine, their workers and these threads from fetching twice. What is not there in time is fetched by whoever needs it.
+"""
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from pipeline.config import DataSettings
-from pipeline.data.cache import CachedFolder, ShardUnavailable, make_store
-from pipeline.data.manifest import IndexProblem, Manifest, index_name
-from pipeline.data.plan import Plan
+from pipeline.data.cache import CachedFolder
+from pipeline.data.plan import Plan, rank_slice
+from pipeline.data.reader import ReadFault, ShardReader
+from pipeline.data.shard_index import IndexProblem
+from pipeline.data.share import Need, NodeShare
+from pipeline.data.transport import StoreUnavailable
+
+BATCHES_AHEAD = 256  # micro-batches that are looked at, at most, where all they need is there already
+REMEMBERED = 100_000  # needs that were seen to; older ones are looked up again
 
 
 class Prefetcher:
-    """One thread of the training process; the cache's locks keep it and the loader workers from fetching twice."""
+    """``at`` says where training is; ``close`` ends it."""
 
-    def __init__(self, plan: Plan, manifests: Sequence[Manifest], settings: DataSettings) -> None:
-        self._plan, self._manifests, self._settings = plan, manifests, settings
-        # A store is made here and used in the thread alone; workers make their own.
-        self._stores = [
-            make_store(manifest.folder, settings.cache_folder, settings.cache_gigabytes) for manifest in manifests
-        ]
-        self._remote = any(isinstance(store, CachedFolder) for store in self._stores)
-        self._announced: list[int] = []
-        self._wanted: deque[int] = deque()
+    def __init__(
+        self,
+        share: NodeShare,
+        rank: int,
+        make_readers: Callable[[], Sequence[ShardReader]],
+        connections: int,
+        ahead_bytes: float,
+        give_up: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            share: of this machine, with a plan of its own.
+            make_readers: one reader a source, for one thread.
+            connections: needs that are fetched at one time.
+            ahead_bytes: stop when this much was fetched that training has not come to.
+            give_up: called when the store was away for too long.
+        """
+        self._give_up = give_up
+        self._share, self._rank, self._make_readers = share, rank, make_readers
+        self._connections, self._ahead_bytes = connections, ahead_bytes
+        self._current, self._next = -1, 0
+        self._ahead: deque[tuple[int, int]] = deque()  # micro-batch, new bytes that it needs
         self._condition = threading.Condition()
+        self._tasks: queue.Queue[Need | None] = queue.Queue(maxsize=4 * connections)
+        self._threads: list[threading.Thread] = []
         self._closed = False
-        self._thread: threading.Thread | None = None
 
-    def at(self, epoch: int, number: int) -> None:
-        """Training is at batch ``number``: fetch its window and ``prefetch_shards`` shards after it."""
-        if not self._remote or not self._settings.prefetch_shards:
-            return
-        shards = self._plan.shards_ahead(epoch, number, self._settings.prefetch_shards).tolist()
-        if shards == self._announced:
-            return
+    def at(self, index: int) -> None:
+        """Training asks for micro-batch ``index`` of this rank."""
         with self._condition:
-            self._announced, self._wanted = shards, deque(shards)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="shard-prefetch", daemon=True)
-                self._thread.start()
-            self._condition.notify()
+            self._current, self._next = index, max(self._next, index)
+            while self._ahead and self._ahead[0][0] < index:
+                self._ahead.popleft()
+            self._condition.notify_all()
+            if not self._threads:
+                self._start()
 
     def close(self) -> None:
-        """Stop after the shard that is being fetched."""
+        """Stop after what is being fetched."""
         with self._condition:
             self._closed = True
-            self._condition.notify()
+            self._condition.notify_all()
 
-    def _run(self) -> None:
-        while True:
-            with self._condition:
-                while not self._wanted and not self._closed:
-                    self._condition.wait()
+    def _start(self) -> None:
+        targets = [self._walk, *[self._fetch] * self._connections]
+        self._threads = [threading.Thread(target=one, name="prefetch", daemon=True) for one in targets]
+        for thread in self._threads:
+            thread.start()
+
+    def _walk(self) -> None:
+        """List needs in order, as long as not too much lies ahead of training."""
+        plan, readers = self._share.plan, self._make_readers()
+        seen: dict[tuple[int, int, int, tuple[int, ...]], None] = {}
+        while (index := self._turn()) is not None:
+            new_bytes = 0
+            for need in rank_needs(self._share, plan, self._rank, index):
+                name = (need.source, need.shard, need.piece, () if need.whole else need.ordinals)
+                if name in seen or not isinstance(readers[need.source].store, CachedFolder):
+                    continue
+                seen[name] = None
+                new_bytes += bytes_of(self._share, need)
+                self._tasks.put(need)
                 if self._closed:
-                    return
-                shard = self._wanted.popleft()
-            source, number = self._plan.source_of(shard)
-            store, manifest = self._stores[source], self._manifests[source]
-            if not isinstance(store, CachedFolder):
+                    break
+            while len(seen) > REMEMBERED:
+                seen.pop(next(iter(seen)))
+            with self._condition:
+                self._ahead.append((index, new_bytes))
+                self._next = max(self._next, index + 1)
+        for _ in range(self._connections):
+            self._tasks.put(None)
+
+    def _turn(self) -> int | None:
+        """The next micro-batch to look at, when it may be; None at the end."""
+        with self._condition:
+            while not self._closed:
+                ahead = sum(length for _, length in self._ahead)
+                if ahead < self._ahead_bytes and self._next - self._current < BATCHES_AHEAD:
+                    return self._next
+                self._condition.wait()
+        return None
+
+    def _fetch(self) -> None:
+        readers = self._make_readers()
+        while (need := self._tasks.get()) is not None:
+            if self._closed:
                 continue
-            name = manifest.shards[number]
             try:
-                store.fetch(index_name(name), 0, manifest.index_sha256[number])
-                store.fetch(name, int(manifest.sizes[number]), manifest.sha256[number])
-            except (ShardUnavailable, IndexProblem):
+                fetch_need(readers[need.source], need)
+            except (ReadFault, IndexProblem):
                 continue  # who reads a sample of it meets the same error, and counts it under the sample's name
+            except StoreUnavailable:
+                self._give_up()  # the workers, which may wait for this very piece, say what happened
+
+
+def rank_needs(share: NodeShare, plan: Plan, rank: int, index: int) -> list[Need]:
+    """What micro-batch ``index`` of a rank reads; micro-batches are counted over all steps and their parts."""
+    step, part = divmod(index, share.parts)
+    batch = plan.batch(*plan.locate(step))
+    return share.needs(batch, rank_slice(len(batch), rank, share.world_size, part, share.parts))
+
+
+def bytes_of(share: NodeShare, need: Need) -> int:
+    """Bytes that fetching a need takes; of single samples, their number times the mean of their piece."""
+    pieces = share.manifests[need.source].pieces
+    place = int(pieces.first[need.shard]) + need.piece
+    length = int(pieces.end[place] - pieces.start[place])
+    return length if need.whole else length * len(need.ordinals) // max(1, int(pieces.counts[place].sum()))
+
+
+def fetch_need(reader: ShardReader, need: Need) -> None:
+    """Have a need in the cache. Raises ``ReadFault``, ``StoreUnavailable``."""
+    store = reader.store
+    if not isinstance(store, CachedFolder):
+        return
+    piece, first_row, rows = reader.rows_of(need.shard, need.piece)
+    if need.whole:
+        with reader.naming(piece.name):
+            store.fetch_piece(piece, rows)
+        return
+    for ordinal in need.ordinals:
+        row = reader.row(need.shard, need.language, ordinal)
+        if not store.has(piece):
+            with reader.naming(piece.name):
+                store.fetch_sample(piece, row, *reader.extent(rows, row - first_row))

@@ -6,32 +6,35 @@ or swapped after indexing are a fault and never a wrong sample.
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from pipeline.base.border import BorderError, quoted, shown
-from pipeline.data.cache import LocalFolder, ShardStore, ShardUnavailable
+from pipeline.data.cache import LocalFolder, Piece, ShardStore
 from pipeline.data.manifest import Manifest, load_manifest
 from pipeline.data.records import Fault, walk_folder, walk_records
+from pipeline.data.resolution import budget_numbers
 from pipeline.data.schema import Sample, SampleError, parse_sample
 from pipeline.data.shard_index import (
-    MAX_INDEX_BYTES,
     IndexProblem,
     ShardIndex,
+    compare_index,
     index_name,
-    parse_index,
-    read_at_most,
     read_index,
+    read_rows,
 )
 from pipeline.data.tar import LARGEST_MEMBER_BYTES
+from pipeline.data.transport import ShardUnavailable
 
-OPEN_SHARDS = 64  # files and row indexes that a reader keeps open; about a window's worth
+OPEN_PIECES = 1024  # whose rows a reader remembers; some 50 kB each
+LOST_SECONDS = 60.0  # then a shard that was missing is looked for again
 
 
 class ReadFault(ValueError):
@@ -52,6 +55,16 @@ class RawSample:
     sample: Sample
 
 
+@dataclass
+class _Rows:
+    """What is known of a piece: its index rows, and those of each language and patch budget in the tar's order."""
+
+    piece: Piece
+    first_row: int
+    index: ShardIndex
+    groups: dict[tuple[str, int], np.ndarray]
+
+
 class ShardReader:
     """Reads samples of one source by shard number and row. Not for sharing between threads.
 
@@ -63,87 +76,143 @@ class ShardReader:
 
     def __init__(self, manifest: Manifest, store: ShardStore, patch_budgets: tuple[int, ...]) -> None:
         self.manifest, self.store, self.patch_budgets = manifest, store, patch_budgets
-        self._open: OrderedDict[int, tuple[BinaryIO, ShardIndex, dict[str, np.ndarray]]] = OrderedDict()
-        self._lost: dict[int, ReadFault] = {}
+        self._rows: OrderedDict[tuple[int, int], _Rows] = OrderedDict()
+        self._lost: dict[tuple[int, int], tuple[float, ReadFault]] = {}
+        self._compared: set[int] = set()  # shards whose index is the manifest's
 
     def row(self, shard: int, language: str, ordinal: int) -> int:
         """The row of the ``ordinal``-th sample of a language, by patch budget, then by place in the tar."""
-        _, index, rows = self._shard(shard)
-        if ordinal >= len(rows.get(language, ())):
+        pieces = self.manifest.pieces
+        counts = (
+            pieces.counts[pieces.first[shard] : pieces.first[shard + 1], self._language(shard, language)]
+            .astype(np.int64)
+            .T
+        )
+        ends = counts.reshape(-1).cumsum()  # over budgets, and over pieces within a budget
+        place = int(np.searchsorted(ends, ordinal, side="right"))
+        if place == len(ends):
             name = self.manifest.shards[shard]
-            raise ReadFault("stale_index", "it holds fewer samples than the manifest says; index again", shard=name)
-        return int(rows[language][ordinal])
+            raise ReadFault("stale_index", "it holds fewer samples than the plan says; index again", shard=name)
+        budget, piece = divmod(place, counts.shape[1])
+        found = self._piece(shard, piece)
+        return found.first_row + int(found.groups[language, budget][ordinal - int(ends[place] - counts[budget, piece])])
+
+    def _language(self, shard: int, language: str) -> int:
+        if language not in self.manifest.languages:
+            name = self.manifest.shards[shard]
+            raise ReadFault("stale_index", f"its manifest has no samples in {language}; index again", shard=name)
+        return self.manifest.languages.index(language)
 
     def read(self, shard: int, row: int) -> RawSample:
-        """Raises ``ReadFault``."""
-        file, index, _ = self._shard(shard)
-        name, key = self.manifest.shards[shard], index.keys[row]
-        image = self._member(file, index, "image", row, name)
-        record = self._member(file, index, "json", row, name)
+        """Raises ``ReadFault``, or ``StoreUnavailable`` where a remote store is away for too long."""
+        found = self._piece(shard, self.manifest.pieces.of_row(shard, row))
+        name, index, number = self.manifest.shards[shard], found.index, row - found.first_row
+        key = index.keys[number]
+        start, end = self.extent(found.index, number)
+        if not 0 <= start < end or end - start > 2 * LARGEST_MEMBER_BYTES:
+            raise ReadFault("stale_index", f"members of {end - start} bytes at byte {start}", shard=name, key=key)
+        try:
+            data = self.store.read(found.piece, row, start, end)
+        except ShardUnavailable as error:
+            raise ReadFault(error.kind, str(error), shard=name, key=key) from error
+        except OSError as error:
+            raise ReadFault("read_error", f"bytes {start} to {end}: {error}", shard=name, key=key) from error
+        image = self._member(data, start, index, "image", number, name)
+        record = self._member(data, start, index, "json", number, name)
         try:
             sample = parse_sample(record, key=key, shard=name)
         except SampleError as error:
             raise ReadFault(error.kind, str(error), shard=name, key=key) from error
         return RawSample(key, name, image, sample)
 
-    def close(self) -> None:
-        for file, _, _ in self._open.values():
-            file.close()
-        self._open.clear()
+    def rows_of(self, shard: int, piece: int) -> tuple[Piece, int, ShardIndex]:
+        """A piece, its first row, and its index rows. Raises as ``read``."""
+        found = self._piece(shard, piece)
+        return found.piece, found.first_row, found.index
 
-    def _member(self, file: BinaryIO, index: ShardIndex, what: str, row: int, shard: str) -> bytes:
-        offset, length, expected = (
-            int(getattr(index, f"{what}_{part}")[row]) for part in ("offset", "length", "crc32")
-        )
-        key = index.keys[row]
-        if offset < 0 or not 0 < length <= LARGEST_MEMBER_BYTES:
-            raise ReadFault("stale_index", f"{what} of {length} bytes at byte {offset}", shard=shard, key=key)
+    @contextmanager
+    def naming(self, shard: str) -> Iterator[None]:
+        """What a store says of an object becomes the fault of its shard."""
         try:
-            file.seek(offset)
-            data = file.read(length)
-        except OSError as error:
-            raise ReadFault("read_error", f"{what} at byte {offset}: {error}", shard=shard, key=key) from error
-        if len(data) < length:
-            raise ReadFault("truncated_shard", f"{what} is cut: {len(data)} of {length} bytes", shard=shard, key=key)
-        if zlib.crc32(data) != expected:
-            raise ReadFault("checksum", f"{what} at byte {offset} is not what was indexed", shard=shard, key=key)
-        return data
-
-    def _shard(self, number: int) -> tuple[BinaryIO, ShardIndex, dict[str, np.ndarray]]:
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number]
-        if number in self._lost:
-            raise self._lost[number]
-        name = self.manifest.shards[number]
-        try:
-            opened = self._open_shard(number, name)
+            yield
         except ShardUnavailable as error:
-            self._lost[number] = ReadFault(error.kind, str(error), shard=name)
-            raise self._lost[number] from error
-        except (IndexProblem, BorderError) as error:
-            self._lost[number] = ReadFault("damaged_index", str(error), shard=name)
-            raise self._lost[number] from error
+            raise ReadFault(error.kind, str(error), shard=shard) from error
+
+    @staticmethod
+    def extent(index: ShardIndex, number: int) -> tuple[int, int]:
+        """Where the members of a row begin and end in the tar."""
+        image, record = int(index.image_offset[number]), int(index.json_offset[number])
+        ends = image + int(index.image_length[number]), record + int(index.json_length[number])
+        return min(image, record), max(ends)
+
+    def close(self) -> None:
+        self.store.close()
+        self._rows.clear()
+
+    def _member(self, data: bytes, start: int, index: ShardIndex, what: str, number: int, shard: str) -> bytes:
+        offset, length, expected = (
+            int(getattr(index, f"{what}_{part}")[number]) for part in ("offset", "length", "crc32")
+        )
+        key, member = index.keys[number], data[offset - start : offset - start + length]
+        if not length:
+            raise ReadFault("stale_index", f"{what} of no bytes at byte {offset}", shard=shard, key=key)
+        if len(member) < length:
+            raise ReadFault("truncated_shard", f"{what} is cut: {len(member)} of {length} bytes", shard=shard, key=key)
+        if zlib.crc32(member) != expected:
+            raise ReadFault("checksum", f"{what} at byte {offset} is not what was indexed", shard=shard, key=key)
+        return member
+
+    def _piece(self, shard: int, piece: int) -> _Rows:
+        place = shard, piece
+        if place in self._rows:
+            self._rows.move_to_end(place)
+            return self._rows[place]
+        if place in self._lost:
+            since, fault = self._lost[place]
+            if time.monotonic() - since < LOST_SECONDS:
+                raise fault
+            del self._lost[place]
+        name = self.manifest.shards[shard]
+        try:
+            found = self._open_piece(shard, piece, name)
+        except ShardUnavailable as error:
+            raise self._lose(place, ReadFault(error.kind, str(error), shard=name)) from error
+        except (IndexProblem, BorderError, FileNotFoundError) as error:
+            raise self._lose(place, ReadFault("damaged_index", str(error), shard=name)) from error
         except OSError as error:
             raise ReadFault("read_error", str(error), shard=name) from error
-        self._open[number] = opened
-        while len(self._open) > OPEN_SHARDS:
-            _, (file, _, _) = self._open.popitem(last=False)
-            file.close()
-        return opened
+        self._rows[place] = found
+        while len(self._rows) > OPEN_PIECES:
+            self._rows.popitem(last=False)
+        return found
 
-    def _open_shard(self, number: int, name: str) -> tuple[BinaryIO, ShardIndex, dict[str, np.ndarray]]:
-        manifest = self.manifest
-        digest = manifest.index_sha256[number]
-        with self.store.open(index_name(name), 0, digest) as file:
-            index = parse_index(read_at_most(file, index_name(name), MAX_INDEX_BYTES), name, digest)
-        if not np.array_equal(index.counts(self.patch_budgets, manifest.languages), manifest.counts[number]):
+    def _lose(self, place: tuple[int, int], fault: ReadFault) -> ReadFault:
+        self._lost[place] = time.monotonic(), fault
+        return fault
+
+    def _open_piece(self, shard: int, number: int, name: str) -> _Rows:
+        table = self.manifest.pieces
+        place = int(table.first[shard]) + number
+        counts = table.counts[place]
+        first, count = int(table.first_row[place]), int(counts.sum())
+        path = self.store.index(name, self.manifest.index_sha256[shard])
+        if isinstance(self.store, LocalFolder) and shard not in self._compared:  # what was fetched has been compared
+            compare_index(path, name, self.manifest.index_sha256[shard])
+            self._compared.add(shard)
+        index = read_rows(path, name, first, count, number)
+        if not np.array_equal(index.counts(self.patch_budgets, self.manifest.languages), counts):
             raise IndexProblem(
-                f"{index_name(name)} has {len(index)} rows, the manifest says {manifest.samples[number]}, or of other "
-                "languages and sizes; make both again with `python -m data_tools index --force`"
+                f"{index_name(name)} has samples of other languages and sizes than the manifest says; make both again "
+                "with `python -m data_tools index --force`"
             )
-        tar = self.store.open(name, int(manifest.sizes[number]), manifest.sha256[number])
-        return tar, index, index.grouped_rows(self.patch_budgets)
+        budgets = budget_numbers(index.width, index.height, self.patch_budgets)
+        groups = {
+            (name, budget): np.flatnonzero((index.language == number) & (budgets == budget))
+            for number, name in enumerate(index.languages)
+            for budget in range(counts.shape[1])
+        }
+        piece = Piece(shard, number, name, int(table.start[place]), int(table.end[place]))
+        return _Rows(piece, first, index, groups)
 
 
 def read_sample(shard: str | Path, key: str) -> tuple[bytes, Sample]:

@@ -128,6 +128,46 @@ def _rows(table: Any, shard: str) -> ShardIndex:
     return ShardIndex(shard=shard, keys=keys, languages=known, language=language, **numbers)
 
 
+def compare_index(path: Path, shard: str, sha256: str) -> None:
+    """See that a file is the index that a manifest was made with. Raises ``IndexProblem``, or ``OSError``."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise IndexProblem(
+            f"the index of {shown(shard)} is not the one that its manifest was made with; make it again with "
+            "`python -m data_tools index --force`"
+        )
+
+
+def read_rows(path: Path, shard: str, first: int, count: int, row_group: int) -> ShardIndex:
+    """``count`` rows of a shard's index file, from ``first`` on; files of this version have them in ``row_group``.
+
+    Raises:
+        IndexProblem: the file is damaged, or has other rows. OSError: it cannot be read.
+    """
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowException
+
+    try:
+        with pq.ParquetFile(path, memory_map=False) as file:
+            groups = file.metadata.num_row_groups
+            if groups > row_group and file.metadata.row_group(row_group).num_rows == count and groups > 1:
+                table = file.read_row_group(row_group, use_threads=False)
+            else:  # files of version 0.1 have one group for all rows
+                table = file.read(use_threads=False).slice(first, count)
+        rows = _rows(table, shard)
+    except FileNotFoundError:
+        raise
+    except (ArrowException, OSError, KeyError, ValueError) as error:
+        raise IndexProblem(
+            f"the index of {shown(shard)} is damaged ({one_line(error)}); make it again with "
+            "`python -m data_tools index --force`"
+        ) from error
+    if len(rows) != count:
+        raise IndexProblem(f"the index of {shown(shard)} has {len(rows)} of {count} rows from {first} on; index again")
+    return rows
+
+
 def read_index(folder: str | Path, shard: str, sha256: str | None = None) -> ShardIndex:
     """The row index beside ``folder/shard``, uncached. Raises as ``parse_index``, also where there is none."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pipeline.base.ranks import loader_workers
 from pipeline.config import SettingsError, Stage1Settings
 from pipeline.data.loader import HELD_BATCHES
 from pipeline.estimate.devices import Device
@@ -257,8 +258,9 @@ def _host_memory(
 ) -> float:
     """Bytes of one host: processes, loader slots, the copy that a checkpoint is written from."""
     data = settings.data
-    slots = max(data.num_workers, 1) * (data.prefetch_batches + HELD_BATCHES)
-    loader = slots * micro * patches * PATCH_VALUES + 1e9 * WORKER_GIGABYTES * data.num_workers
+    workers = loader_workers(data.num_workers, per_host)
+    slots = max(workers, 1) * (data.prefetch_batches + HELD_BATCHES)
+    loader = slots * micro * patches * PATCH_VALUES + 1e9 * WORKER_GIGABYTES * workers
     start = FLOAT * total  # every rank makes the model in host memory before it goes to the device
     return per_host * (1e9 * PROCESS_GIGABYTES + loader + max(checkpoint / devices, start))
 

@@ -142,6 +142,7 @@ def _make_loader(
         start_step=start_step,
         accumulation_steps=settings.train.accumulation_steps,
         with_regions=settings.trains_regions,
+        local_world_size=rank_info.local_world_size,
     )
 
 

@@ -50,6 +50,7 @@ def run(settings: Stage1Settings) -> int:
     from pipeline.base.distributed import device_of, join_process_group
     from pipeline.checkpoint.folder import CheckpointError
     from pipeline.data.loader import DataFaultLimit
+    from pipeline.data.transport import StoreUnavailable
     from pipeline.training.assemble import run_in_group
     from pipeline.training.engine import prepare_cores
     from pipeline.training.failure import NonFiniteStep
@@ -62,9 +63,10 @@ def run(settings: Stage1Settings) -> int:
         return 2
     prepare_cores(rank_info, device_of(rank_info), settings.train)
     device = join_process_group(rank_info, settings.train.timeout_seconds)
+    known = (SettingsError, ValueError, OSError, CheckpointError, NonFiniteStep, DataFaultLimit, StoreUnavailable)
     try:
         status = run_in_group(settings, rank_info, device)
-    except (SettingsError, ValueError, OSError, CheckpointError, NonFiniteStep, DataFaultLimit) as error:
+    except known as error:
         # Known failures are one line; every rank that meets one prints it, since any may be the only one.
         print(f"error: rank {rank_info.rank}: {error}", file=sys.stderr, flush=True)
         if device.type == "cpu":  # NCCL would wait here for ranks that may have ended

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pipeline.base.ranks import RankInfo
+from pipeline.base.ranks import RankInfo, rank_cores
 from pipeline.config import SettingsError, Stage1Settings, TrainSettings
 from pipeline.training.load_deepspeed import load_deepspeed
 from pipeline.training.optimizer import make_optimizer, parameter_groups
@@ -23,8 +22,7 @@ def prepare_cores(rank_info: RankInfo, device: torch.device, settings: TrainSett
     With two threads or more, torch adds the gradients of an indexed tensor's repeated rows by atomic additions, in
     whatever order the threads come, and a resumed run would differ from an uninterrupted one in its last bits.
     """
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(settings.threads_per_rank or max(1, cores // rank_info.local_world_size))
+    torch.set_num_threads(settings.threads_per_rank or rank_cores(rank_info.local_world_size))
     torch.backends.cuda.matmul.allow_tf32 = settings.tf32  # the losses switch it off for themselves
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)

@@ -13,6 +13,7 @@ by place. Only who reads it opens the shard's row index (``ShardReader.row``).
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,10 +78,46 @@ class Plan:
         if not self._epoch(0).steps:
             raise IndexProblem(self._too_small())
 
+    def copy(self) -> Plan:
+        """The same plan for another thread, with a memory of its own for what it worked out."""
+        other = copy.copy(self)
+        other._epochs, other._streams, other._steps = OrderedDict(self._epochs), OrderedDict(), list(self._steps)
+        return other
+
+    @property
+    def num_shards(self) -> int:
+        """Of all sources."""
+        return len(self._counts)
+
     def source_of(self, shard: int) -> tuple[int, int]:
         """The number of the source, and of the shard within it."""
         source = int(np.searchsorted(self._first_shard, shard, side="right")) - 1
         return source, shard - int(self._first_shard[source])
+
+    def shard_number(self, source: int, shard: int) -> int:
+        """The number over all sources of a shard of one source."""
+        return int(self._first_shard[source]) + shard
+
+    def alive_bytes(self, sizes: np.ndarray, epoch: int = 0) -> float:
+        """The most bytes of shards at one time that were begun and will be read again. ``sizes`` [S] of all sources.
+
+        A window is begun when a batch that is given out in it takes samples of it, and done with when the last batch
+        that holds a sample of it was given out; rare groups take many windows to fill a batch.
+        """
+        plan, size = self._epoch(epoch), self.batch_size
+        starts = np.arange(0, len(plan.order), self.settings.window_shards)
+        per_window = np.add.reduceat(sizes[plan.order].astype(np.float64), starts)
+        last = np.arange(len(starts))
+        for group in range(plan.cumulative.shape[1]):
+            cumulative = plan.cumulative[:, group]
+            end = np.minimum(-(-cumulative[1:] // size) * size, cumulative[-1] // size * size)
+            done = np.searchsorted(cumulative, end, side="left") - 1  # the window in which that batch is full
+            taken = np.diff(cumulative) > 0
+            last = np.where(taken, np.maximum(last, done), last)
+        change = np.zeros(len(starts) + 1)
+        change[:-1] += per_window
+        np.subtract.at(change, last + 1, per_window)
+        return float(change.cumsum().max())
 
     def steps_per_epoch(self, epoch: int = 0) -> int:
         return self._epoch(epoch if self._varies else 0).steps
@@ -182,14 +219,6 @@ class Plan:
             full, rest = divmod(int(total), self.batch_size)
             rows.append((name, None if mixed else self.patch_budgets[patch_budget], int(total), full, rest))
         return rows
-
-    def shards_ahead(self, epoch: int, number: int, count: int) -> np.ndarray:
-        """The window that batch ``number`` is given out in, and ``count`` shards after it, in the epoch's order."""
-        plan = self._epoch(epoch)
-        window = int(np.searchsorted(plan.batches_before, number, side="right")) - 1
-        window = min(window, len(plan.cumulative) - 2)
-        start = window * self.settings.window_shards
-        return plan.order[start : start + self.settings.window_shards + count]
 
     @property
     def _varies(self) -> bool:

@@ -75,7 +75,7 @@ def spread(plan: Plan, epoch: int) -> str:
     batches = [plan.batch(epoch, n) for n in range(middle, min(middle + SAMPLED_BATCHES, steps))]
     shards = np.mean([len(np.unique(batch.shards)) for batch in batches])
     same = np.mean([np.mean(np.diff(np.sort(batch.shards)) == 0) if len(batch) > 1 else 0.0 for batch in batches])
-    window = steps * plan.settings.window_shards / max(len(plan.shards_ahead(epoch, 0, 10**9)), 1)
+    window = steps * plan.settings.window_shards / plan.num_shards
     return (
         f"a batch mixes {shards:.1f} shards ({same:.0%} of its samples share a shard with another); samples of one "
         f"shard spread over about {min(max(window, 1), steps):.1f} steps of {steps} (data.window_shards = "

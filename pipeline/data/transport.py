@@ -1,0 +1,228 @@
+"""Bytes of a remote store through fsspec, a range a request, and faults of a network waited out.
+
+What a network does is weather: a refused or reset connection, a name that does not resolve, a status of 408, 425, 429
+or 5xx, a body that is cut or stalls. Such a request is made again, with growing pauses of random length, until it
+succeeds or ``patience_seconds`` are over. Only an object that is missing or forbidden is final.
+"""
+
+from __future__ import annotations
+
+import http.client
+import importlib
+import logging
+import mmap
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pipeline.base.border import one_line
+from pipeline.data.shard_index import IndexProblem
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
+CONNECT_SECONDS = 10.0
+STALL_SECONDS = 20.0  # without a byte
+SLOWEST_BYTES_PER_SECOND = 1 << 20  # a request below this rate is made again
+CHUNK_BYTES = 64 << 20  # a longer range is fetched in parts
+REPORT_SECONDS = 10.0  # between two warnings about one store
+FINAL_STATUSES = {401: "forbidden", 403: "forbidden", 404: "missing", 410: "missing"}
+CHECKSUM_ATTEMPTS = 3  # the same wrong bytes twice more are the object's own
+# Libraries below fsspec whose errors are no OSError, where they are installed.
+ERROR_CLASSES = (
+    ("aiohttp", "ClientError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("gcsfs.retry", "HttpError"),
+    ("requests.exceptions", "RequestException"),
+    ("urllib3.exceptions", "HTTPError"),
+)
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class ShardUnavailable(OSError):
+    """An object cannot be had: it is missing, forbidden, or has other bytes than the manifest says. ``kind``."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class StoreUnavailable(RuntimeError):
+    """The store gave nothing for longer than ``data.store_patience_seconds``; the run ends and can be resumed."""
+
+
+class DamagedBody(OSError):
+    """A body has another length or checksum than it should."""
+
+
+class StoreCounts:
+    """What the processes of a rank asked of remote stores. Shared memory: made before workers are forked."""
+
+    FIELDS = ("requests", "bytes", "retries")
+    PROCESSES = 128
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, self.PROCESSES * len(self.FIELDS) * 8)
+        self._table = np.frombuffer(self._memory, dtype=np.float64).reshape(-1, len(self.FIELDS))
+        self._lock = threading.Lock()
+
+    def add(self, field: str, value: float = 1.0) -> None:
+        # A row a process, so that no two write to one; ids that fall together could lose a count, never more.
+        with self._lock:
+            self._table[os.getpid() % self.PROCESSES, self.FIELDS.index(field)] += value
+
+    def totals(self) -> dict[str, float]:
+        """Sums over all processes, by field."""
+        return dict(zip(self.FIELDS, self._table.sum(0).tolist(), strict=True))
+
+
+@dataclass
+class Patience:
+    """Tries a piece of work again until it succeeds, is final, or took too long."""
+
+    seconds: float
+    counts: StoreCounts
+    stopped: Callable[[], bool] = lambda: False  # asked between attempts: nobody waits for the answer any more
+    _reported: float = 0.0
+
+    def __call__(self, what: str, work: Callable[[], T]) -> T:
+        """
+        Raises:
+            ShardUnavailable: the object is missing or forbidden. StoreUnavailable: no answer for ``seconds``.
+        """
+        started, attempt = time.monotonic(), 0
+        while True:
+            try:
+                return work()
+            except ShardUnavailable:
+                raise
+            except transport_errors() as error:
+                kind = final_kind(error)
+                if kind is not None:
+                    message = f"{what} is {kind} ({one_line(error)})"
+                    raise ShardUnavailable(f"{kind}_shard", message) from error
+                waited = time.monotonic() - started
+                if waited > self.seconds or self.stopped():
+                    raise StoreUnavailable(
+                        f"{what} could not be read for {waited:.0f} s (last: {type(error).__name__}: "
+                        f"{one_line(error)}), longer than data.store_patience_seconds = {self.seconds:g}; see to the "
+                        "store or the network, then start the same command again: it resumes"
+                    ) from error
+                self._report(what, error, waited)
+            self.counts.add("retries")
+            pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**attempt) * random.uniform(0.5, 1.5)
+            attempt += 1
+            time.sleep(pause)
+
+    def _report(self, what: str, error: BaseException, waited: float) -> None:
+        if time.monotonic() - self._reported > REPORT_SECONDS:
+            self._reported = time.monotonic()
+            retries = int(self.counts.totals()["retries"])
+            log.warning("%s: %s: %s; trying again (%d retries so far, this one for %.0f s of %g)",
+                        what, type(error).__name__, one_line(error), retries, waited, self.seconds)  # fmt: skip
+
+
+class Transport:
+    """Ranges of the objects under one fsspec URL. A filesystem is made in each process that uses it."""
+
+    def __init__(self, url: str, patience: Patience) -> None:
+        self.url, self.patience = url.rstrip("/"), patience
+        self._process: int | None = None
+        self._lock = threading.Lock()
+        self._filesystem: Any = None
+        self._root = ""
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        """Bytes ``start`` … ``end`` of an object, all of them. Raises as ``Patience``."""
+
+        def attempt() -> bytes:
+            data = self._range(f"{self._ready()}/{name}", start, end)
+            if len(data) > end - start and len(data) >= end:  # a server without ranges sends the whole object
+                data = data[start:end]
+            if len(data) != end - start:
+                raise DamagedBody(f"{len(data)} of {end - start} bytes came")
+            return data
+
+        return self.patience(f"{self.url}/{name}", attempt)
+
+    def read_whole(self, name: str, max_bytes: int) -> bytes:
+        """A small object. Raises as ``Patience``; one that is longer than ``max_bytes`` is cut there."""
+        return self.patience(f"{self.url}/{name}", lambda: self._range(f"{self._ready()}/{name}", 0, max_bytes, True))
+
+    def _range(self, path: str, start: int, end: int, whole: bool = False) -> bytes:
+        counts = self.patience.counts
+        counts.add("requests")
+        stop = None if whole else end
+        if getattr(self._filesystem, "async_impl", False):
+            from fsspec.asyn import sync
+
+            limit = CONNECT_SECONDS + STALL_SECONDS + (0 if whole else (end - start) / SLOWEST_BYTES_PER_SECOND)
+            read = self._filesystem._cat_file
+            data = sync(self._filesystem.loop, read, path, start=None if whole else start, end=stop, timeout=limit)
+        else:
+            data = self._filesystem.cat_file(path, start=start, end=stop)
+        counts.add("bytes", len(data))
+        return data[:end] if whole else data
+
+    def _ready(self) -> str:
+        with self._lock:
+            if self._process != os.getpid():
+                self._filesystem, self._root = make_filesystem(self.url)
+                self._process = os.getpid()
+        return self._root
+
+
+def make_filesystem(url: str) -> tuple[Any, str]:
+    """A filesystem of this process's own, quick to notice a stall, and the URL's path in it.
+
+    Raises:
+        IndexProblem: a protocol that fsspec does not know, or whose package is not installed.
+    """
+    import fsspec
+
+    protocol = fsspec.utils.get_protocol(url)
+    options: dict[str, Any] = {"skip_instance_cache": True}
+    if protocol in ("s3", "s3a"):
+        # One attempt each: how often and for how long is decided here, for all stores alike.
+        retries = {"max_attempts": 1, "mode": "standard"}
+        timeouts = {"connect_timeout": CONNECT_SECONDS, "read_timeout": STALL_SECONDS}
+        options["config_kwargs"] = timeouts | {"retries": retries, "max_pool_connections": 64}
+    elif protocol in ("http", "https"):
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS)
+        options["client_kwargs"] = {"timeout": timeout}
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url, **options)
+    except (ImportError, ValueError) as error:
+        raise IndexProblem(f"{url} cannot be opened: {one_line(error)}") from error
+    if protocol in ("s3", "s3a"):
+        filesystem.retries = 1
+    return filesystem, path.rstrip("/")
+
+
+def transport_errors() -> tuple[type[BaseException], ...]:
+    """What reading a store may raise, of the libraries that are installed."""
+    found: list[type[BaseException]] = [OSError, EOFError, http.client.HTTPException]
+    for module, name in ERROR_CLASSES:
+        try:
+            found.append(getattr(importlib.import_module(module), name))
+        except ImportError:
+            continue
+    return tuple(found)
+
+
+def final_kind(error: BaseException) -> str | None:
+    """``missing`` or ``forbidden`` where asking again brings nothing, else None."""
+    status = getattr(error, "status", None) or getattr(error, "code", None)
+    if isinstance(error, FileNotFoundError):
+        return "missing"
+    if isinstance(error, PermissionError):
+        return "forbidden"
+    return FINAL_STATUSES.get(status) if isinstance(status, int) else None
