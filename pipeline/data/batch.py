@@ -56,7 +56,12 @@ class Batch:
     def every_tensor(self) -> list[Tensor]:
         """Those of ``tensors`` and the facts' row numbers."""
         found: list[Tensor] = []
-        with_tensors(self, lambda tensor: (found.append(tensor), tensor)[1])
+
+        def note(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        with_tensors(self, note)
         return found
 
     def tensors(self) -> dict[str, Tensor]:

@@ -69,7 +69,8 @@ class EncoderLayer(Siglip2EncoderLayer):
         attention = self.self_attn
         normed = self.layer_norm1(hidden_states)
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        attended = attend(*project_together(normed, projections), attention.num_heads, attention_mask, attention.scale)
+        queries, keys, values = project_together(normed, projections)
+        attended = attend(queries, keys, values, attention.num_heads, attention_mask, attention.scale)
         hidden_states = hidden_states + attention.out_proj(attended)
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
 

@@ -67,8 +67,9 @@ def global_sigmoid_loss(
 def choose_exchange(num_texts: int, width: int) -> str:
     """``gather`` where the texts of all ranks and their gradient fit into 4 GiB of float32, otherwise ``ring``.
 
-    Gathering is two collectives a loss, a ring two messages a rank: on two to four processes it measured faster at
-    every size (docs/performance.md), and the number of messages grows with the ranks.
+    Gathering is two collectives a loss; a ring has two messages for every other rank, one after another, so its
+    latencies add up. ``python -m benchmarks.exchange`` measures both (docs/performance.md): among processes of one
+    machine they are about equal.
     """
     return "gather" if 2 * 4 * num_texts * width <= GATHER_BYTES else "ring"
 
