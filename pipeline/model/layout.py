@@ -71,7 +71,7 @@ def region_layout(boxes: Tensor, region_image: Tensor, spatial_shapes: Tensor) -
     boxed = sorted(set(images)) or [0]
     slots = {image: slot for slot, image in enumerate(boxed)}
     device = region_image.device
-    longest, most_samples = int(spatial_shapes.max()), 1
+    longest, most_samples = int(spatial_shapes.max()) if len(spatial_shapes) else 1, 1
     if images:
         grids = spatial_shapes[region_image]
         longest = int(grids.max())

@@ -42,6 +42,14 @@ def test_facts_are_those_of_the_tensors():
     assert facts.num_region_texts == 9
 
 
+def test_a_batch_without_images_has_facts_as_well():
+    whole = small_batch(0, 0)
+    nothing = {name: tensor[:0] for name, tensor in whole.tensors().items()}
+    facts = facts_of(replace(whole, keys=[], **nothing))
+    assert facts.counts == (0, 0, 0, 0, 0)
+    assert facts.images.grids == ()
+
+
 def test_an_image_of_256_patches_takes_less_than_200_kilobytes():
     assert 256 * PATCH_VALUES <= 200_000
 
