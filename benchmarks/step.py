@@ -166,10 +166,11 @@ def _where(step: Step, device: torch.device, arguments: argparse.Namespace) -> d
 def _facts(step: Step, name: str, device: torch.device) -> list[Row]:
     """Reads, bytes, memory and padding."""
     batch, images = step.host_batch, step.case.images
-    reads = count_reads(step.run)
+    on_device = batch.to(step.device)
+    reads = count_reads(lambda: step.forward(on_device).backward())
     sent = sum(tensor.numel() * tensor.element_size() for tensor in batch.every_tensor())
     rows = [
-        Row(f"{name}: host reads a step", sum(reads.values()), "reads"),
+        Row(f"{name}: host reads in forward, losses and backward", sum(reads.values()), "reads"),
         Row(
             f"{name}: bytes to the device",
             sent / images / 1e3,
