@@ -19,6 +19,7 @@ COMMANDS = {
     "phrases": ("data_tools.phrases.command", "find referring expressions in captions"),
     "boxes": ("data_tools.boxes.command", "ground phrases with a zero-shot detector"),
     "negatives": ("data_tools.negatives.command", "make ten altered phrases a region"),
+    "export": ("data_tools.export", "write shards as Parquet files that Hugging Face datasets reads"),
     "index": ("data_tools.index", "write the index and manifest that training plans from"),
     "verify": ("data_tools.verify", "re-read shards and report every fault"),
     "card": ("data_tools.card", "write the data card: counts, languages, attributes, generators, drop reasons"),

@@ -30,6 +30,7 @@ SOURCES = {
     "finehard": ("data_tools.sources.finehard", "the public FineHARD release and its images as img2dataset left them"),
     "folder": ("data_tools.sources.folder", "a folder of images, with captions beside them or without"),
     "img2dataset": ("data_tools.sources.img2dataset", "the output folders of img2dataset"),
+    "table": ("data_tools.sources.table", "a CSV, TSV, JSON-lines or Parquet table, or a Hugging Face data set"),
     "webdataset": ("data_tools.sources.webdataset", "WebDataset tars of images and captions"),
 }
 

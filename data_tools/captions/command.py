@@ -8,8 +8,9 @@ examples:
       --fields long_caption short_caption --prompt long_caption/en=my-prompt.txt --budget-requests 100000
 
 Captions that are there already are kept. Refusals, echoes of the prompt, repetitions, cut-off ends and answers in the
-wrong language are asked for once more; what is bad again stays absent, and the report says why. The key of the server
-is read from the environment variable that --api-key-variable names.
+wrong language are asked for once more; what is bad again stays absent, and the report says why. English and Chinese
+have prompts; another language needs yours (--prompt long_caption/de=my-prompt.txt), or its samples are counted and
+left without. The key of the server is read from the environment variable that --api-key-variable names.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from data_tools.execution.options import add_execution_arguments, options_from
 from data_tools.model_server.options import ServerOptions, add_server_arguments
 from data_tools.text.prompts import Prompt
 from pipeline.base.constants import LANGUAGES
+from pipeline.base.languages import canonical
 
 INDEX = False  # samples without a caption are no samples to train on yet
 
@@ -110,10 +112,10 @@ def prompts_for(fields: Sequence[str], choices: Sequence[str]) -> dict[tuple[str
     for choice in choices:
         where, equals, name = choice.partition("=")
         field, _, language = where.partition("/")
-        if not equals or (field, language) not in names:
-            known = ", ".join(f"{field}/{language}" for field, language in names)
+        if not equals or field not in fields:
+            known = ", ".join(f"{field}/LANGUAGE" for field in fields)
             raise ValueError(f"--prompt {choice!r} does not fit; write FIELD/LANGUAGE=NAME with one of: {known}")
-        names[field, language] = name
+        names[field, canonical(language)] = name
     return {key: load_caption_prompt(name) for key, name in names.items()}
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from data_tools.execution.steps import Drop, Record, Shard, Step
 from data_tools.model_server.images import fitted
 from data_tools.text.prompts import Prompt
+from pipeline.base.languages import primary
 from pipeline.data.images import ImageFault
 from pipeline.data.schema import Sample
 
@@ -88,7 +89,7 @@ class CaptionStep(Step):
         questions: list[Question] = []
         for record in records:
             try:
-                questions += self._questions(record)
+                questions += self._questions(record, shard)
             except ImageFault as fault:
                 faults[record.key] = Drop(record.key, fault.kind, str(fault))
         answers: dict[str, Answer] = {}
@@ -112,12 +113,17 @@ class CaptionStep(Step):
             for record in records
         ]
 
-    def _questions(self, record: Record) -> list[Question]:
-        wanted = [
-            (field, prompt)
-            for (field, language), prompt in self.prompts.items()
-            if language == record.sample.language and (self.replace_existing or getattr(record.sample, field) is None)
-        ]
+    def _questions(self, record: Record, shard: Shard) -> list[Question]:
+        wanted: list[tuple[str, Prompt]] = []
+        for field in dict.fromkeys(field for field, _ in self.prompts):
+            if not self.replace_existing and getattr(record.sample, field) is not None:
+                continue
+            tags = (record.sample.language, primary(record.sample.language))
+            prompt = next((self.prompts[field, tag] for tag in tags if (field, tag) in self.prompts), None)
+            if prompt is None:
+                shard.count(f"{field}_without_prompt_{record.sample.language}")
+            else:
+                wanted.append((field, prompt))
         if not wanted:
             return []
         image, extension = fitted(record.image, record.extension, self.max_image_side)

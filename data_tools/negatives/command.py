@@ -10,6 +10,8 @@ examples:
 --generator rules needs nothing but the lexicons that come with it (English and Chinese). --generator server asks a
 language model for JSON; what the validators refuse is asked for once more. Both pass the same validators: distinct,
 the object kept, attributes only, no synonyms of the true value, nothing that another phrase of the image makes true.
+A language without a lexicon gets none by rule, which the summary says (no_lexicon_de), and from a server only what
+differs from the phrase, from each other and from the true phrases: its synonyms are not known here.
 Regions that have negatives keep them. Finished shards are skipped, so the same command goes on after a stop.
 """
 
@@ -31,6 +33,7 @@ from data_tools.negatives.server import ServerGenerator
 from data_tools.negatives.step import NegativesStep
 from data_tools.text.prompts import Prompt
 from pipeline.base.constants import LANGUAGES
+from pipeline.base.languages import canonical
 
 INDEX = True
 MAX_TOKENS = 1024  # fourteen long phrases as JSON; a caption needs half of it
@@ -107,11 +110,12 @@ def _prompts(choices: Sequence[str]) -> dict[tuple[str, str], Prompt]:
     for choice in choices:
         where, equals, path = choice.partition("=")
         purpose, _, language = where.partition("/")
-        if not equals or purpose not in PLACES or language not in LANGUAGES:
-            known = ", ".join(f"{purpose}/{language}" for purpose in PLACES for language in LANGUAGES)
+        if not equals or purpose not in PLACES:
             raise ValueError(
-                f"--negatives-prompt {choice!r} does not fit; write PURPOSE/LANGUAGE=FILE, one of: {known}"
+                f"--negatives-prompt {choice!r} does not fit; write PURPOSE/LANGUAGE=FILE, the purpose one of: "
+                f"{', '.join(PLACES)}"
             )
+        language = canonical(language)
         prompts[purpose, language] = load_negatives_prompt(purpose, language, Path(path))
     return prompts
 

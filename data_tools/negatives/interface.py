@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from data_tools.negatives.chinese import Chinese
 from data_tools.negatives.english import English
 from data_tools.negatives.lexicon import load_lexicon
+from pipeline.base.languages import primary
 
 NEGATIVES_A_PHRASE = 10  # as in FineHARD and FG-OVD: one true phrase among eleven
 
@@ -71,9 +72,13 @@ class Generator(Protocol):
         """Call ``note(number, outcome)`` once for each request, as soon as its outcome is final."""
 
 
-@functools.cache
 def grammar(language: str) -> English | Chinese:
-    """The parser and writer of ``language``; loaded once a process."""
+    """The parser and writer of ``language``, whatever its script and region; loaded once a process."""
+    return _grammar(primary(language))
+
+
+@functools.cache
+def _grammar(language: str) -> English | Chinese:
     lexicon = load_lexicon(language)
     return English(lexicon) if language == "en" else Chinese(lexicon)
 

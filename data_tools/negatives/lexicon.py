@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
-LANGUAGES = ("en", "zh")
+from pipeline.base.constants import LANGUAGES
+from pipeline.base.languages import primary
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,11 @@ class Lexicon:
         return [joined] if self.language == "zh" else [f"{prefix} {surface}", f"{prefix}-{surface}", joined]
 
 
+def has_lexicon(language: str) -> bool:
+    """Whether a lexicon ships for this tag, whatever its script and region."""
+    return primary(language) in LANGUAGES
+
+
 @functools.cache
 def load_lexicon(language: str) -> Lexicon:
     """The lexicon that ships with the package.
@@ -135,7 +141,7 @@ def load_lexicon(language: str) -> Lexicon:
         ValueError: there is none for ``language``, or its file contradicts itself.
     """
     if language not in LANGUAGES:
-        raise ValueError(f"language is {language!r}; there are lexicons for {', '.join(LANGUAGES)}")
+        raise ValueError(f"language is {language!r}; there are lexicons for {', '.join(LANGUAGES)} alone")
     path = resources.files("data_tools.negatives").joinpath("lexicons", f"{language}.yaml")
     return Lexicon(language, path.read_text(encoding="utf-8"))
 

@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from data_tools.negatives.interface import Negative, Outcome, Request, grammar
-from data_tools.negatives.lexicon import LANGUAGES, load_lexicon
+from data_tools.negatives.lexicon import has_lexicon, load_lexicon
 from data_tools.negatives.parsed import Parsed, Slot
 from data_tools.negatives.validate import Validator
+from pipeline.base.constants import LANGUAGES
+from pipeline.base.languages import primary
 
 VERSION = 1
 SMALL_NUMBERS = 5
@@ -35,6 +37,9 @@ class RuleGenerator:
 
     def one(self, request: Request) -> Outcome:
         outcome = Outcome()
+        if not has_lexicon(request.language):
+            outcome.reason = f"no_lexicon_{request.language}"
+            return outcome
         validator = Validator(request.language, request.phrase, request.true_phrases)
         chooser = random.Random(request.seed)
         changes = Changes(validator.positive, request.language, chooser)
@@ -116,7 +121,7 @@ class Changes:
 
     def _implied(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Changes of what the phrase says without a word of its own: the one of "a dog"."""
-        if self.language != "en" or not self.parsed.tokens:
+        if primary(self.language) != "en" or not self.parsed.tokens:
             return
         if self.parsed.tokens[0][0] in {"a", "an"}:
             for text in self._counts(None):

@@ -14,11 +14,14 @@ from typing import Any, TypeGuard
 from data_tools.model_server.client import ModelServer, gather_answers
 from data_tools.model_server.faults import AnswerFault, ServerFault
 from data_tools.negatives.interface import Negative, Outcome, Request
+from data_tools.negatives.plain import Judge, judge_for
 from data_tools.negatives.prompts import load_negatives_prompt
-from data_tools.negatives.validate import Validator
 from data_tools.text.prompts import Prompt
+from pipeline.base.constants import LANGUAGES
+from pipeline.base.languages import primary
 
 VERSION = 1
+ANY = "any"  # the prompt for languages that have none of their own
 SPARE = 4  # asked for beyond those wanted; assumption: a good model loses about a quarter to the validators
 MAX_TRUE_PHRASES = 12  # named in the prompt; the validators know them all
 ATTEMPTS = 2
@@ -51,7 +54,7 @@ class ServerGenerator:
         self.prompts = {
             (purpose, language): load_negatives_prompt(purpose, language)
             for purpose in ("negatives", "again")
-            for language in ("en", "zh")
+            for language in (*LANGUAGES, ANY)
         } | (prompts or {})
 
     def describe(self) -> dict[str, Any]:
@@ -72,7 +75,7 @@ class ServerGenerator:
         gather_answers(self.server, [asking(number, request) for number, request in enumerate(requests)])
 
     async def _ask(self, server: ModelServer, request: Request) -> Outcome:
-        validator = Validator(request.language, request.phrase, request.true_phrases)
+        validator = judge_for(request.language, request.phrase, request.true_phrases)
         outcome = Outcome()
         messages = [self._first_message(request)]
         for attempt in range(ATTEMPTS):
@@ -101,7 +104,7 @@ class ServerGenerator:
             messages = [messages[0], {"role": "assistant", "content": text}, self._again(request, outcome, refused)]
         return outcome
 
-    def _judge(self, text: str, request: Request, validator: Validator, outcome: Outcome) -> list[str]:
+    def _judge(self, text: str, request: Request, validator: Judge, outcome: Outcome) -> list[str]:
         """Move the good phrases of an answer into ``outcome``; returns the others."""
         answer = json.loads(text)
         phrases = answer.get("negatives") if isinstance(answer, dict) else None
@@ -120,15 +123,24 @@ class ServerGenerator:
                 refused.append(str(phrase).encode("utf-8", "replace").decode())
         return refused
 
+    def _prompt(self, purpose: str, language: str) -> Prompt:
+        """That of the language, else of the language without its region, else the one for any language."""
+        for known in (language, primary(language)):
+            if (purpose, known) in self.prompts:
+                return self.prompts[purpose, known]
+        return self.prompts[purpose, ANY]
+
     def _first_message(self, request: Request) -> dict[str, str]:
-        prompt = self.prompts["negatives", request.language]
+        prompt = self._prompt("negatives", request.language)
         others = [text for text in dict.fromkeys(request.true_phrases) if text != request.phrase][:MAX_TRUE_PHRASES]
         listed = "\n".join(f"- {text}" for text in others) or "-"
-        content = prompt.text.format(phrase=request.phrase, true_phrases=listed, count=request.wanted + SPARE)
+        content = prompt.text.format(
+            phrase=request.phrase, true_phrases=listed, count=request.wanted + SPARE, language=request.language
+        )
         return {"role": "user", "content": content}
 
     def _again(self, request: Request, outcome: Outcome, refused: list[str]) -> dict[str, str]:
-        prompt = self.prompts["again", request.language]
+        prompt = self._prompt("again", request.language)
         missing = request.wanted - len(outcome.negatives) + SPARE
         listed = "\n".join(f"- {text}" for text in refused) or "-"
-        return {"role": "user", "content": prompt.text.format(refused=listed, count=missing)}
+        return {"role": "user", "content": prompt.text.format(refused=listed, count=missing, language=request.language)}

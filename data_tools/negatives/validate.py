@@ -23,6 +23,12 @@ MAX_LENGTH_RATIO = 1.8  # assumption: attributes are a word or two, so more grow
 LENGTH_SLACK = 14  # characters; a short phrase may grow by one long attribute
 
 
+def length_fits(phrase: str, text: str) -> bool:
+    """Whether ``text`` has about the length of the phrase that it alters."""
+    longest = max(MAX_LENGTH_RATIO * len(phrase), len(phrase) + LENGTH_SLACK)
+    return bool(text.strip()) and len(phrase) / MAX_LENGTH_RATIO - LENGTH_SLACK <= len(text) <= longest
+
+
 class Validator:
     """Judges candidates for one phrase. Accepted ones are remembered, so a second equal one is refused."""
 
@@ -38,8 +44,7 @@ class Validator:
 
     def problem(self, text: str) -> str | None:
         """Why ``text`` is no negative of the phrase, as a short name to count under; None accepts and remembers it."""
-        longest = max(MAX_LENGTH_RATIO * len(self.positive.text), len(self.positive.text) + LENGTH_SLACK)
-        if not len(self.positive.text) / MAX_LENGTH_RATIO - LENGTH_SLACK <= len(text) <= longest or not text.strip():
+        if not length_fits(self.positive.text, text):
             return "length"
         if "\n" in text:
             return "not_one_line"

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 from data_tools.phrases.interface import Phrase
+from pipeline.base.constants import LANGUAGES
 
 
 class MissingParser(ValueError):
@@ -17,8 +18,10 @@ def finder(language: str) -> Callable[[str], list[Phrase]]:
     """``find(caption) -> phrases`` in the order of their start; loaded once a process.
 
     Raises:
-        MissingParser: the extra with the taggers is not installed.
+        MissingParser: the extra with the taggers is not installed, or there is none for ``language``.
     """
+    if language not in LANGUAGES:
+        raise MissingParser(f"there is no phrase finder for {language!r}, only for {', '.join(LANGUAGES)}")
     try:
         if language == "en":
             from data_tools.phrases.english import EnglishPhrases

@@ -9,6 +9,8 @@ from data_tools.execution.shards import with_source
 from data_tools.execution.steps import Drop, Record, Shard, Step
 from data_tools.phrases.finders import finder
 from data_tools.phrases.interface import VERSION, words
+from pipeline.base.constants import LANGUAGES
+from pipeline.base.languages import primary
 from pipeline.data.schema import Sample
 
 FIELDS = ("long_caption", "short_caption")
@@ -31,13 +33,16 @@ class PhrasesStep(Step):
         return {"fields": list(self.fields), "max_phrases": self.max_phrases, "words": words("version")}
 
     def open(self, worker: int) -> None:
-        for language in ("en", "zh"):
+        for language in LANGUAGES:
             finder(language)
 
     def apply(self, records: list[Record], shard: Shard) -> list[Record | Drop]:
         return [self._found(record, shard) for record in records]
 
     def _found(self, record: Record, shard: Shard) -> Record:
+        if primary(record.sample.language) not in LANGUAGES:
+            shard.count(f"samples_without_phrase_finder_{record.sample.language}")
+            return record
         phrases = find_phrases(record.sample, self.fields)
         shard.count("phrases_found", min(len(phrases), self.max_phrases))
         if len(phrases) > self.max_phrases:
@@ -54,6 +59,6 @@ def find_phrases(sample: Sample, fields: tuple[str, ...] = FIELDS) -> list[dict[
     for field in fields:
         caption = getattr(sample, field)
         if caption is not None:
-            for phrase in finder(sample.language)(caption):
+            for phrase in finder(primary(sample.language))(caption):
                 found.setdefault(phrase.text.casefold(), phrase.to_json(field))
     return list(found.values())

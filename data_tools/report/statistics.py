@@ -16,14 +16,17 @@ from typing import Any
 
 from data_tools.execution.shard_work import REPORTS
 from data_tools.execution.shards import tar_shards
-from data_tools.negatives.validate import Validator
+from data_tools.negatives.plain import judge_for
 from data_tools.report.choice import Chosen, rank_of
+from data_tools.text.language import SPACELESS
+from pipeline.base.languages import primary
 from pipeline.data.records import Fault, walk_records
 from pipeline.data.schema import Sample
 
 MAX_ATTRIBUTE_REGIONS = 5000  # whose negatives are taken apart; shares are then good to one per cent
 # Of a whole tar, where other faults are of one sample.
 DAMAGE = frozenset({"empty_shard", "damaged_header", "truncated_shard"})
+LENGTH_UNIT = "words, or characters where there are no spaces"
 MAX_NAMES = 10_000  # categories counted; an open vocabulary would grow without end
 
 
@@ -54,10 +57,12 @@ def _histograms() -> dict[str, Histogram]:
         "negatives": Histogram("Negatives a region", "negatives", tuple(range(12))),
         "area": Histogram("Area of the boxes", "% of the image", (0, 0.1, 0.3, 1, 3, 5, 10, 20, 40, 60, 80)),
         "score": Histogram("Confidence of the boxes", "score", tuple(n / 10 for n in range(10))),
-        "short": Histogram("Length of the short captions", "words or Chinese characters", lengths),
-        "long": Histogram("Length of the long captions", "words or Chinese characters", lengths),
+        "short": Histogram("Length of the short captions", LENGTH_UNIT, lengths),
+        "long": Histogram("Length of the long captions", LENGTH_UNIT, lengths),
         "phrase": Histogram(
-            "Length of the phrases", "words or Chinese characters", (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30)
+            "Length of the phrases",
+            LENGTH_UNIT,
+            (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30),
         ),
         "patches": Histogram(
             "Size of the images", "patches of 16×16 pixels", (0, 128, 256, 576, 784, 1024, 2048, 4096)
@@ -111,7 +116,7 @@ class Statistics:
     def add_attributes(self, sample: Sample) -> None:
         for region in sample.regions:
             if region.negatives:
-                validator = Validator(sample.language, region.phrase)
+                validator = judge_for(sample.language, region.phrase)
                 self.attribute_regions += 1
                 for text in region.negatives:
                     self.attributes["+".join(sorted(validator.changed_attributes(text)))] += 1
@@ -141,8 +146,8 @@ class Statistics:
 
 
 def text_length(text: str, language: str) -> int:
-    """Words, or characters in Chinese."""
-    return len(text.split()) if language == "en" else sum(not char.isspace() for char in text)
+    """Words, or characters in languages that put no spaces between words."""
+    return sum(not char.isspace() for char in text) if primary(language) in SPACELESS else len(text.split())
 
 
 def collect(folder: str | Path, num_samples: int = 0, seed: int = 0) -> Statistics:

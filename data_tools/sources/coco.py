@@ -33,7 +33,7 @@ from data_tools.shards import DEFAULT_SAMPLES_PER_SHARD, Record
 from data_tools.sources.boxes import BoxProblem, iou, usable_box
 from data_tools.sources.coco_files import Entry, read_entries
 from data_tools.sources.images import ImageProblem, read_image
-from pipeline.base.constants import LANGUAGES
+from pipeline.base.languages import canonical
 from pipeline.data.schema import Region, Sample
 
 SHAPE_TOLERANCE = 0.02  # relative difference of aspect ratio between file and annotation; rounding at resizing
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", required=True, type=Path, help="COCO caption annotations (JSON)")
     parser.add_argument("--instances", required=True, type=Path, help="COCO or LVIS instance annotations (JSON)")
     parser.add_argument("--fgovd", nargs="*", type=Path, default=[], metavar="FILE", help="FG-OVD rows (JSONL or JSON)")
-    parser.add_argument("--language", choices=LANGUAGES, default="en", help="of captions and category names")
+    parser.add_argument("--language", default="en", metavar="TAG", help="of the texts (default: en, as COCO has them)")
     parser.add_argument("--box-iou", type=float, default=0.9, help="at which two boxes are the same (default 0.9)")
     parser.add_argument(
         "--max-missing-share", type=float, default=0.01, help="stop when more of the images are missing (default 0.01)"
@@ -116,7 +116,7 @@ def read_options(arguments: argparse.Namespace) -> CocoOptions:
     Raises:
         ValueError: a number is out of its range.
     """
-    options = options_from(arguments, CocoOptions, fgovd=tuple(arguments.fgovd))
+    options = options_from(arguments, CocoOptions, fgovd=tuple(arguments.fgovd), language=canonical(arguments.language))
     for name, low, high in (("box_iou", 0, 1), ("max_missing_share", 0, 1), ("samples_per_shard", 1, 10**9)):
         value = getattr(options, name)
         if not low <= value <= high:

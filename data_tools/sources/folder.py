@@ -6,8 +6,8 @@ examples:
       --then "captions --server http://host:8000/v1 --model qwen" --then phrases \\
       --then "boxes --detector models/grounding-dino" --then negatives
 
-A text file beside an image (photo.txt beside photo.jpg) is its caption. Images that cannot be decoded are left out
-and named in the reports with the reason.
+A text file beside an image (photo.txt beside photo.jpg) is its caption. TIFF, BMP and GIF are stored as PNG, their
+first frame. Images that cannot be decoded are left out and named in the reports with the reason.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.execution.options import ExecutionOptions, options_from
+from data_tools.execution.options import ExecutionOptions
 from data_tools.execution.shards import Drop
 from data_tools.shards import DEFAULT_SAMPLES_PER_SHARD, Record
 from data_tools.sources.pairs import (
@@ -30,9 +30,10 @@ from data_tools.sources.pairs import (
     decode_text,
     digest,
     make_record,
+    pair_options,
 )
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # the last four: named, left out
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,7 @@ class FolderShard:
     name: str
     root: Path
     files: tuple[tuple[str, str], ...]
-    language: str
-    caption_field: str
+    options: PairOptions
 
     def identity(self) -> dict[str, Any]:
         return {"images": len(self.files), "names": digest(path for _, path in self.files)}
@@ -80,9 +80,7 @@ class FolderShard:
             beside = file.with_suffix(".txt")
             caption = decode_text(beside.read_bytes()) if beside.is_file() else None
             source = {"dataset": self.root.name, "file_name": path}
-            yield make_record(
-                key, image, path, caption, language=self.language, field=self.caption_field, source=source
-            )
+            yield make_record(key, image, path, caption, options=self.options, source=source)
 
 
 def read_options(arguments: argparse.Namespace) -> FolderOptions:
@@ -91,7 +89,7 @@ def read_options(arguments: argparse.Namespace) -> FolderOptions:
     Raises:
         ValueError: a number is out of its range, or the folder does not exist.
     """
-    options = options_from(arguments, FolderOptions)
+    options = pair_options(arguments, FolderOptions)
     if options.samples_per_shard < 1:
         raise ValueError(f"--samples-per-shard is {options.samples_per_shard}; it must be at least 1")
     if not options.images.is_dir():
@@ -111,8 +109,7 @@ def build(options: FolderOptions, out: Path, execution: ExecutionOptions) -> int
             f"images-{start // size:06d}",
             options.images,
             tuple(files[start : start + size]),
-            options.language,
-            options.caption_field,
+            options,
         )
         for start in range(0, len(files), size)
     ]

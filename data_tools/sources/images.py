@@ -6,9 +6,16 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.data.images import DECODE_ERRORS
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # Pillow's format -> the shard's member
+OPENED = ("JPEG", "PNG", "WEBP")  # Pillow opens multi-picture JPEGs (MPO) as JPEG
+CONVERTED = ("TIFF", "BMP", "GIF")  # stored as PNG where that is asked for: their first frame, upright
+# How files begin that Pillow could open too, some of them through another program: they are named, not opened.
+STARTS = {b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"%!PS": "EPS", b"%PDF": "PDF",
+          b"\xc5\xd0\xd3\xc6": "EPS", b"8BPS": "PSD", b"\0\0\1\0": "ICO"}  # fmt: skip
 PROBE_SHARE = 8  # JPEGs are decoded at an eighth of their size, which finds cut files at a third of the cost
 
 
@@ -43,17 +50,36 @@ def read_image(path: Path) -> ImageFile:
     return check_image(data, str(path))
 
 
-def check_image(data: bytes, name: str) -> ImageFile:
-    """As ``read_image``, of bytes in hand; ``name`` is for the message."""
+def check_image(data: bytes, name: str, *, convert: bool = False) -> ImageFile:
+    """As ``read_image``, of bytes in hand; ``name`` is for the message.
+
+    Args:
+        convert: TIFF, BMP and GIF become PNG, their first frame.
+    """
+    formats = (*OPENED, *(CONVERTED if convert else ()))
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            kind, (width, height) = image.format, image.size
+        with Image.open(io.BytesIO(data), formats=formats) as image:
+            kind, (width, height) = image.format or "", image.size
+            if kind in CONVERTED:
+                return _as_png(image)
             image.draft("RGB", (max(1, width // PROBE_SHARE), max(1, height // PROBE_SHARE)))
             image.load()
     except UnidentifiedImageError as error:  # its own message holds an address in memory, other in each run
-        raise ImageProblem("unreadable_image", f"{name}: it is no kind of image that Pillow knows") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        known = next((kind for start, kind in STARTS.items() if data.startswith(start)), None)
+        if known is not None and known not in formats:
+            raise ImageProblem("unsupported_format", f"{name} is {known}; it must be JPEG, PNG or WebP") from error
+        raise ImageProblem("unreadable_image", f"{name}: it is no kind of image that can be read") from error
+    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
         raise ImageProblem("unreadable_image", f"{name}: {' '.join(str(error).split())[:160]}") from error
-    if kind not in EXTENSIONS:
-        raise ImageProblem("unsupported_format", f"{name} is {kind}; it must be JPEG, PNG or WebP")
     return ImageFile(data, EXTENSIONS[kind], width, height)
+
+
+def _as_png(image: Image.Image) -> ImageFile:
+    """The first frame as an RGB or 16-bit grey PNG."""
+    image.seek(0)
+    upright = ImageOps.exif_transpose(image)
+    if not upright.mode.startswith("I;16"):
+        upright = upright.convert("RGB")
+    stream = io.BytesIO()
+    upright.save(stream, "PNG")
+    return ImageFile(stream.getvalue(), "png", *upright.size)

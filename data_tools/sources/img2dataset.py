@@ -20,10 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.execution.options import ExecutionOptions, options_from
+from data_tools.execution.options import ExecutionOptions
 from data_tools.execution.shards import Drop, ShardSource
 from data_tools.shards import Record
-from data_tools.sources.pairs import PairOptions, add_pair_arguments, build_pairs, caption_of, make_record, sample_key
+from data_tools.sources.pairs import (
+    PairOptions,
+    add_pair_arguments,
+    build_pairs,
+    caption_of,
+    make_record,
+    pair_options,
+    sample_key,
+)
 from data_tools.sources.webdataset import KEPT_METADATA, tar_sources
 from pipeline.data.schema import IMAGE_EXTENSIONS
 
@@ -48,8 +56,7 @@ class FilesShard:
 
     name: str
     folder: Path
-    language: str
-    caption_field: str
+    options: PairOptions
     dataset: str
 
     def identity(self) -> dict[str, Any]:
@@ -79,8 +86,7 @@ class FilesShard:
                 image.read_bytes(),
                 where,
                 caption,
-                language=self.language,
-                field=self.caption_field,
+                options=self.options,
                 source=source,
             )
 
@@ -91,7 +97,7 @@ def read_options(arguments: argparse.Namespace) -> Img2DatasetOptions:
     Raises:
         ValueError: the folder does not exist.
     """
-    options = options_from(arguments, Img2DatasetOptions)
+    options = pair_options(arguments, Img2DatasetOptions)
     if not options.downloads.is_dir():
         raise ValueError(f"--downloads is {options.downloads}, which is no folder; give img2dataset's output folder")
     return options
@@ -107,7 +113,7 @@ def build(options: Img2DatasetOptions, out: Path, execution: ExecutionOptions) -
         if any(name.lower().endswith(tuple(f".{e}" for e in IMAGE_EXTENSIONS)) for name in names):
             path = Path(folder)
             name = sample_key(str(path.relative_to(root))) or root.name
-            shards.append(FilesShard(name, path, options.language, options.caption_field, root.name))
+            shards.append(FilesShard(name, path, options, root.name))
     stats = _download_stats(root)
     if stats:
         print("img2dataset: " + ", ".join(f"{name} {stats[name]}" for name in STATS if name in stats))

@@ -9,58 +9,85 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data_tools.execution.command import print_summary
-from data_tools.execution.options import ExecutionOptions
+from data_tools.execution.options import ExecutionOptions, options_from
 from data_tools.execution.shards import Drop, ShardSource
 from data_tools.execution.steps import Record, Shard, Step, run_shards
 from data_tools.sources.images import ImageProblem, check_image
-from data_tools.text.language import text_language
-from pipeline.base.constants import LANGUAGES
+from data_tools.text.detection import AUTO, check_language, detect
+from pipeline.base.languages import UNDETERMINED
 from pipeline.data.images import ImageFault, image_size
 from pipeline.data.schema import MAX_TEXT_LENGTH, Sample
 
+Pairs = TypeVar("Pairs", bound="PairOptions")
 CAPTION_FIELDS = ("short_caption", "long_caption")
 
 
 @dataclass(frozen=True)
 class PairOptions:
-    """What the captions are; ``language`` may be ``auto``."""
+    """What the captions are. ``language`` may be ``auto``: told for each caption ``among`` those tags."""
 
-    language: str = "auto"
+    language: str
     caption_field: str = "short_caption"
+    among: tuple[str, ...] = ()
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `PairOptions`."""
-    parser.add_argument(
-        "--language", choices=[*LANGUAGES, "auto"], default="auto", help="of the captions (auto: by their script)"
-    )
+    add_language_arguments(parser)
     parser.add_argument(
         "--caption-field", choices=CAPTION_FIELDS, default="short_caption", help="what the captions are"
     )
 
 
+def add_language_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """--language and --among."""
+    parser.add_argument(
+        "--language",
+        required=required,
+        metavar="TAG",
+        help="of the captions, as BCP-47 has it (en, zh, de, pt-BR), or auto: told for each one of --among",
+    )
+    parser.add_argument("--among", nargs="+", default=[], metavar="TAG", help="the languages that auto tells apart")
+
+
+def pair_options(arguments: argparse.Namespace, kind: type[Pairs], **values: Any) -> Pairs:
+    """The parsed options as a record of type ``kind``, its languages checked.
+
+    Raises:
+        ValueError: a language is no tag, or cannot be told.
+    """
+    among = tuple(arguments.among)
+    language = check_language(arguments.language, among)
+    return options_from(arguments, kind, language=language, among=among, **values)
+
+
 def make_record(
-    key: str, image: bytes, name: str, caption: str | None, *, language: str, field: str, source: dict[str, Any]
+    key: str, image: bytes, name: str, caption: str | None, *, options: PairOptions, source: dict[str, Any]
 ) -> Record | Drop:
     """One sample, upright size taken from the image; a caption that is blank or too long is left out.
 
-    ``name`` is the file's, for messages; ``language`` may be ``auto``: that of the caption, English without one.
+    ``name`` is the file's, for messages. Where languages are told, a caption of none is a `Drop`, and a sample without
+    caption has the language ``und``: undetermined.
     """
     try:
-        checked = check_image(image, name)
-        width, height = image_size(image)
+        checked = check_image(image, name, convert=True)
+        width, height = image_size(checked.data)
     except (ImageProblem, ImageFault) as problem:
         return Drop(key, problem.kind, str(problem))
     caption = " ".join(caption.split()) if caption else ""
     if len(caption) > MAX_TEXT_LENGTH:
         source, caption = {**source, "caption_left_out": "too_long"}, ""
-    if language == "auto":
-        language = "zh" if caption and text_language(caption, "zh") == "zh" else "en"
-    short, long = (caption or None if field == name else None for name in CAPTION_FIELDS)
-    return Record(key, image, checked.extension, Sample(language, width, height, short, long, source=source))
+    language = options.language
+    if language == AUTO:
+        told = detect(caption, options.among) if caption else UNDETERMINED
+        if told is None:
+            return Drop(key, "language_unclear", f"{name}: {caption[:80]!r} is in none of {' '.join(options.among)}")
+        language = told
+    short, long = (caption or None if options.caption_field == name else None for name in CAPTION_FIELDS)
+    return Record(key, checked.data, checked.extension, Sample(language, width, height, short, long, source=source))
 
 
 def decode_text(data: bytes) -> str | None:
@@ -114,7 +141,9 @@ def build_pairs(
     """Write ``shards`` to ``out``; index them if every sample has a caption, else say what comes next."""
     if not shards:
         raise ValueError(f"nothing to read for build {name}; check the folder that you gave")
-    settings = {"language": options.language, "caption_field": options.caption_field}
+    settings: dict[str, Any] = {"language": options.language, "caption_field": options.caption_field}
+    if options.among:
+        settings["among"] = list(options.among)
     summary = run_shards(
         shards,
         CountCaptions(name, settings),

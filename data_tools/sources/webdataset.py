@@ -16,10 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.execution.options import ExecutionOptions, options_from
+from data_tools.execution.options import ExecutionOptions
 from data_tools.execution.shards import Drop, read_members
 from data_tools.shards import Record
-from data_tools.sources.pairs import PairOptions, add_pair_arguments, build_pairs, caption_of, make_record, sample_key
+from data_tools.sources.pairs import (
+    PairOptions,
+    add_pair_arguments,
+    build_pairs,
+    caption_of,
+    make_record,
+    pair_options,
+    sample_key,
+)
 from pipeline.data.schema import IMAGE_EXTENSIONS
 
 KEPT_METADATA = ("url", "sha256", "license", "similarity", "key")  # what provenance keeps of a sample's own JSON
@@ -47,8 +55,7 @@ class WebDatasetShard:
 
     name: str
     path: Path
-    language: str
-    caption_field: str
+    options: PairOptions
     caption_keys: tuple[str, ...]
     dataset: str
     key_prefix: str  # tells tars apart that lie in different folders, where downloads number their samples anew
@@ -83,8 +90,7 @@ class WebDatasetShard:
                     members[extension],
                     where,
                     caption,
-                    language=self.language,
-                    field=self.caption_field,
+                    options=self.options,
                     source=source,
                 )
 
@@ -95,8 +101,7 @@ def tar_sources(folder: Path, options: PairOptions, caption_keys: tuple[str, ...
         WebDatasetShard(
             sample_key(str(path.relative_to(folder)).removesuffix(".tar")),
             path,
-            options.language,
-            options.caption_field,
+            options,
             caption_keys,
             folder.name,
             sample_key(f"{path.parent.relative_to(folder)}/-") if path.parent != folder else "",
@@ -111,7 +116,7 @@ def read_options(arguments: argparse.Namespace) -> WebDatasetOptions:
     Raises:
         ValueError: the folder does not exist.
     """
-    options = options_from(arguments, WebDatasetOptions, caption_keys=tuple(arguments.caption_keys))
+    options = pair_options(arguments, WebDatasetOptions, caption_keys=tuple(arguments.caption_keys))
     if not options.tars.is_dir():
         raise ValueError(f"--tars is {options.tars}, which is no folder; give the folder that holds the tars")
     return options

@@ -9,6 +9,7 @@ ENGLISH_WORDS = frozenset(
     "the a an of in on at is are and with to by from there his her its it that this two one near while up".split()
 )
 MIN_WORDS_FOR_LANGUAGE = 10
+SPACELESS = frozenset({"zh", "ja", "th", "lo", "km", "my", "bo", "yue"})  # written without spaces between words
 
 
 def text_language(text: str, expected: str) -> str:

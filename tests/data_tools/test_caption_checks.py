@@ -83,7 +83,10 @@ def test_prompts_are_named_by_their_content(tmp_path):
     own = tmp_path / "own.txt"
     own.write_text("Say it.", encoding="utf-8")
     assert prompts_for(["long_caption"], [f"long_caption/zh={own}"])["long_caption", "zh"].text == "Say it."
+    assert prompts_for(["long_caption"], [f"long_caption/DE={own}"])["long_caption", "de"].text == "Say it."
     with pytest.raises(ValueError, match="FIELD/LANGUAGE=NAME"):
-        prompts_for(["long_caption"], ["long_caption/fr=x"])
+        prompts_for(["long_caption"], [f"short_caption/fr={own}"])
+    with pytest.raises(ValueError, match="BCP-47"):
+        prompts_for(["long_caption"], [f"long_caption/french={own}"])
     with pytest.raises(ValueError, match="neither a file nor"):
         load_caption_prompt("long-fr-1")

@@ -15,6 +15,8 @@ from tests.data_tools.step_samples import contents, picture
 from tests.data_tools.test_captions import samples_of
 from tests.shared_data import shared
 
+ENGLISH, AUTO = ["--language", "en"], ["--language", "auto", "--among", "en", "zh"]
+
 
 def save(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +53,7 @@ def test_a_folder_of_photographs_becomes_shards(tmp_path, capsys):
     save(images / "old.bmp", _bmp())
     save(images / "notes.md", "no image")
     command = ["build", "folder", "--images", str(images), "--workers", "0", "--samples-per-shard", "3"]
+    command += ["--language", "auto", "--among", "en", "zh"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
     samples = samples_of(tmp_path / "out")
     assert samples["bus"].short_caption == "A red bus." and samples["bus"].language == "en"
@@ -58,13 +61,11 @@ def test_a_folder_of_photographs_becomes_shards(tmp_path, capsys):
     (other,) = [key for key in samples if key.startswith("2024_05_cat_one-")]
     assert samples[other].short_caption is None, "a caption that is not UTF-8 is absent, the image stays"
     assert (samples["upright"].width, samples["upright"].height) == (20, 40)
-    assert dropped(tmp_path / "out") == {
-        "cut": "unreadable_image",
-        "page": "unreadable_image",
-        "old": "unsupported_format",
-    }
-    assert len(samples) == 4 and "2 samples have no caption yet" in capsys.readouterr().out
-    assert main([*command, "--out", str(tmp_path / "again"), "--language", "auto"]) == 0
+    assert samples["upright"].language == "und", "there is no text to tell a language by"
+    assert dropped(tmp_path / "out") == {"cut": "unreadable_image", "page": "unreadable_image"}
+    assert (samples["old"].width, samples["old"].height) == (8, 8), "a BMP is stored as PNG"
+    assert len(samples) == 5 and "3 samples have no caption yet" in capsys.readouterr().out
+    assert main([*command, "--out", str(tmp_path / "again")]) == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "again")
     assert samples["bus"].source == {"dataset": "images", "file_name": "bus.png"}
 
@@ -87,6 +88,8 @@ def test_an_image_added_later_is_noticed(tmp_path):
         str(tmp_path / "out"),
         "--workers",
         "0",
+        "--language",
+        "en",
     ]
     assert main(command) == 0
     save(tmp_path / "images" / "3.png", picture(3))
@@ -99,10 +102,11 @@ def test_folders_that_hold_nothing_are_refused(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for source, option in (("folder", "--images"), ("webdataset", "--tars"), ("img2dataset", "--downloads")):
         for folder in ("empty", "missing"):
-            assert main(["build", source, option, str(tmp_path / folder), "--out", str(tmp_path / "out")]) == 2
+            command = ["build", source, option, str(tmp_path / folder), "--out", str(tmp_path / "out"), *ENGLISH]
+            assert main(command) == 2
     save(tmp_path / "broken" / "a.png", b"x")
     command = ["build", "folder", "--images", str(tmp_path / "broken"), "--out", str(tmp_path / "o"), "--workers", "0"]
-    assert main(command) == 2
+    assert main([*command, *ENGLISH]) == 2
     assert "no image could be used" in capsys.readouterr().err
 
 
@@ -135,7 +139,7 @@ def test_other_peoples_tars_become_shards(tmp_path):
     tar_of(tars / "x" / "00000.tar", members)
     tar_of(tars / "y" / "00000.tar", {"k.png": picture(6), "k.txt": b"A house."})
     out = tmp_path / "out"
-    assert main(["build", "webdataset", "--tars", str(tars), "--out", str(out), "--workers", "0"]) == 0
+    assert main(["build", "webdataset", "--tars", str(tars), "--out", str(out), "--workers", "0", *AUTO]) == 0
     samples = samples_of(out)
     assert sorted(path.name for path in out.glob("*.tar")) == ["x_00000.tar", "y_00000.tar"]
     assert samples["x_-a_one"].short_caption == "A red bus." and samples["x_-three"].language == "zh"
@@ -148,7 +152,7 @@ def test_other_peoples_tars_become_shards(tmp_path):
         "x_-a_one": "duplicate_key",
     }
     save(tars / "z.tar", (tars / "x" / "00000.tar").read_bytes()[:3000])
-    assert main(["build", "webdataset", "--tars", str(tars), "--out", str(out), "--workers", "0"]) == 1
+    assert main(["build", "webdataset", "--tars", str(tars), "--out", str(out), "--workers", "0", *AUTO]) == 1
     assert not (out / "z.tar").exists(), "nothing of a damaged tar"
 
 
@@ -174,7 +178,7 @@ def test_img2datasets_output_becomes_shards(tmp_path, form, capsys):
         tar_of(root / "00000.tar", members)
     save(root / "00000_stats.json", json.dumps({"count": 5, "successes": 3, "failed_to_download": 2}))
     command = ["build", "img2dataset", "--downloads", str(root), "--out", str(tmp_path / "out"), "--workers", "0"]
-    assert main([*command, "--caption-field", "long_caption"]) == 0
+    assert main([*command, *ENGLISH, "--caption-field", "long_caption"]) == 0
     samples = samples_of(tmp_path / "out")
     assert len(samples) == 3 and set(dropped(tmp_path / "out").values()) == {"incomplete_sample"}
     assert {sample.long_caption for sample in samples.values()} == {f"Caption {n} of a house." for n in range(3)}
@@ -186,5 +190,5 @@ def test_img2datasets_output_becomes_shards(tmp_path, form, capsys):
 def test_real_downloads_are_read(tmp_path):
     downloads = shared("data/finehard-mini/downloads")
     command = ["build", "img2dataset", "--downloads", str(downloads), "--out", str(tmp_path / "out"), "--workers", "0"]
-    assert main(command) == 0
+    assert main([*command, *ENGLISH]) == 0
     assert len(samples_of(tmp_path / "out")) >= 20
