@@ -22,11 +22,13 @@ from pipeline.base.files import write_json
 from pipeline.evaluation.arguments import add_arguments, flags_of, given
 from pipeline.evaluation.options.base import TaskOptions, make_options, unread
 from pipeline.evaluation.options.work import WorkOptions
+from pipeline.evaluation.protocols.command import main as protocols_main
 from pipeline.evaluation.registry import TASKS, Task, find_task
 from pipeline.evaluation.results import EvaluationError, flat_scores, table
 from pipeline.evaluation.suites.command import main as suite_main
 
 PROGRAM = "python -m pipeline.evaluation"
+COMMANDS = {"suite": suite_main, "protocols": protocols_main}  # that are no tasks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not words or words[0] in ("-h", "--help"):
             print(overview())
             return 0 if words else 2
-        if words[0] == "suite":
-            return suite_main(words[1:])
+        if words[0] in COMMANDS:
+            return COMMANDS[words[0]](words[1:])
         task = _task_of(words)
         options, work, model = _parsed(words[0], task, words[1:])
         return score(words[0], task, model, options, work)
@@ -56,6 +58,7 @@ def overview() -> str:
     return (
         f"usage: {PROGRAM} TASK MODEL --data SET [options]\n\n{first}\n\ntasks (each has its own --help):\n{tasks}\n"
         f"  {'suite':<15} many sets and models, one table\n"
+        f"  {'protocols':<15} the published protocols, each set's command and what it needs\n"
         f"\n{rest.rstrip()}"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from pipeline.evaluation import EvaluationError, evaluate
 from pipeline.evaluation.options.base import make_options
+from pipeline.evaluation.protocols.command import described
 from pipeline.evaluation.protocols.rows import protocol_names, rows_of
 from pipeline.evaluation.registry import TASKS
 from tests.evaluation.fake import FakeModel, noisy, text_vector
@@ -47,6 +49,13 @@ def test_every_row_is_whole_and_its_options_are_the_tasks(protocol):
         assert row.title and row.source and row.where and "data" in row.files
         assert set(row.files) <= set(kind.model_fields) and set(row.needs) <= set(kind.model_fields)
         assert options.model_fields_set >= set(row.options)
+
+
+def test_the_docs_list_every_row_with_its_command():
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for protocol in protocol_names():
+        for row in rows_of(protocol):
+            assert described(row) in text, f"write docs/evaluation.md anew: {row.reference}"
 
 
 def coco_miniature(folder, names=("red", "green", "blue"), crowd=True, **image):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ import yaml
 
 from pipeline.evaluation import EvaluationError, evaluate
 from pipeline.evaluation.command import main
+from pipeline.evaluation.options.work import WorkOptions
 from pipeline.evaluation.suites.specification import read_suite, suite_names
 from tests.evaluation.fake import FakeModel, text_vector
+from tests.ranks import run_ranks
 
 
 class OtherModel(FakeModel):
@@ -80,6 +83,23 @@ def test_a_suite_goes_on_where_it_was_interrupted(suite, models, tmp_path):
     with torch.no_grad():
         models["one"].module.weight += 5  # other weights: nothing that was kept is theirs
     assert main(command) == 0 and models["one"].images_encoded == 2 * encoded
+
+
+def suite_on_this_rank(source: str, out: str) -> list:
+    from pipeline.evaluation.suites import run
+
+    run.load_model = lambda path, **_: FakeModel()
+    lines, _ = run.run_suite(read_suite(source), ["one"], Path(out), WorkOptions())
+    return [(line.row, line.score, line.values) for line in lines]
+
+
+def test_processes_share_a_suite_and_agree_with_one(suite, models, tmp_path):
+    assert main(["suite", str(suite), "one", "--out", str(tmp_path / "alone")]) == 0
+    alone = json.loads((tmp_path / "alone" / "table.json").read_text(encoding="utf-8"))["lines"]
+    for found in run_ranks(2, suite_on_this_rank, str(suite), str(tmp_path / "two")):
+        assert [line[:2] for line in found] == [(line["row"], line["score"]) for line in alone]
+        for (_, _, values), line in zip(found, alone, strict=True):
+            assert values[0] == pytest.approx(line["values"]["one"])
 
 
 def test_a_row_that_fails_is_named_and_the_others_go_on(suite, models, tmp_path, capsys):

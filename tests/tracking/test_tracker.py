@@ -21,7 +21,7 @@ from pipeline.config import Stage1Settings, Stage2Settings, dump_settings, load_
 from pipeline.tracking import tracker as tracker_module
 from pipeline.tracking.interface import NoTracking, Tracker
 from pipeline.tracking.local_log import read_curves
-from pipeline.tracking.scores import log_scores
+from pipeline.tracking.scores import log_scores, log_table
 from pipeline.tracking.store import find_run
 from pipeline.tracking.sync import main as sync_main
 from pipeline.tracking.tracker import start_tracking
@@ -286,6 +286,20 @@ def test_scores_join_the_run_that_made_the_checkpoint(run, tmp_path, capsys):
     scores = json.loads((run / "scores.json").read_text())
     assert scores == {"fgovd": {"hard": 0.2, "by_language": {"zh": 0.3}, "data": "text"}, "t2i_r1": 0.5}
     assert not log_scores(tmp_path, {"a": 1.0}) and "no tracked run" in capsys.readouterr().err
+
+
+def test_a_table_joins_the_run_and_is_shown_as_one(run, tmp_path, capsys):
+    tracker = start_tracking(settings_of(), run)
+    tracker.log(1, {"loss": 1.0})
+    tracker.end()
+    for name in ("集 one", "two", "two"):
+        assert log_table(run, name, ["set", "模型"], [["boxes", "74.9"]])
+    client = client_of(run)
+    content = json.loads(Path(client.download_artifacts(tracker.run_id, "tables/集-one.json")).read_text("utf-8"))
+    assert content == {"columns": ["set", "模型"], "data": [["boxes", "74.9"]]}
+    shown = json.loads(client.get_run(tracker.run_id).data.tags["mlflow.loggedArtifacts"])
+    assert [one["path"] for one in shown] == ["tables/集-one.json", "tables/two.json"]
+    assert not log_table(tmp_path, "a", [], []) and "no tracked run" in capsys.readouterr().err
 
 
 def train(tracker: Tracker, steps) -> float:

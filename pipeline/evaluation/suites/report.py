@@ -30,8 +30,9 @@ def lines_of(suite: Suite, models: Sequence[str], results: dict[tuple[str, str],
         of_row = [results.get((row.name, model), {}) for model in models]
         scores = [flat_scores(one.get("scores", {})) for one in of_row]
         note = _note(row, of_row)
-        names = row.scores or tuple(dict.fromkeys(name for one in scores for name in one)) or ("",)
-        shown = [name for name in names if any(name in one for one in scores)] or list(names[:1])
+        known = [*scores, *row.published.values()]
+        names = row.scores or tuple(dict.fromkeys(name for one in known for name in one)) or ("",)
+        shown = [name for name in names if any(name in one for one in known)] or list(names[:1])
         for name in shown:
             published = {model: values[name] for model, values in row.published.items() if name in values}
             lines.append(Line(row.name, name, tuple(one.get(name) for one in scores), published, note))
