@@ -7,9 +7,11 @@ than 200 levels of nesting, numbers of more than 4,300 digits. Typed records go 
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
@@ -17,7 +19,11 @@ T = TypeVar("T")
 
 QUOTED = 80  # characters of a value in a message
 SHOWN = 300  # characters of a text from outside in a message
-MAX_SMALL_FILE_BYTES = 64 << 20  # of configurations, records of runs and reports: a thousand times the largest known
+MAX_SMALL_FILE_BYTES = 8 << 20  # of configurations and records of runs; assumption: ten times the largest known
+MAX_LINE_BYTES = 16 << 20  # of JSON lines
+CHUNK_BYTES = 1 << 20
+MAX_YAML_BYTES = 128 << 10  # settings are written by hand; reading that much takes two seconds
+MAX_YAML_VALUES = 20_000
 LARGEST_SHOWN = 10**20  # longer whole numbers are told by their number of digits
 BITS_PER_DIGIT = 3.3219
 JOINERS = "\u200c\u200d"  # emoji and some scripts need them; they steer nothing
@@ -86,7 +92,10 @@ def parse_json(data: bytes | str) -> Any:
     try:
         return from_json(data)
     except ValueError as error:
-        raise BorderError(f"not JSON: {one_line(error)}") from error
+        reason = one_line(error)
+        if "hex escape" in reason or "surrogate" in reason:
+            reason = f"half of a character (a lone surrogate, as a cut emoji leaves it), {reason}"
+        raise BorderError(f"not JSON: {reason}") from error
 
 
 def read_json(path: str | Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> Any:
@@ -95,10 +104,11 @@ def read_json(path: str | Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> Any:
     Raises:
         BorderError: too long or not JSON, with the path. OSError: it cannot be read.
     """
+    data = read_bounded(path, max_bytes)
     try:
-        return parse_json(read_bounded(path, max_bytes))
+        return parse_json(data)
     except BorderError as error:
-        raise BorderError(f"{shown(path)} is {error}" if str(error).startswith("not JSON") else str(error)) from error
+        raise BorderError(f"{shown(path)}: {error}") from error
 
 
 def read_object(path: str | Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> dict[str, Any]:
@@ -107,6 +117,57 @@ def read_object(path: str | Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> dict
     if not isinstance(content, dict):
         raise BorderError(f"{shown(path)} holds {quoted(content)}; it must be a JSON object")
     return content
+
+
+def parse_yaml(text: str, max_values: int = MAX_YAML_VALUES) -> Any:
+    """YAML of plain values, no tags that make objects.
+
+    Raises:
+        BorderError: it does not parse, is nested too deep, or its aliases stand for too many values.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        _count_nodes(node, {}, max_values)
+        return None if node is None else loader.construct_document(node)
+    except RecursionError as error:
+        raise BorderError("it is nested too deep or holds itself") from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # ValueError: dates and numbers that are none
+        raise BorderError(f"not YAML: {one_line(error)}") from error
+
+
+def _count_nodes(node: yaml.Node | None, known: dict[int, int], most: int) -> int:
+    """Values below ``node`` with every alias written out; a few lines of aliases can stand for billions."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        parts = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
+        known[id(node)] = 1 + sum(_count_nodes(part, known, most) for part in parts)
+    if known[id(node)] > most:
+        raise BorderError(f"it holds more than {most} values")
+    return known[id(node)]
+
+
+def read_yaml(path: str | Path, max_bytes: int = MAX_YAML_BYTES) -> Any:
+    """The YAML of a UTF-8 file. Raises as ``read_json``."""
+    data = read_bounded(path, max_bytes)
+    try:
+        return parse_yaml(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise BorderError(f"{shown(path)} is not UTF-8 ({error})") from error
+    except BorderError as error:
+        raise BorderError(
+            f"{shown(path)} is {error}" if str(error).startswith("not") else f"{shown(path)}: {error}"
+        ) from error
+
+
+def read_lines(path: str | Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[bytes]:
+    """The whole lines of a file, with their ends; one that is longer than ``max_bytes`` comes cut, and without one."""
+    with open(path, "rb") as file:
+        while line := file.readline(max_bytes):
+            yield line
+            while not line.endswith(b"\n") and (line := file.readline(CHUNK_BYTES)):
+                pass  # the rest of a line that is too long
 
 
 def validated(adapter: TypeAdapter[T], data: bytes | str | Any, what: str, remedy: str = "") -> T:

@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from pipeline.base.border import BorderError, one_line, parse_yaml, quoted, read_yaml, shown
 from pipeline.config.groups import Group, Stage1Settings, Stage2Settings
 
+MOST_LISTED = 5  # wrong settings in one message
 logger = logging.getLogger(__name__)
 
 # Old name -> new name, "group.name" both; the value keeps its meaning.
@@ -53,14 +55,17 @@ def load_settings(
     for override in overrides or []:
         name, equals, raw = override.partition("=")
         if not equals:
-            raise SettingsError(f"override {override!r} has no '='; write group.name=value")
+            raise SettingsError(f"override {quoted(override)} has no '='; write group.name=value")
         target = values
         *parents, last = name.strip().lstrip("-").split(".")
         for parent in parents:
             target = target.setdefault(parent, {})
             if not isinstance(target, dict):
-                raise SettingsError(f"override {override!r}: {parent} is a value, not a group of settings")
-        target[last] = _yaml_value(raw)
+                raise SettingsError(f"override {quoted(override)}: {parent} is a value, not a group of settings")
+        try:
+            target[last] = _yaml_value(raw)
+        except BorderError as error:
+            raise SettingsError(f"override {quoted(override)}: {error}; quote what is meant as text") from error
     _refuse_renamed(values)
     return _validated(kind, values)
 
@@ -160,9 +165,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SettingsError(f"settings file {path} does not exist; give an existing YAML file")
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise SettingsError(f"settings file {path} is not YAML: {' '.join(str(error).split())}") from error
+        loaded = read_yaml(path)
+    except (BorderError, OSError) as error:
+        raise SettingsError(f"settings file {one_line(error)}") from error
     if loaded is not None and not isinstance(loaded, dict):
         raise SettingsError(f"settings file {path} holds a {type(loaded).__name__}; it must hold groups of settings")
     return loaded or {}
@@ -177,7 +182,7 @@ def _merge(values: dict[str, Any], over: dict[str, Any]) -> None:
 
 
 def _yaml_value(raw: str) -> Any:
-    value = yaml.safe_load(raw)
+    value = parse_yaml(raw)
     if isinstance(value, str):  # YAML 1.1 reads 1e-4, without a dot, as a string
         try:
             return float(value)
@@ -189,15 +194,18 @@ def _yaml_value(raw: str) -> Any:
 def _explain(kind: type[Group], error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
-        path = ".".join(str(part) for part in problem["loc"])
+        path = ".".join(shown(part, 60) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             names = _all_names(kind)
             near = difflib.get_close_matches(path, names, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else "see --print-config for all of them"
             lines.append(f"unknown setting {path}; {hint}")
+        elif problem["type"] == "value_error":
+            lines.append(f"setting {path}: {shown(problem['msg'])}" if path else shown(problem["msg"]))
         else:
-            lines.append(f"setting {path} is {problem['input']!r:.80}; {problem['msg']}")
-    return "; ".join(lines)
+            lines.append(f"setting {path} is {quoted(problem['input'])}; {shown(problem['msg'])}")
+    more = len(lines) - MOST_LISTED
+    return "; ".join(lines[:MOST_LISTED] + ([f"and {more} more"] if more > 0 else []))
 
 
 def _all_names(kind: type[Group], prefix: str = "") -> list[str]:

@@ -9,14 +9,34 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.base.border import quoted
 from pipeline.base.constants import PATCH_BUDGETS
 from pipeline.base.languages import Language
+
+MAX_TEXT = 4096  # characters of a setting: the longest path of Linux
+MAX_WHOLE = 2**31 - 1  # counts beyond it overflow the 32-bit numbers of indexes and kernels
+MAX_SEED = 2**63 - 1  # what every random generator in use takes
+MAX_SECONDS = 30 * 86400.0  # a month; the timers of sockets and locks overflow above some centuries
+LEAST_RATE = 1e-12  # a float32 weight of 1e-5 does not move by less
 
 
 class Group(BaseModel):
     """A frozen group of settings that refuses unknown names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Group:
+        """What no name, path or number of a run can be, whichever setting holds it."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            parts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+            for part in parts:
+                if isinstance(part, str) and (len(part) > MAX_TEXT or any(ord(letter) < 32 for letter in part)):
+                    raise ValueError(f"{name} is {quoted(part)}; a text has at most {MAX_TEXT} characters on one line")
+                if isinstance(part, int) and name != "seed" and abs(part) > MAX_WHOLE:
+                    raise ValueError(f"{name} is {quoted(part)}; whole numbers go up to {MAX_WHOLE}")
+        return self
 
 
 class ModelSettings(Group):
@@ -57,14 +77,14 @@ class DataSettings(Group):
     max_negatives: int = Field(10, ge=1)
     long_phrase_probability: float = Field(0.5, ge=0, le=1)  # a region's text is its long phrase this often
     short_caption_prefix: dict[Language, str] = {"en": "a photo of "}
-    max_image_megapixels: float = Field(100.0, gt=0)  # larger ones are refused before they are decoded
+    max_image_megapixels: float = Field(100.0, gt=0, le=1e6)  # larger ones are refused before they are decoded
     max_fault_share: float = Field(0.01, ge=0, le=1)  # the run stops when more of the samples seen were replaced
     min_samples_before_fault_stop: int = Field(1000, ge=1)
     cache_folder: str | None = None  # for remote shards, on a disk of this machine
-    cache_gigabytes: float | None = Field(None, gt=0)  # None: what the plan needs
-    prefetch_gigabytes: float = Field(2.0, ge=0)  # a rank fetches this much ahead of training
+    cache_gigabytes: float | None = Field(None, gt=0, le=1e9)  # None: what the plan needs
+    prefetch_gigabytes: float = Field(2.0, ge=0, le=1e9)  # a rank fetches this much ahead of training
     store_connections: int = Field(16, ge=1)  # requests a rank makes at one time
-    store_patience_seconds: float = Field(300.0, gt=0)  # a store that is away for longer ends the run
+    store_patience_seconds: float = Field(300.0, gt=0, le=MAX_SECONDS)  # a store that is away for longer ends the run
 
     @field_validator("patch_budgets")
     @classmethod
@@ -112,11 +132,17 @@ class LearningRates(Group):
     new_heads: float = Field(1.0, ge=0)  # longtext_head, boxtext_head, dense_feature_head
     scales: float = Field(1.0, ge=0)
 
+    @model_validator(mode="after")
+    def _some(self) -> LearningRates:
+        if not any((self.text, self.vision, self.new_heads, self.scales)):
+            raise ValueError("all of text, vision, new_heads and scales are 0, so nothing would train; raise one")
+        return self
+
 
 class OptimizerSettings(Group):
     """AdamW with warm-up and cosine decay."""
 
-    peak_learning_rate: float = Field(1e-6, gt=0)
+    peak_learning_rate: float = Field(1e-6, ge=LEAST_RATE)
     final_learning_rate_share: float = Field(0.0, ge=0, le=1)  # of the peak, reached at the last step
     group_factors: LearningRates = LearningRates()
     weight_decay: float = Field(0.001, ge=0)  # none on biases, norms and scales
@@ -131,10 +157,10 @@ class TrainSettings(Group):
     """The loop."""
 
     run_folder: str = "runs/run"
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     global_batch_size: int = Field(256, ge=1)  # images an optimizer step, over all ranks
     accumulation_steps: int = Field(1, ge=1)  # micro-batches an optimizer step; they shrink the pool of negatives
-    epochs: float | None = Field(1.0, gt=0)
+    epochs: float | None = Field(1.0, gt=0, le=1e6)
     max_steps: int | None = Field(None, ge=1)  # overrides epochs
     precision: Literal["fp32", "bf16"] = "bf16"
     tf32: bool = True  # on GPUs: products that stay float32 use ten bits of mantissa; never those of the losses
@@ -147,7 +173,7 @@ class TrainSettings(Group):
     keep_every_steps: int | None = Field(None, ge=1)
     resume: str = "auto"  # "auto": the newest whole checkpoint of run_folder; "never"; or a checkpoint's folder
     max_skipped_steps_in_a_row: int = Field(10, ge=1)
-    timeout_seconds: float = Field(600.0, gt=0)  # a rank silent for longer ends the run
+    timeout_seconds: float = Field(600.0, gt=0, le=MAX_SECONDS)  # a rank silent for longer ends the run
     threads_per_rank: int | None = Field(None, ge=1)  # None: the machine's cores divided by its ranks
 
     @model_validator(mode="after")
@@ -198,6 +224,17 @@ class Stage1Settings(Group):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _some_loss(self) -> Stage1Settings:
+        weights = self.loss_weights()
+        if not any(weights.values()):
+            raise ValueError(f"every loss weight is 0 ({', '.join(weights)}), so nothing would train; raise one")
+        return self
+
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of every loss of this stage, by the name of its setting."""
+        return {f"global_loss.{name}": getattr(self.global_loss, name) for name in ("short_weight", "long_weight")}
+
     @property
     def trains_regions(self) -> bool:
         """Whether the stage reads boxes and trains what only the region losses reach."""
@@ -208,6 +245,10 @@ class Stage2Settings(Stage1Settings):
     """Stage 1's settings and the region losses."""
 
     region_loss: RegionLossSettings = RegionLossSettings()
+
+    def loss_weights(self) -> dict[str, float]:
+        names = ("fgv_weight", "fgt_weight", "tic_weight", "cmr_weight", "hard_inbatch_weight")
+        return super().loss_weights() | {f"region_loss.{name}": getattr(self.region_loss, name) for name in names}
 
     @property
     def trains_regions(self) -> bool:

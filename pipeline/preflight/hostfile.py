@@ -9,7 +9,11 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-LINE = re.compile(r"(\S+)\s+slots\s*=\s*(\d+)")
+from pipeline.base.border import BorderError, one_line, quoted, read_bounded
+
+# A name that begins with a dash would be an option of ssh, and may be one that runs a program.
+LINE = re.compile(r"([\w@][\w.:@-]{0,252})\s+slots\s*=\s*([0-9]{1,9})")
+MAX_SLOTS = 4096  # processes of one host
 ENVIRONMENT_FILE = ".deepspeed_env"
 SSH = ["ssh", "-o", "BatchMode=yes"]  # a password's prompt would hang a launcher
 SSH_FAILED = 255
@@ -40,14 +44,21 @@ def read_hostfile(path: str | Path) -> list[Host]:
     path = Path(path)
     if not path.is_file():
         raise HostfileError(f"hostfile {path} does not exist; copy hostfile.example and name your hosts in it")
+    try:
+        content = read_bounded(path).decode("utf-8-sig")
+    except (BorderError, UnicodeDecodeError) as error:
+        raise HostfileError(f"hostfile {path} cannot be read ({one_line(error)}); give a text file in UTF-8") from error
     hosts: list[Host] = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, text in enumerate(content.splitlines(), 1):
         line = text.partition("#")[0].strip()
         if not line:
             continue
         match = LINE.fullmatch(line)
-        if match is None or int(match.group(2)) < 1:
-            raise HostfileError(f"{path} line {number} is {line!r}; write NAME slots=N, N at least 1")
+        if match is None or not 1 <= int(match.group(2)) <= MAX_SLOTS:
+            raise HostfileError(
+                f"{path} line {number} is {quoted(line)}; write NAME slots=N, N from 1 to {MAX_SLOTS}; "
+                "a name has letters, digits, dots, colons, dashes and underscores, and begins with none of '-.:'"
+            )
         known = next((host for host in hosts if host.name == match.group(1)), None)
         if known is not None:
             raise HostfileError(

@@ -12,9 +12,17 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import Field, TypeAdapter, ValidationError
+
+from pipeline.base.border import read_lines
 from pipeline.base.files import set_aside, write_aside
 from pipeline.base.run_folder import METRICS
+
+MAX_LINE_BYTES = 1 << 20  # assumption: a hundred times the longest line of a run
+MAX_TIME = 1e11  # seconds since 1970; MLflow keeps milliseconds in 64 bits
+MAX_NAME = 1000  # characters of a metric's name
 
 
 @dataclass(frozen=True)
@@ -32,11 +40,10 @@ class Entry:
 
 def read_entries(run_folder: str | Path) -> Iterator[Entry]:
     """The entries of a run; a last line torn by a kill is left out. Raises FileNotFoundError where there are none."""
-    with open(Path(run_folder) / METRICS, encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            entry = _parse(line)
-            if entry is not None:
-                yield entry
+    for line in read_lines(Path(run_folder) / METRICS, MAX_LINE_BYTES):
+        entry = _parse(line)
+        if entry is not None:
+            yield entry
 
 
 def read_curves(run_folder: str | Path) -> dict[str, tuple[list[int], list[float]]]:
@@ -50,16 +57,25 @@ def read_curves(run_folder: str | Path) -> dict[str, tuple[list[int], list[float
     return curves
 
 
-def _parse(line: str) -> Entry | None:
-    if not line.endswith("\n"):
+@dataclass(frozen=True)
+class _Line:
+    step: Annotated[int, Field(strict=True, ge=0, le=2**53)]
+    time: Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0, le=MAX_TIME)]
+    values: dict[Annotated[str, Field(max_length=MAX_NAME)], float]
+
+
+_LINE: TypeAdapter[_Line] = TypeAdapter(_Line)
+
+
+def _parse(line: bytes) -> Entry | None:
+    """None for a line that is torn or damaged, by a full disk for instance: that costs the line, not the run."""
+    if not line.endswith(b"\n"):
         return None
     try:
-        record = json.loads(line)
-        return Entry(
-            int(record["step"]), float(record["time"]), {name: float(v) for name, v in record["values"].items()}
-        )
-    except (ValueError, KeyError, TypeError, AttributeError):  # damage by a full disk costs this line, not the run
+        record = _LINE.validate_json(line)
+    except ValidationError:
         return None
+    return Entry(record.step, record.time, record.values)
 
 
 @dataclass

@@ -6,7 +6,6 @@ twice is safe: MLflow keeps one row for equal (run, name, step, time, value), so
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -14,28 +13,37 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from alembic.util import CommandError
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
+from pydantic import Field, TypeAdapter
 from sqlalchemy.exc import SQLAlchemyError
 
+from pipeline.base.border import BorderError, read_bounded, validated
 from pipeline.base.files import write_json
 from pipeline.base.run_folder import RunFolder
 from pipeline.config import Stage1Settings
+from pipeline.tracking.database import prepare_database, probe, remove_stray_folder, sqlite_path, sqlite_uri
 from pipeline.tracking.interface import RefusedError
 from pipeline.tracking.local_log import Entry
 from pipeline.tracking.parameters import shorten
 
-STORE_ERRORS = (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ValueError)
-SQLITE = "sqlite:///"
+STORE_ERRORS = (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error, OSError, ValueError)
 TABLES_TAG = "mlflow.loggedArtifacts"
 METRICS_PER_BATCH = 1000  # mlflow.utils.validation, 3.17: the most that one log_batch takes
 PARAMS_PER_BATCH = 100
-LOCK_SECONDS = 1.0
+HTTP_LIMITS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",  # seconds without a byte; assumption: a healthy server answers within one
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # a header could ask for a year
+}
+REGISTRATION = "registration"  # tag
+MAX_ADDRESS = 4096  # characters of an address or a name in tracking.json
 MAX_NAME_LENGTH = 250
 MAX_TAG_LENGTH = 8000
 FORBIDDEN_IN_NAMES = re.compile(r"[^/\w.\- ]")
@@ -68,26 +76,34 @@ class Store:
         params: dict[str, str],
         tags: dict[str, str],
         status: str | None = "RUNNING",
+        registration: str | None = None,
     ) -> Store:
         """Open the run ``run_id`` again, or make one where it is None or the store does not know it.
 
         Args:
             status: what an opened run is set to; None leaves it as it is.
+            registration: the name under which this run was, or is now, registered. A run that a killed process or a
+                lost answer left behind is found by it and gone on with, so that none stays RUNNING without an owner.
 
         Raises:
             STORE_ERRORS: the store cannot be reached or written.
         """
         quieten_mlflow()
-        probe(address.uri, must_exist=False)
+        prepare_database(address.uri)
+        probe(address.uri)
         client = MlflowClient(address.uri)
         store = cls._reopen(address, client, run_id, status) if run_id else None
         if store is None:
             experiment = _experiment(client, address)
+            store = cls._registered(address, client, experiment, registration, status) if registration else None
+        if store is None:
+            tags = tags | ({REGISTRATION: registration} if registration else {})
             run = client.create_run(experiment, run_name=address.run_name, tags=_limited(tags))
             store = cls(address, run.info.run_id, client)
             store.log_params(params)
         else:
             store.set_tags(tags | store._changed_params(params))
+        remove_stray_folder(address.uri)
         return store
 
     @classmethod
@@ -103,6 +119,13 @@ class Store:
         if status is not None:
             client.update_run(run_id, status=status)
         return cls(address, run_id, client)
+
+    @classmethod
+    def _registered(
+        cls, address: RunAddress, client: MlflowClient, experiment: str, registration: str, status: str | None
+    ) -> Store | None:
+        found = client.search_runs([experiment], f"tags.{REGISTRATION} = '{registration}'", max_results=1)
+        return cls._reopen(address, client, found[0].info.run_id, status) if found else None
 
     def load_held(self) -> None:
         """Learn which steps the run has, so that :meth:`write` adds none twice."""
@@ -190,36 +213,11 @@ class Store:
 def run_address(settings: Stage1Settings, run_folder: str | Path) -> RunAddress:
     """Where a run is tracked: its own setting, else what MLFLOW_TRACKING_URI says, else sqlite beside the run."""
     folder = Path(run_folder).resolve()
-    uri = settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{folder.parent / 'mlflow.db'}"
+    uri = settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder.parent / "mlflow.db")
     path = sqlite_path(uri)
     # without a location of its own an experiment's artifacts land in whatever folder the process was started from
     location = (path.parent / "mlflow-artifacts" / settings.tracking.experiment).as_uri() if path else None
     return RunAddress(uri, settings.tracking.experiment, location, settings.tracking.run_name or folder.name)
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The database file of a sqlite URI, else None."""
-    return Path(uri.removeprefix(SQLITE)).resolve() if uri.startswith(SQLITE) else None
-
-
-def probe(uri: str, must_exist: bool = True) -> None:
-    """Ask a sqlite store for its write lock, because MLflow itself would wait 20 s for it, and minutes at its start.
-
-    Raises:
-        FileNotFoundError: the database is gone; sqlite would silently begin an empty one.
-        sqlite3.Error: it is locked, full or damaged.
-    """
-    path = sqlite_path(uri)
-    if path is None or not (must_exist or path.exists()):
-        return
-    if not path.exists():
-        raise FileNotFoundError(f"the tracking database {path} is gone")
-    connection = sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None)
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("ROLLBACK")
-    finally:
-        connection.close()
 
 
 def metric_name(name: str) -> str:
@@ -230,36 +228,66 @@ def metric_name(name: str) -> str:
 def quieten_mlflow() -> None:
     """No migrations and no traces of a full disk on the terminal, no telemetry, and a new connection for each write.
 
-    A pooled sqlite connection would go on writing to a file that was unlinked or replaced.
+    A pooled sqlite connection would go on writing to a file that was unlinked or replaced. A server that does not
+    answer is given up soon, once: whoever calls tries again, and MLflow's own seven tries take four minutes.
     """
+    for name, value in HTTP_LIMITS.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
     for name in ("mlflow.store.db.utils", "mlflow.tracking", "mlflow.system_metrics", "alembic"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def save_run(run_folder: str | Path, address: RunAddress, run_id: str | None) -> None:
+def save_run(run_folder: str | Path, address: RunAddress, run_id: str | None, registration: str | None = None) -> None:
     """Write tracking.json, from which evaluation, later stages and sync find the run."""
-    write_json(RunFolder.at(run_folder).tracking, {"run_id": run_id} | asdict(address))
+    record = {"run_id": run_id} | asdict(address) | ({"registration": registration} if registration else {})
+    write_json(RunFolder.at(run_folder).tracking, record)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What tracking.json holds."""
+
+    run_id: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,64}$")] | None
+    uri: Annotated[str, Field(min_length=1, max_length=MAX_ADDRESS)]
+    experiment: Annotated[str, Field(min_length=1, max_length=MAX_ADDRESS)]
+    artifact_location: Annotated[str, Field(max_length=MAX_ADDRESS)] | None
+    run_name: Annotated[str, Field(max_length=MAX_ADDRESS)]
+    registration: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
+
+
+_RECORD: TypeAdapter[_Record] = TypeAdapter(_Record)
 
 
 def find_run(folder: str | Path) -> tuple[Path, str | None, RunAddress] | None:
     """The run folder that ``folder`` is or lies in (as its final/ or a checkpoint), its MLflow run and where that is.
 
     None where no tracking.json is found; the run's id is None when no store ever answered.
+
+    Raises:
+        ValueError: tracking.json is damaged.
     """
     folder = Path(folder).resolve()
     for candidate in (folder, *list(folder.parents)[:2]):
-        path = RunFolder.at(candidate).tracking
-        if path.is_file():
-            try:
-                record = json.loads(path.read_text(encoding="utf-8"))
-                return candidate, record.pop("run_id"), RunAddress(**record)
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{path} is damaged ({error}); remove it, and the next resume begins a new run"
-                ) from error
+        if RunFolder.at(candidate).tracking.is_file():
+            record = _read_record(candidate)
+            address = RunAddress(record.uri, record.experiment, record.artifact_location, record.run_name)
+            return candidate, record.run_id, address
     return None
+
+
+def find_registration(run_folder: str | Path) -> str | None:
+    """The name under which the run of this very folder was being registered, if it was."""
+    return _read_record(Path(run_folder)).registration if RunFolder.at(run_folder).tracking.is_file() else None
+
+
+def _read_record(folder: Path) -> _Record:
+    path = RunFolder.at(folder).tracking
+    try:
+        return validated(_RECORD, read_bounded(path), "it does not fit")
+    except BorderError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, and the next resume begins a new run") from error
 
 
 def parent_tags(settings: Stage1Settings) -> dict[str, str]:

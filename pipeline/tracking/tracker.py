@@ -15,6 +15,7 @@ import itertools
 import sys
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pipeline.base.border import one_line
 from pipeline.base.distributed import current_rank
 from pipeline.base.run_folder import FIGURES, RunFolder
 from pipeline.config import Stage1Settings
@@ -217,7 +219,7 @@ class RunTracker(Tracker):
             call(*arguments)
         except RefusedError as error:
             self.lost += num_values
-            _say(f"MLflow refuses {num_values} values: {_one_line(error)}")
+            _say(f"MLflow refuses {num_values} values: {one_line(error)}")
 
     def _catch_up(self, store: Store) -> None:
         """Write what the local file holds and the run lacks; metrics logged meanwhile are in that file as well."""
@@ -237,7 +239,7 @@ class RunTracker(Tracker):
     def _report(self, error: Exception | None) -> None:
         """One line when the store fails, one when it is back."""
         if error is not None and not self._failing:
-            _say(f"store not available ({_one_line(error)}); training goes on and metrics are kept")
+            _say(f"store not available ({one_line(error)}); training goes on and metrics are kept")
         elif error is None and self._failing:
             _say("store available again; metrics are up to date")
         self._failing = error is not None
@@ -278,26 +280,31 @@ def _store_opener(
     settings: Stage1Settings, run_folder: Path, run_id: str | None, resuming: bool, tags: dict[str, str]
 ) -> Callable[[], Store]:
     """A function for the thread that opens the run, or makes it, and notes it in tracking.json."""
+    registration = uuid.uuid4().hex  # one for all attempts: an attempt whose answer was lost may have made the run
 
     def open_store() -> Store:
-        from pipeline.tracking.store import Store, find_run, parent_tags, run_address, save_run  # imports MLflow
+        from pipeline.tracking import store as stores  # imports MLflow
 
-        address = run_address(settings, run_folder)
-        known = find_run(run_folder) if resuming else None
+        nonlocal registration
+        address = stores.run_address(settings, run_folder)
+        known = stores.find_run(run_folder) if resuming else None
         wanted = run_id or (known[1] if known else None)
         if wanted is None:
-            save_run(run_folder, address, None)
-        store = Store.connect(address, wanted, settings_as_text(settings), tags | parent_tags(settings))
+            registration = (stores.find_registration(run_folder) if resuming else None) or registration
+            stores.save_run(run_folder, address, None, registration)
+        store = stores.Store.connect(
+            address,
+            wanted,
+            settings_as_text(settings),
+            tags | stores.parent_tags(settings),
+            registration=registration if wanted is None else None,
+        )
         store.load_held()
         store.start_system_metrics()
-        save_run(run_folder, address, store.run_id)
+        stores.save_run(run_folder, address, store.run_id)
         return store
 
     return open_store
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _say(text: str) -> None:

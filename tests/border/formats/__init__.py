@@ -18,6 +18,9 @@ MODULES = {
     "index": "shards",
     "manifest": "shards",
     "image": "shards",
+    "settings": "runs",
+    "hostfile": "runs",
+    "tracking": "runs",
 }
 
 
