@@ -80,6 +80,15 @@ def loader_workers(wanted: int | None, local_world_size: int) -> int:
     return wanted if wanted is not None else max(1, min(MOST_WORKERS, rank_cores(local_world_size) - 1))
 
 
+def has_launcher(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether torchrun's agent or DeepSpeed's per-node launcher started this process and waits for it.
+
+    srun ends its tasks itself; a process started by hand may outlive its shell.
+    """
+    environment = os.environ if environment is None else environment
+    return "TORCHELASTIC_RUN_ID" in environment or {"CROSS_RANK", "LOCAL_SIZE"} <= set(environment)
+
+
 def _read(environment: Mapping[str, str], name: str, default: int | None) -> int:
     for variable in _VARIABLES[name]:
         if value := environment.get(variable):

@@ -12,17 +12,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import timedelta
 from typing import Any
 
-import torch.distributed as dist
-
-from pipeline.training.rank_report import RankReport, Seen
+from pipeline.base.border import shown
+from pipeline.base.ranks import has_launcher
+from pipeline.training.heartbeat_store import SignedStore, make_store
+from pipeline.training.rank_report import RankReport, Seen, parse_report
 from pipeline.training.watchdog import Watchdog
 
 EXIT_STATUS = 76  # of a rank that ends because of another; sysexits.h calls it EX_PROTOCOL
@@ -30,6 +31,7 @@ INTERVAL_SECONDS = 1.0
 FAREWELL_SECONDS = 10.0  # a failed rank may take this long to print its own trace and end
 ON_FAILURE_SECONDS = 5.0
 VERDICT = "heartbeat/verdict"
+MAX_VERDICT = 2000  # characters
 STORE_ERRORS = (RuntimeError, OSError, ValueError)  # torch's DistError is a RuntimeError
 
 
@@ -59,7 +61,9 @@ class Heartbeat:
         self._interval = min(INTERVAL_SECONDS, self.timeout_seconds / 4)
         self._settle_seconds = 2.5 * self._interval  # long enough to hear twice from every rank that lives
         self._failure_at: float | None = None
-        self._store, self._on_failure = store, on_failure
+        self._on_failure = on_failure
+        self._given_store = store
+        self._store: SignedStore  # from __enter__ on
         self._mine = RankReport(rank, allowed_seconds=self.timeout_seconds)
         self._changed = time.monotonic()
         self._seen: dict[int, Seen] = {}
@@ -69,6 +73,7 @@ class Heartbeat:
         self._stop = threading.Event()
         self._hurry = threading.Event()  # publish now
         self._threads: list[threading.Thread] = []
+        self._launcher: int | None = None  # process to follow
         self._watchdog: Watchdog | None = None  # while the block runs
 
     def beat(self, step: int, phase: str, allowed_seconds: float | None = None) -> None:
@@ -86,8 +91,10 @@ class Heartbeat:
             self._watchdog.report(f"step {step}, phase {phase}")
 
     def __enter__(self) -> Heartbeat:
-        if self._store is None:
-            self._store = _make_store(self.rank, self.world_size, self.timeout_seconds)
+        if self._given_store is None:
+            self._store = make_store(self.rank, self.world_size, self.timeout_seconds)
+        else:
+            self._store = SignedStore(self._given_store, b"")
         if self.rank == 0:
             self._store.set(VERDICT, "")
             for rank in range(self.world_size):  # so that no get waits for a rank that never said anything
@@ -95,6 +102,7 @@ class Heartbeat:
                     _key(rank), json.dumps(asdict(RankReport(rank, allowed_seconds=self.timeout_seconds, host="?")))
                 )
         self._watchdog = Watchdog(self.rank, self.timeout_seconds * 1.25 + 2)
+        self._launcher = os.getppid() if has_launcher() else None
         self._changed = self._last_exchange = time.monotonic()
         for target in (self._exchange_loop, self._watch_loop):
             thread = threading.Thread(target=target, name=f"heartbeat{target.__name__}", daemon=True)
@@ -163,24 +171,36 @@ class Heartbeat:
     def _read(self) -> None:
         """Rank 0 reads every record, the others rank 0's and the verdict."""
         ranks = range(self.world_size) if self.rank == 0 else [0]
-        for rank, data in zip(ranks, self._store.multi_get([_key(rank) for rank in ranks]), strict=True):
-            record = RankReport(**json.loads(data))
+        for rank, text in zip(ranks, self._store.get([_key(rank) for rank in ranks]), strict=True):
             seen = self._seen.get(rank)
-            if seen is None or seen.record.count != record.count:
-                self._seen[rank] = Seen(record, time.monotonic())
+            report = None if text is None else parse_report(text, rank)
+            # A word of nobody, or an old one said again, is as good as none.
+            if report is not None and (seen is None or report.count > seen.record.count):
+                self._seen[rank] = Seen(report, time.monotonic())
         if self.rank != 0:
-            self._verdict = self._verdict or self._store.get(VERDICT).decode("utf-8")
+            self._verdict = self._verdict or self._store.get([VERDICT])[0] or ""
 
     def _watch_loop(self) -> None:
         while not self._stop.wait(self._interval):
             if self._watchdog is not None:
                 self._watchdog.alive()
+            self._follow_launcher()
             if self.rank == 0:
                 self._verdict = self._verdict or self._judge()
             elif not self._verdict:
                 self._verdict = self._judge_rank_0()
             if self._verdict:
                 self._end(self._verdict)
+
+    def _follow_launcher(self) -> None:
+        """Ask this process to stop, with a checkpoint, once the launcher that started it is gone: nobody else would."""
+        if self._launcher is not None and os.getppid() != self._launcher:
+            self._launcher = None
+            with contextlib.suppress(OSError):
+                print(
+                    f"heartbeat: the launcher of rank {self.rank} is gone; the run stops", file=sys.stderr, flush=True
+                )
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _judge(self) -> str:
         """What rank 0 finds: a failed rank, else a silent one, else a stuck one."""
@@ -230,6 +250,7 @@ class Heartbeat:
 
     def _end(self, verdict: str) -> None:
         """Print, flush, end this process."""
+        verdict = shown(verdict, MAX_VERDICT)
         own_failure = self._mine.state == "failed"
         with contextlib.suppress(OSError):
             print(
@@ -252,23 +273,9 @@ class Heartbeat:
 
 def _summary(error: BaseException) -> str:
     """One line; of a long message the end, because a data worker's error ends with what it is about."""
-    text = " ".join(str(error).split())
+    text = shown(error, 10_000)
     return text if len(text) <= 300 else f"{text[:60]} … {text[-240:]}"
 
 
 def _key(rank: int) -> str:
     return f"heartbeat/{rank}"
-
-
-def _make_store(rank: int, world_size: int, timeout_seconds: float) -> Any:
-    """A store on a free port of rank 0's host; the port travels over the default process group."""
-    if world_size == 1:
-        return dist.HashStore()
-    if not dist.is_initialized():
-        raise RuntimeError("Heartbeat without a store needs torch.distributed.init_process_group first")
-    host = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    limit = timedelta(seconds=timeout_seconds)
-    store = dist.TCPStore(host, 0, None, True, timeout=limit, wait_for_workers=False) if rank == 0 else None
-    port: list[int | None] = [store.port if store is not None else None]
-    dist.broadcast_object_list(port, src=0)
-    return store or dist.TCPStore(host, port[0], None, False, timeout=limit, wait_for_workers=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass, field
 
+from pydantic import TypeAdapter, ValidationError
+
 
 @dataclass
 class RankReport:
@@ -22,7 +24,20 @@ class RankReport:
     count: int = 0
 
     def location(self) -> str:
+        """Where the rank is, for people."""
         return f"step {self.step}, phase {self.phase} (host {self.host})"
+
+
+_REPORT: TypeAdapter[RankReport] = TypeAdapter(RankReport)
+
+
+def parse_report(text: str, rank: int) -> RankReport | None:
+    """The report of ``rank``; None where the text is none, or another rank's."""
+    try:
+        report = _REPORT.validate_json(text)
+    except ValidationError:
+        return None
+    return report if report.rank == rank else None
 
 
 @dataclass
