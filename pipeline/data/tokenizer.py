@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.base.border import one_line
 from pipeline.base.files import write_bytes
 
 SENTENCEPIECE_FILE = "tokenizer.model"
@@ -32,6 +33,9 @@ PROBES = (
     "",
 )
 PROBE_LENGTH = 512
+MAX_FILE_BYTES = 256 << 20  # of a tokenizer's file; Gemma's has 34 MB
+# What transformers and tokenizers raise on damaged files, by experiment with them.
+LOAD_ERRORS = (ValueError, OSError, KeyError, RuntimeError, TypeError, AttributeError, IndexError, OverflowError)
 
 
 class TokenizerError(ValueError):
@@ -113,17 +117,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise TokenizerError(
             f"{folder} holds neither {SENTENCEPIECE_FILE} nor tokenizer.json; give a folder with one of them"
         )
-    try:
-        if saved_file.is_file():
-            # not AutoTokenizer: an export's config.json names code of its own, which it would ask about
-            pretrained = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-        else:
-            pretrained = Siglip2Tokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        message = " ".join(str(error).split())[:200]
-        raise TokenizerError(
-            f"the tokenizer in {folder} does not load ({message}); make or download it again"
-        ) from error
+    # Not AutoTokenizer: an export's config.json names code of its own, which it would ask about.
+    pretrained = pretrained_tokenizer(PreTrainedTokenizerFast if saved_file.is_file() else Siglip2Tokenizer, folder)
     if getattr(pretrained, "backend_tokenizer", None) is None:
         raise TokenizerError(f"{folder} holds a {type(pretrained).__name__} without tokenizer.json; save a fast one")
     model = model_file.read_bytes() if model_file.is_file() else None
@@ -134,10 +129,32 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return fast if fast.token_lists(PROBES, PROBE_LENGTH) == tokenizer.token_lists(PROBES, PROBE_LENGTH) else tokenizer
 
 
+def pretrained_tokenizer(kind: Any, folder: Path) -> Any:
+    """A tokenizer of transformers from a local folder; no code of the folder runs.
+
+    Raises:
+        TokenizerError: a file is too large, or none of the kind.
+    """
+    for file in folder.iterdir():
+        if file.suffix in (".json", ".model", ".txt") and file.stat().st_size > MAX_FILE_BYTES:
+            raise TokenizerError(f"{file} has {file.stat().st_size} bytes; at most {MAX_FILE_BYTES} are read")
+    try:
+        return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the Rust tokenizers raise Exception itself
+        if type(error) is not Exception and not isinstance(error, LOAD_ERRORS):
+            raise
+        raise TokenizerError(
+            f"the tokenizer in {folder} does not load ({one_line(error)}); make or download it again"
+        ) from error
+
+
 def _processor(model: bytes) -> Any:
     import sentencepiece
 
-    return sentencepiece.SentencePieceProcessor(model_proto=model)
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError as error:
+        raise TokenizerError(f"{SENTENCEPIECE_FILE} is no SentencePiece model ({one_line(error)})") from error
 
 
 def _check(pretrained: Any, folder: Path, model: bytes | None) -> None:

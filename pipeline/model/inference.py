@@ -10,7 +10,6 @@ and transformers alone can run them. Letters: N images or texts, R boxes, h and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,13 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2Imag
 
 from .configuration import FGCLIP2Config
 from .embeddings import unit
+from .folder import StartError, read_object, shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 TextKind = Literal["short", "long", "region"]
+MOST_BUDGETS, LARGEST_BUDGET = 64, 1 << 20  # patch budgets of a model, and patches of one
 BOX_FORMATS = ("pixels", "normalised")
 CHARACTERS_PER_ID = 32  # a text is cut to this many characters an id before it is split, so that a book costs no more
 
@@ -207,27 +208,25 @@ class Inference(PreTrainedModel):
         if "_patch_budgets" not in self.__dict__:
             saved = self._saved_for_images()
             budgets = saved.get("patch_budgets", saved.get("levels"))  # the name in folders written before
-            self.__dict__["_patch_budgets"] = None if budgets is None else tuple(budgets)
+            self.__dict__["_patch_budgets"] = None if budgets is None else _checked_budgets(budgets)
         return self.__dict__["_patch_budgets"]
 
     @patch_budgets.setter
     def patch_budgets(self, budgets: Sequence[int]) -> None:
-        if not budgets or sorted(set(budgets)) != list(budgets) or budgets[0] < 1:
-            raise ValueError(f"patch_budgets is {list(budgets)}; it must be positive and ascending, as [128, 256, 576]")
-        self.__dict__["_patch_budgets"] = tuple(budgets)
+        self.__dict__["_patch_budgets"] = _checked_budgets(budgets)
 
     def _patch_budget(self, image: Image) -> int:
         """The smallest budget that holds the image's own patches; without budgets, what the image processor takes."""
         if self.patch_budgets is None:
-            saved: int | None = self._saved_for_images().get("max_num_patches")
-            return saved or self.config.vision_config.num_patches
+            saved = self._saved_for_images().get("max_num_patches")
+            return self.config.vision_config.num_patches if saved is None else _checked_budgets([saved])[0]
         side = self.config.vision_config.patch_size
         count = (image.width // side) * (image.height // side)
         return next((budget for budget in self.patch_budgets if budget >= count), self.patch_budgets[-1])
 
     def _saved_for_images(self) -> dict[str, Any]:
         file = Path(self.name_or_path or ".") / "preprocessor_config.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return read_object(file) if file.is_file() else {}
 
     def _pixels(self, images: list[Image], max_num_patches: int) -> tuple[Tensor, Tensor, Tensor]:
         processor = Siglip2ImageProcessorPil(
@@ -289,6 +288,17 @@ def normalised_boxes(boxes: Sequence[Sequence[float]] | Tensor, size: tuple[int,
                 'for fractions of the image write box_format="normalised"'
             )
     return (table / torch.tensor([width, height, width, height])).float()
+
+
+def _checked_budgets(budgets: Any) -> tuple[int, ...]:
+    """Raises StartError for what is no ascending list of numbers of patches."""
+    is_list = isinstance(budgets, list | tuple) and 0 < len(budgets) <= MOST_BUDGETS
+    found = tuple(one for one in budgets if isinstance(one, int) and 0 < one <= LARGEST_BUDGET) if is_list else ()
+    if not is_list or len(found) != len(budgets) or sorted(set(found)) != list(found):
+        raise StartError(
+            f"patch_budgets is {shown(repr(budgets))}; it must be positive and ascending, as [128, 256, 576]"
+        )
+    return found
 
 
 def _as_list(images: Image | Sequence[Image]) -> list[Image]:

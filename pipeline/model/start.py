@@ -6,15 +6,18 @@ makes the model of it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import Siglip2TextConfig, Siglip2VisionConfig
 
-from .configuration import START_REGION_SCALE, FGCLIP2Config, stretched_length
+from .configuration import START_REGION_SCALE, FGCLIP2Config, FGCLIP2TextConfig, FGCLIP2VisionConfig, stretched_length
+from .folder import StartError, check_depth, checked_tower, read_object, shown, stored_shapes, weight_files
 
 KEEP_LEN = 20  # positions that short and long texts share, where the checkpoint does not say (Long-CLIP)
 LISTED = 12  # names listed in an error before the rest is only counted
@@ -28,11 +31,10 @@ COPIED_HEADS = {
     "boxtext_head.": "text_model.head.",
     "dense_feature_head.": "vision_model.head.",
 }
+TEXT_FIELDS = frozenset({*Siglip2TextConfig.__annotations__, *FGCLIP2TextConfig.__annotations__})
+VISION_FIELDS = frozenset({*Siglip2VisionConfig.__annotations__, *FGCLIP2VisionConfig.__annotations__})
+LOAD_ERRORS = (SafetensorError, UnpicklingError, RuntimeError, OSError, ValueError, KeyError, EOFError, TypeError)
 REGION_SCALES = ("logit_scale_finegraind", "logit_scale_hardneg")
-
-
-class StartError(ValueError):
-    """A checkpoint cannot be what the model starts from; the message lists names and shapes."""
 
 
 def configuration_of(
@@ -68,9 +70,16 @@ def starting_weights(
     Raises:
         StartError: missing, unexpected or differently shaped weights.
     """
-    weights = {name: weight.float() for name, weight in read_weights(folder).items()}
     made = [name for name in shapes if name.startswith((*COPIED_HEADS, *LONG_TABLES, *REGION_SCALES))]
-    check_weights(shapes, weights, made if from_siglip else [], folder)
+    may_miss = made if from_siglip else []
+    files = weight_files(folder)
+    stored = stored_shapes(files)
+    if stored is not None:  # before a byte of the weights is read
+        check_shapes(shapes, stored, may_miss, folder)
+    weights = {name: weight.float() for name, weight in read_weights(folder, files).items()}
+    check_shapes(shapes, {name: tuple(weight.shape) for name, weight in weights.items()}, may_miss, folder)
+    for name in weights.keys() & shapes.keys():
+        weights[name] = weights[name].reshape(shapes[name])  # both forms of a scalar are in circulation
     if from_siglip:
         add_missing(weights, config)
     return weights
@@ -96,64 +105,59 @@ def read_config(folder: Path, config: FGCLIP2Config | None) -> tuple[FGCLIP2Conf
     """The configuration of a folder, and whether its model is a SigLIP 2."""
     if config is not None and not (folder / "config.json").is_file():
         return config, False
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kind, text = str(values.get("model_type")), values.get("text_config")
+    values, file = read_object(folder / "config.json"), f"{folder}/config.json"
+    kind, text = shown(values.get("model_type")), values.get("text_config")
     if not isinstance(text, dict) or not isinstance(values.get("vision_config"), dict):
-        raise StartError(f"{folder}/config.json is of model type {kind!r} without text_config and vision_config")
+        raise StartError(f"{file} is of model type {kind!r} without text_config and vision_config")
     from_siglip = kind == "siglip2"
     if not from_siglip and "longtext_len" not in text and not kind.startswith("fgclip2"):
         raise StartError(
             f"{folder} holds a model of type {kind!r}; a start needs siglip2 (the NaFlex checkpoints) or fgclip2"
         )
+    text = checked_tower(text, TEXT_FIELDS, f"{file}: text_config")
+    vision = checked_tower(values["vision_config"], VISION_FIELDS, f"{file}: vision_config")
     if from_siglip:
         # Written-out files leave defaults out, and the defaults of the two configurations are the same.
         text = {"keep_len": KEEP_LEN, **text}
         text["longtext_len"] = stretched_length(text.get("max_position_embeddings", 64), text["keep_len"])
     try:
-        return FGCLIP2Config(text_config=text, vision_config=values["vision_config"]), from_siglip
+        made = FGCLIP2Config(text_config=text, vision_config=vision)
     except ValueError as error:
-        raise StartError(f"{folder}/config.json: {error}") from error
+        raise StartError(f"{file}: {error}") from error
+    layers = {"text": made.text_config.num_hidden_layers, "vision": made.vision_config.num_hidden_layers}
+    check_depth(layers, stored_shapes(weight_files(folder)), folder)
+    return made, from_siglip
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a folder's weights: those its index names, else every safetensors, else .bin files."""
-    for kind in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{kind}.index.json"
-        if index.is_file():
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            return [folder / name for name in sorted(names)]
-    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path, files: list[Path]) -> dict[str, Tensor]:
     """Every tensor of a folder by name. Pickled files are read as tensors only, never run."""
-    files = weight_files(folder)
     if not files:
         raise StartError(f"{folder} has a config.json but no weights; download model.safetensors as well")
     weights: dict[str, Tensor] = {}
     for file in files:
-        if not file.is_file():
-            raise StartError(f"{file} is named in the folder's index but is not there; download it as well")
-        loaded = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-        weights.update(loaded)
+        try:
+            loaded = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        except LOAD_ERRORS as error:
+            raise StartError(f"{file} does not load ({shown(error)}); download it again") from error
+        if not isinstance(loaded, dict) or not all(isinstance(weight, Tensor) for weight in loaded.values()):
+            raise StartError(f"{file} holds no dictionary of tensors; it is of another kind")
+        weights.update({str(name): weight for name, weight in loaded.items()})
     return weights
 
 
-def check_weights(
-    shapes: Mapping[str, tuple[int, ...]], weights: dict[str, Tensor], may_miss: list[str], folder: Path
+def check_shapes(
+    shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], may_miss: list[str], folder: Path
 ) -> None:
-    """Raise StartError where the weights of ``folder`` are not those of a model of ``shapes``; scalars may be [1]."""
-    for name, shape in shapes.items():
-        if name in weights and len(shape) < 2 and weights[name].numel() == 1 and shape in ((), (1,)):
-            weights[name] = weights[name].reshape(shape)  # both forms of a scalar are in circulation
+    """Raise StartError where tensors of ``stored`` shapes are not a model's of ``shapes``; scalars may be [1]."""
+    scalar = ((), (1,))
     optional = set(may_miss)
-    missing = [f"{n} {list(s)}" for n, s in shapes.items() if n not in weights and n not in optional]
+    missing = [f"{n} {list(s)}" for n, s in shapes.items() if n not in stored and n not in optional]
     wrong = [
-        f"{n} is {list(weights[n].shape)}, the model has {list(s)}"
+        f"{n} is {list(stored[n])}, the model has {list(s)}"
         for n, s in shapes.items()
-        if n in weights and tuple(weights[n].shape) != s
+        if n in stored and stored[n] != s and not (s in scalar and stored[n] in scalar)
     ]
-    unexpected = [f"{n} {list(w.shape)}" for n, w in weights.items() if n not in shapes]
+    unexpected = [f"{shown(n)} {list(s)}" for n, s in stored.items() if n not in shapes]
     problems = []
     for title, names, remedy in (
         ("of another shape", wrong, "the folder's config.json (or the preset) is of another size than its weights"),

@@ -7,24 +7,77 @@ the result files say so.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import transformers
 from PIL import Image
+from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
+from pipeline.base.border import BorderError, one_line, validated
+from pipeline.data.tokenizer import pretrained_tokenizer
 from pipeline.evaluation.models.base import EncodedImages, EvaluationModel, Prepared
 from pipeline.evaluation.results import EvaluationError
 from pipeline.evaluation.scclip import Calibration, calibrated_patches
+from pipeline.model.folder import StartError, check_depth, checked_tower, read_object, stored_shapes, weight_files
 from pipeline.model.regions import pool_regions
+from pipeline.model.start import LOAD_ERRORS
 
+# Fields that only matter where weights are drawn at random.
+UNREAD = frozenset({"initializer_range", "initializer_factor"})
 # OpenAI's normalisation, for folders without preprocessor_config.json
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+Channel = Annotated[float, Field(strict=True, ge=0, le=1)]
+Spread = Annotated[float, Field(strict=True, gt=1e-3, le=10)]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is read of preprocessor_config.json; None: the model's own."""
+
+    image_mean: tuple[Channel, Channel, Channel] | None = None
+    image_std: tuple[Spread, Spread, Spread] | None = None
+
+
+_PREPROCESSING: TypeAdapter[Preprocessing] = TypeAdapter(Preprocessing)
+
+
+def _read_preprocessing(folder: Path) -> dict[str, Any]:
+    file = folder / "preprocessor_config.json"
+    return read_object(file) if file.is_file() else {}
+
+
+def _checked_config(folder: Path, kind: type[transformers.PreTrainedConfig]) -> transformers.PreTrainedConfig:
+    """The configuration of a folder with known fields alone, compared with the weights' headers before any is read.
+
+    Raises:
+        StartError: numbers out of range, or weights of other shapes.
+    """
+    values, file = read_object(folder / "config.json"), f"{folder}/config.json"
+    towers = {}
+    for name, tower in kind.sub_configs.items():
+        known = frozenset(tower.__annotations__) - UNREAD
+        towers[name] = checked_tower(values.get(name, {}), known, f"{file}: {name}")
+    top = checked_tower(values, {"projection_dim"} & set(kind.__annotations__), file)
+    config = kind(**towers, **top)
+    shapes = stored_shapes(weight_files(folder))
+    layers = {name: getattr(config, name).num_hidden_layers for name in towers}
+    check_depth(layers, shapes, folder)
+    if shapes is not None:
+        with torch.device("meta"):
+            model = getattr(transformers, kind.__name__.replace("Config", "Model"))(config)
+        for name, weight in model.state_dict().items():
+            if name in shapes and shapes[name] != tuple(weight.shape):
+                rule = f"{name} is {list(shapes[name])}, config.json asks for {list(weight.shape)}"
+                raise StartError(f"{folder} does not fit: {rule}")
+    return config
 
 
 class CLIPEvaluation(EvaluationModel):
@@ -37,14 +90,14 @@ class CLIPEvaluation(EvaluationModel):
     image_size: int  # pixels, of the square that the tower takes
 
     def __init__(
-        self, module: nn.Module, tokenizer: Any, *, name: str = "clip", preprocessing: dict[str, Any] | None = None
+        self, module: nn.Module, tokenizer: Any, *, name: str = "clip", preprocessing: Preprocessing | None = None
     ) -> None:
         self.module, self.tokenizer, self.name = module, tokenizer, name
         vision = self.module.config.vision_config
         self.image_size, self.patch_size = int(vision.image_size), int(vision.patch_size)
-        chosen = preprocessing or {}
-        self.mean = torch.tensor(chosen.get("image_mean", self.default_mean)).view(3, 1, 1)
-        self.std = torch.tensor(chosen.get("image_std", self.default_std)).view(3, 1, 1)
+        chosen = preprocessing or Preprocessing()
+        self.mean = torch.tensor(chosen.image_mean or self.default_mean).view(3, 1, 1)
+        self.std = torch.tensor(chosen.image_std or self.default_std).view(3, 1, 1)
 
     @classmethod
     def load(cls, folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> CLIPEvaluation:
@@ -54,16 +107,21 @@ class CLIPEvaluation(EvaluationModel):
             EvaluationError: weights are missing, or there is no tokenizer.
         """
         loader = getattr(transformers, cls.module_class)
-        module, report = loader.from_pretrained(folder, output_loading_info=True, local_files_only=True)
+        try:
+            config = _checked_config(folder, loader.config_class)
+            module, report = loader.from_pretrained(
+                folder, config=config, output_loading_info=True, local_files_only=True, trust_remote_code=False
+            )
+        except (StartError, *LOAD_ERRORS) as error:
+            raise EvaluationError(f"{folder} does not load ({one_line(error)}); download it again") from error
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
             raise EvaluationError(f"{folder} lacks {len(missing)} weights (first: {missing[0]}); download it again")
+        tokenizer = pretrained_tokenizer(transformers.AutoTokenizer, folder)
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise EvaluationError(f"{folder} holds no tokenizer ({' '.join(str(error).split())[:120]})") from error
-        file = folder / "preprocessor_config.json"
-        preprocessing = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+            preprocessing = validated(_PREPROCESSING, _read_preprocessing(folder), "preprocessor_config.json")
+        except (BorderError, StartError) as error:
+            raise EvaluationError(f"{folder}: {one_line(error)}") from error
         return cls(module.to(device=device, dtype=dtype), tokenizer, name=str(folder), preprocessing=preprocessing)
 
     def prepare(self, image: Image.Image, dense: bool = False) -> Prepared:

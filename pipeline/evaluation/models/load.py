@@ -6,12 +6,12 @@ of transformers.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline.base.border import shown
 from pipeline.base.constants import PATCH_BUDGETS
 from pipeline.base.run_folder import MODEL_CONFIG, NoRunFolder, RunFolder
 from pipeline.config import read_saved_values
@@ -22,6 +22,7 @@ from pipeline.evaluation.models.fgclip2 import FGCLIP2Evaluation
 from pipeline.evaluation.models.siglip import SiglipEvaluation
 from pipeline.evaluation.results import EvaluationError
 from pipeline.model import FGCLIP2
+from pipeline.model.folder import read_object
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -41,6 +42,7 @@ def load_model(checkpoint: str | Path, *, device: str = "cpu", dtype: str = "flo
 
     Raises:
         EvaluationError: no config.json there, or a model type that no task can use.
+        StartError, TokenizerError: its files are damaged or do not fit each other.
     """
     folder = Path(checkpoint)
     if not (folder / MODEL_CONFIG).is_file() and (RunFolder.at(folder).final / MODEL_CONFIG).is_file():
@@ -49,13 +51,14 @@ def load_model(checkpoint: str | Path, *, device: str = "cpu", dtype: str = "flo
         raise EvaluationError(
             f"{checkpoint} holds no {MODEL_CONFIG}; give a run's folder or a Hugging Face model folder"
         )
-    config = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
-    kind = config.get("model_type", "")
+    config = read_object(folder / MODEL_CONFIG)
+    kind = shown(config.get("model_type", ""))
     if kind == "clip":
         return CLIPEvaluation.load(folder, device=device, dtype=DTYPES[dtype])
     if kind == "siglip":
         return SiglipEvaluation.load(folder, device=device, dtype=DTYPES[dtype])
-    is_ours = kind.startswith("fgclip2") or "longtext_len" in (config.get("text_config") or {})
+    text = config.get("text_config")
+    is_ours = kind.startswith("fgclip2") or (isinstance(text, dict) and "longtext_len" in text)
     if not is_ours and kind != "siglip2":
         raise EvaluationError(
             f"{folder} holds a model of type {kind!r}; evaluation reads FG-CLIP 2 (ours and the public ones), siglip2, "

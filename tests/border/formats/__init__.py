@@ -21,6 +21,9 @@ MODULES = {
     "settings": "runs",
     "hostfile": "runs",
     "tracking": "runs",
+    "model": "models",
+    "clip": "models",
+    "tokenizer": "models",
 }
 
 
