@@ -17,6 +17,7 @@ MODULES = {
     "tar": "shards",
     "index": "shards",
     "manifest": "shards",
+    "manifest_columns": "shards",
     "image": "shards",
     "settings": "runs",
     "hostfile": "runs",

@@ -1,7 +1,8 @@
-"""Model folders: configurations, headers of weights, tokenizers, of this project's models and of CLIP's and SigLIP's."""
+"""Model folders: configurations, headers of weights and tokenizers of this project's models, CLIP's and SigLIP's."""
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import torch
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-from data_tools import tokenizer as tokenizer_tool
 from pipeline.data.tokenizer import TokenizerError, load_tokenizer
 from pipeline.evaluation.models.load import load_model
 from pipeline.evaluation.results import EvaluationError
@@ -20,6 +20,7 @@ from tests.border.formats import Format
 from tests.model.material import CAPTIONS, VOCABULARY, small_model, small_tokenizer
 
 MODEL_ERRORS = (StartError, TokenizerError, EvaluationError)
+NUMBERS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "intermediate_size")
 HUGE_NUMBERS = (0, -1, 10**5, 10**9, 10**12, 2**63, 1.5, "8", None, [])
 
 
@@ -36,10 +37,7 @@ def damage_model(rng: random.Random, base: Path) -> Damage:
     data = (base / file).read_bytes()
     if file == "config.json" and rng.random() < 0.4:
         tower = rng.choice(("text_config", "vision_config"))
-        name = rng.choice(
-            ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "intermediate_size")
-        )
-        return Damage(file, [["set", [tower, name], rng.choice(HUGE_NUMBERS)]])
+        return Damage(file, [["set", [tower, rng.choice(NUMBERS)], rng.choice(HUGE_NUMBERS)]])
     return damage_document(rng, file, data)
 
 
@@ -83,23 +81,17 @@ TINY = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1, "num
 
 def make_clips(folder: Path) -> None:
     torch.manual_seed(0)
-    text, vision = (
-        TINY | {"vocab_size": VOCABULARY, "max_position_embeddings": 8},
-        TINY | {"image_size": 32, "patch_size": 16},
-    )
     ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
-    CLIPModel(CLIPConfig(text_config=text | ids, vision_config=vision, projection_dim=8)).save_pretrained(
-        folder / "clip"
-    )
-    SiglipModel(SiglipConfig(text_config=text | ids | {"projection_size": 16}, vision_config=vision)).save_pretrained(
-        folder / "siglip"
-    )
-    for name in ("clip", "siglip"):
-        tokenizer_tool.save(tokenizer_tool.train(CAPTIONS * 3, VOCABULARY), folder / "bare")
-        load_tokenizer(folder / "bare").save(folder / name)
-        (folder / name / "preprocessor_config.json").write_text(
-            '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}'
-        )
+    text = TINY | ids | {"vocab_size": VOCABULARY, "max_position_embeddings": 8}
+    vision = TINY | {"image_size": 32, "patch_size": 16}
+    clip = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    siglip = SiglipConfig(text_config=text | {"projection_size": 16}, vision_config=vision)
+    tokenizer = small_tokenizer(folder / "bare")
+    for name, model in (("clip", CLIPModel(clip)), ("siglip", SiglipModel(siglip))):
+        model.save_pretrained(folder / name)
+        tokenizer.save(folder / name)
+        channels = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+        (folder / name / "preprocessor_config.json").write_text(json.dumps(channels))
 
 
 def damage_clips(rng: random.Random, base: Path) -> Damage:
