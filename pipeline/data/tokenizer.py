@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from pipeline.base.border import one_line
@@ -33,9 +34,12 @@ PROBES = (
     "",
 )
 PROBE_LENGTH = 512
-MAX_FILE_BYTES = 256 << 20  # of a tokenizer's file; Gemma's has 34 MB
+VOCABULARIES = ("tokenizer.json", SENTENCEPIECE_FILE, "vocab.json", "merges.txt", "model.safetensors.index.json")
+MAX_FILE_BYTES = 256 << 20  # of a vocabulary; Gemma's has 34 MB
+MAX_CONFIG_BYTES = 1 << 20  # of the files beside it; Gemma's has 47 kB
 # What transformers and tokenizers raise on damaged files, by experiment with them.
 LOAD_ERRORS = (ValueError, OSError, KeyError, RuntimeError, TypeError, AttributeError, IndexError, OverflowError)
+LOAD_ERRORS += (StrictDataclassError,)
 
 
 class TokenizerError(ValueError):
@@ -136,8 +140,9 @@ def pretrained_tokenizer(kind: Any, folder: Path) -> Any:
         TokenizerError: a file is too large, or none of the kind.
     """
     for file in folder.iterdir():
-        if file.suffix in (".json", ".model", ".txt") and file.stat().st_size > MAX_FILE_BYTES:
-            raise TokenizerError(f"{file} has {file.stat().st_size} bytes; at most {MAX_FILE_BYTES} are read")
+        most = MAX_FILE_BYTES if file.name in VOCABULARIES else MAX_CONFIG_BYTES
+        if file.suffix in (".json", ".model", ".txt") and file.stat().st_size > most:
+            raise TokenizerError(f"{file} has {file.stat().st_size} bytes; at most {most} are read")
     try:
         return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the Rust tokenizers raise Exception itself
@@ -151,6 +156,8 @@ def pretrained_tokenizer(kind: Any, folder: Path) -> Any:
 def _processor(model: bytes) -> Any:
     import sentencepiece
 
+    if not model:  # it would be taken, and fail at the first text
+        raise TokenizerError(f"{SENTENCEPIECE_FILE} is empty; make or download it again")
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
     except RuntimeError as error:

@@ -155,7 +155,7 @@ def _check_archive(file: Path) -> None:
 def check_depth(towers: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]] | None, folder: Path) -> None:
     """Raise StartError where the towers have more layers than there are tensors: nothing is built for such a claim."""
     layers = sum(towers.values())
-    if shapes is not None and layers > len(shapes):
+    if shapes and layers > len(shapes):
         raise StartError(
             f"{folder}/config.json asks for {layers} layers ({', '.join(f'{k} {v}' for k, v in towers.items())}), "
             f"and its weights are {len(shapes)} tensors; they are of another model"
