@@ -38,8 +38,10 @@ VOCABULARIES = ("tokenizer.json", SENTENCEPIECE_FILE, "vocab.json", "merges.txt"
 MAX_FILE_BYTES = 256 << 20  # of a vocabulary; Gemma's has 34 MB
 MAX_CONFIG_BYTES = 1 << 20  # of the files beside it; Gemma's has 47 kB
 # What transformers and tokenizers raise on damaged files, by experiment with them.
-LOAD_ERRORS = (ValueError, OSError, KeyError, RuntimeError, TypeError, AttributeError, IndexError, OverflowError)
-LOAD_ERRORS += (StrictDataclassError,)
+LOAD_ERRORS = (
+    *(ValueError, OSError, KeyError, RuntimeError, TypeError, AttributeError, IndexError, OverflowError),
+    StrictDataclassError,
+)
 
 
 class TokenizerError(ValueError):

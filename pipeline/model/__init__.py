@@ -11,6 +11,7 @@ EXPORTED_MODULES = (
     "checkpointing",
     "configuration",
     "embeddings",
+    "folder",
     "inference",
     "layout",
     "modeling",
