@@ -73,6 +73,8 @@ def starting_weights(
     made = [name for name in shapes if name.startswith((*COPIED_HEADS, *LONG_TABLES, *REGION_SCALES))]
     may_miss = made if from_siglip else []
     files = weight_files(folder)
+    if not files:
+        raise StartError(f"{folder} has a config.json but no weights; download model.safetensors as well")
     stored = stored_shapes(files)
     if stored is not None:  # before a byte of the weights is read
         check_shapes(shapes, stored, may_miss, folder)
@@ -131,8 +133,6 @@ def read_config(folder: Path, config: FGCLIP2Config | None) -> tuple[FGCLIP2Conf
 
 def read_weights(folder: Path, files: list[Path]) -> dict[str, Tensor]:
     """Every tensor of a folder by name. Pickled files are read as tensors only, never run."""
-    if not files:
-        raise StartError(f"{folder} has a config.json but no weights; download model.safetensors as well")
     weights: dict[str, Tensor] = {}
     for file in files:
         try:
