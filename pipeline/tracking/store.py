@@ -6,6 +6,7 @@ twice is safe: MLflow keeps one row for equal (run, name, step, time, value), so
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
