@@ -15,7 +15,8 @@ from pipeline.evaluation.options.base import make_options
 from pipeline.evaluation.protocols.command import described
 from pipeline.evaluation.protocols.rows import protocol_names, rows_of
 from pipeline.evaluation.registry import TASKS
-from tests.evaluation.fake import FakeModel, noisy, text_vector
+from pipeline.evaluation.tasks.detection import fuse
+from tests.evaluation.fake import FakeModel, text_vector
 from tests.shared_data import shared
 
 COLOURS = ((250, 10, 10), (10, 250, 10), (10, 10, 250))
@@ -152,108 +153,61 @@ def test_fgovd_counts_a_tie_as_a_hit(tmp_path):
     }
 
 
-@pytest.fixture()
-def pictures(tmp_path):
-    for number in range(4):
-        noisy(number).save(tmp_path / f"{number}.jpg", quality=95)
-    return tmp_path
-
-
-def pair_recall(folder, names, texts, owner, kind):
-    """i2t and t2i R@1 by plain loops."""
-    model = FakeModel()
-    images = torch.cat([model.encode_images([model.prepare(Image.open(folder / name))]).embeds for name in names])
-    similarity = images @ torch.stack([text_vector(text, kind) for text in texts]).T
-    i2t = [owner[int(row.argmax())] == number for number, row in enumerate(similarity)]
-    t2i = [int(column.argmax()) == owner[number] for number, column in enumerate(similarity.T)]
-    return sum(i2t) / len(i2t), sum(t2i) / len(t2i)
-
-
-def test_coco_captions_are_the_first_five_without_a_prompt(pictures):
-    model = FakeModel()
-    model.short_prefix = lambda language: "a photo of "
-    texts = [[f"caption {number} of {image}" for number in range(7 if image == 0 else 5)] for image in range(3)]
-    content = {
-        "images": [{"id": image, "file_name": f"{image}.jpg"} for image in range(3)],
-        "annotations": [{"image_id": i, "caption": text} for i, group in enumerate(texts) for text in group],
-    }
-    path = pictures / "captions_val2017.json"
+def test_fusion_is_the_geometric_mean_with_the_softmax_over_all_classes(tmp_path, templates):
+    """One box that the detector calls red with 0.64 and that is green: worked out by hand."""
+    path, content = coco_miniature(tmp_path, crowd=False)
+    content["images"][0] |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    content["categories"] = [one | {"frequency": "f"} for one in content["categories"]]
+    content["annotations"] = [{"id": 1, "image_id": 1, "category_id": 2, "bbox": [42, 0, 36, 80], "area": 2880}]
+    path = path.rename(tmp_path / "lvis_v1_minival.json")
     path.write_text(json.dumps(content), encoding="utf-8")
-    result = evaluate(model, "retrieval", path, protocol="fgclip2")
-    assert result["settings"]["protocol"]["name"] == "fgclip2:coco"
-    assert result["settings"]["num_captions"] == 15 and result["settings"]["short_prefix"] == ""
-    flat = [text for group in texts for text in group[:5]]
-    expected = pair_recall(pictures, [f"{n}.jpg" for n in range(3)], flat, [n // 5 for n in range(15)], "short")
-    assert (result["scores"]["i2t_r1"], result["scores"]["t2i_r1"]) == pytest.approx(expected)
-    assert evaluate(model, "retrieval", path)["settings"]["short_prefix"] == "a photo of "
+    rows = [{"image_id": 1, "category_id": 1, "bbox": [42, 0, 36, 80], "score": 0.64}]
+    rows += [{"image_id": 1, "category_id": 9, "bbox": [0, 0, 9, 9], "score": 0.5}]  # damaged: no such class
+    (tmp_path / "results.json").write_text(json.dumps(rows), encoding="utf-8")
+    options = {"images": tmp_path / "val2017", "proposals": tmp_path / "results.json", "protocol": "fgclip2"}
+    result = evaluate(FakeModel(), "detection", path, **options)
+    assert result["settings"]["protocol"]["name"] == "fgclip2:lvis-fusion"
+    assert result["scores"]["detector"]["ap"] == 0.0 and result["scores"]["fused"]["ap"] == pytest.approx(1.0)
+    assert result["accounting"][1]["skipped"] == {"unknown_class": 1}
+    features = FakeModel().encode_images([FakeModel().prepare(Image.open(tmp_path / "val2017" / "1.png"))], dense=True)
+    box = torch.tensor([[42 / 120, 0, 78 / 120, 1.0]])
+    region = FakeModel().pool_regions(features, box, torch.tensor([0]))[0][0]
+    classes = mean_vectors(["red", "green", "blue"], templates, "region")
+    p = (region @ classes.T / 0.01).softmax(0)
+    scores, winner = fuse(torch.tensor([0.64]), torch.tensor([0]), p[None], 0.5, 0.5)
+    assert winner.item() == 1 and scores.item() == pytest.approx((0.64 * float(p[1])) ** 0.5)
 
 
-CHINESE = ["一只红色的杯子放在木桌上", "绿色的草地上有两只羊", "蓝色的天空下的海", "雪地里的一座小屋"]
+@pytest.mark.parametrize("task", ["boxes", "detection"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"images": [7]},
+        {"images": [{"file_name": "1.png"}]},
+        {"categories": [{"name": "red"}]},
+        {"annotations": ["x"]},
+        {"annotations": 3},
+        {"images": None},
+    ],
+)
+def test_annotations_that_are_not_built_as_published_are_one_line(task, damage, tmp_path):
+    path, content = coco_miniature(tmp_path)
+    path.write_text(json.dumps(content | damage), encoding="utf-8")
+    (tmp_path / "results.json").write_text("[]", encoding="utf-8")
+    options = {"proposals": tmp_path / "results.json"} if task == "detection" else {}
+    for protocol in ({}, {"protocol": "fgclip2"}):
+        with pytest.raises(EvaluationError):
+            evaluate(FakeModel(), task, path, images=tmp_path / "val2017", **options, **protocol)
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".tsv", ".csv", ".jsonl", ".dat", ""])
-def test_a_headerless_chinese_list_scores_as_the_same_list_in_json(pictures, suffix):
-    """Whatever its suffix: the long path, Chinese, no prefix, and the result says so."""
-    model = FakeModel()
-    model.short_prefix = lambda language: {"en": "a photo of ", "zh": ""}[language]
-    rows = [(f"{number}.jpg", text) for number, text in enumerate(CHINESE)]
-    listed, as_json = pictures / f"lit_cn{suffix}", pictures / "as.json"
-    listed.write_text("".join(f"{image}\t{text}\n" for image, text in rows), encoding="utf-8")
-    as_json.write_text(json.dumps([{"image": i, "caption": t} for i, t in rows], ensure_ascii=False), encoding="utf-8")
-    results = [
-        evaluate(model, "retrieval", path, images=pictures, **options)
-        for path in (listed, as_json)
-        for options in ({}, {"format": "lit-cn"}, {"protocol": "fgclip2"})
-    ]
-    expected = pair_recall(pictures, [image for image, _ in rows], CHINESE, range(4), "long")
-    for result in results:
-        settings = result["settings"]
-        assert (result["scores"]["i2t_r1"], result["scores"]["t2i_r1"]) == pytest.approx(expected)
-        assert (settings["text_kind"], settings["language"], settings["short_prefix"]) == ("long", "zh", "")
-    assert model.kinds_asked == {"long"}
-    assert results[0]["settings"]["text_kind_from"] == "a Chinese list with one caption an image"
-    assert results[2]["settings"]["protocol"]["name"] == "fgclip2:lit-cn"
-
-
-def test_lists_have_tabs_or_commas_a_header_or_none_and_a_damaged_row_is_named(pictures):
-    forms = {
-        "tab.txt": "image\tcaption\n0.jpg\ta red bus, by the road\n1.jpg\ttwo trees\n",
-        "comma.txt": '0.jpg,"a red bus, by the road"\n1.jpg,two trees\n',
-        "bare.txt": "0.jpg,a red bus, by the road\n1.jpg,two trees\n",
-        "header.csv": '\ufefffile_name,caption\n0.jpg,"a red bus, by the road"\n1.jpg,two trees\n',
-        "numbered.txt": "0.jpg#0\ta red bus, by the road\n1.jpg#0 two trees\n",
-    }
-    for name, text in forms.items():
-        path = pictures / name
-        path.write_text(text, encoding="utf-8")
-        result = evaluate(FakeModel(), "retrieval", path)
-        assert result["settings"]["num_captions"] == 2 and result["settings"]["language"] == "en", name
-        expected = pair_recall(pictures, ["0.jpg", "1.jpg"], ["a red bus, by the road", "two trees"], [0, 1], "short")
-        assert (result["scores"]["i2t_r1"], result["scores"]["t2i_r1"]) == pytest.approx(expected), name
-    (pictures / "damaged.txt").write_text("0.jpg\t红色的巴士\n1.jpg\n2.jpg\t \n", encoding="utf-8")
-    account = evaluate(FakeModel(), "retrieval", pictures / "damaged.txt", max_skipped_share=0.9)["accounting"][0]
-    assert account["skipped"] == {"empty_caption": 2} and "damaged.txt:2" in account["examples"]["empty_caption"][0]
-    (pictures / "words.txt").write_text("nonsense\n", encoding="utf-8")
-    with pytest.raises(EvaluationError, match="line 1 is 'nonsense'; write the image, a tab or comma"):
-        evaluate(FakeModel(), "retrieval", pictures / "words.txt")
-
-
-def test_urban1k_is_two_folders_read_through_the_long_path(pictures):
-    (pictures / "Urban1k" / "image").mkdir(parents=True)
-    (pictures / "Urban1k" / "caption").mkdir()
-    texts = ["a busy street\nwith a red bus", "two people cross", "a shop window"]
-    for number, text in enumerate(texts):
-        shutil.copy(pictures / f"{number}.jpg", pictures / "Urban1k" / "image" / f"{number + 9}.jpg")
-        (pictures / "Urban1k" / "caption" / f"{number + 9}.txt").write_text(text + "\n", encoding="utf-8")
-    (pictures / "Urban1k" / "caption" / "77.txt").write_text("its image is gone", encoding="utf-8")
-    result = evaluate(FakeModel(), "retrieval", pictures / "Urban1k", protocol="fgclip2", max_skipped_share=0.3)
-    assert result["settings"]["protocol"]["name"] == "own settings"  # the share of rows that may be lost was raised
-    assert result["settings"]["protocol"]["from"] == "fgclip2:urban1k"
-    assert result["settings"]["text_kind"] == "long" and result["settings"]["num_images"] == 3
-    assert result["accounting"][0]["skipped"] == {"missing_image": 1}
-    flat = [text.replace("\n", " ") for text in texts]
-    expected = pair_recall(pictures, ["0.jpg", "1.jpg", "2.jpg"], flat, range(3), "long")
-    assert (result["scores"]["i2t_r1"], result["scores"]["t2i_r1"]) == pytest.approx(expected)
+def test_images_outside_the_folder_are_not_read(tmp_path):
+    path, content = coco_miniature(tmp_path, crowd=False)
+    for name in ("../train2017/2.png", str(tmp_path / "train2017" / "2.png")):
+        shutil.copy(tmp_path / "train2017" / "1.png", tmp_path / "train2017" / "2.png")
+        content["images"][0]["file_name"] = name
+        path.write_text(json.dumps(content), encoding="utf-8")
+        with pytest.raises(EvaluationError, match="missing_image 3"):
+            evaluate(FakeModel(), "boxes", path, images=tmp_path / "val2017")
 
 
 def test_imagenet_is_named_by_open_clip_in_the_order_of_the_folders(tmp_path, templates):

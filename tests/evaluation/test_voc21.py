@@ -60,8 +60,8 @@ def voc(tmp_path):
 
 
 @torch.no_grad()
-def label_map(model, path, names):
-    """The protocol, written out: background is class 0."""
+def label_map(model, path, names, scale=50.0, threshold=0.15, area_share=0.1):
+    """The protocol, written out: background is class 0 (``threshold`` 0: there is none)."""
     queries, class_of = [], []
     for number, synonyms in enumerate(names):
         for name in synonyms:
@@ -70,8 +70,8 @@ def label_map(model, path, names):
             class_of.append(number)
     queries, class_of = torch.stack(queries), torch.tensor(class_of)
     image = Image.open(path).convert("RGB")
-    scale = 336 / min(image.size)
-    width, height = int(image.width * scale + 0.5), int(image.height * scale + 0.5)
+    ratio = 336 / min(image.size)
+    width, height = int(image.width * ratio + 0.5), int(image.height * ratio + 0.5)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
     pixels = F.interpolate(pixels, (height, width), mode="bilinear", align_corners=False).round().clamp(0, 255)
     pixels = (pixels / 255 - model.mean) / model.std
@@ -86,12 +86,13 @@ def label_map(model, path, names):
             total[:, top:bottom, left:right] += F.interpolate(logits, (224, 224), mode="bilinear")[0]
             count[top:bottom, left:right] += 1
     logits = F.interpolate((total / count)[None], (image.height, image.width), mode="bilinear")[0]
-    probabilities = (50 * logits).softmax(0)
+    probabilities = (scale * logits).softmax(0)
     best = torch.stack([probabilities[class_of == number].max(0).values for number in range(len(names))])
     area = torch.stack([(best.argmax(0) == number).sum() for number in range(1, len(names))])
-    best[1:] *= (area > 0.1 * area.sum())[:, None, None]
+    if area_share:
+        best[1:] *= (area > area_share * area.sum())[:, None, None]
     predicted = best.argmax(0)
-    predicted[best.max(0).values < 0.15] = 0
+    predicted[best.max(0).values < threshold] = 0
     return predicted.numpy(), area
 
 
@@ -137,6 +138,19 @@ def test_voc21_is_segmented_as_the_protocol_says_pixel_by_pixel(clip, voc, tmp_p
     assert num_dropped > 0  # some class is dropped for its area
     assert result["scores"]["miou"] == pytest.approx((hits[unions > 0] / unions[unions > 0]).mean())
     assert result["settings"]["protocol"]["changed"].keys() == {"templates", "max_skipped_share"}
+
+
+def test_voc20_has_no_background_and_no_threshold(clip, voc, tmp_path):
+    folder, stems, names = voc
+    lines = (folder / "cls_voc21.txt").read_text(encoding="utf-8").splitlines()
+    (folder / "cls_voc20.txt").write_text("\n".join(lines[1:]), encoding="utf-8")
+    options = {"class_names": folder / "cls_voc20.txt", "templates": str(folder / "templates.txt")}
+    options |= {"predictions": tmp_path / "maps", "max_skipped_share": 0.4, "protocol": "scclip:voc20"}
+    result = evaluate(clip, "segmentation", folder, **options)
+    assert result["settings"]["logit_scale"] == 40 and "background" not in result["scores"]["iou"]
+    path = folder / "JPEGImages" / f"{stems[0]}.jpg"
+    expected, _ = label_map(clip, path, names[1:], 40.0, 0.0, 0.0)
+    assert (np.array(Image.open(tmp_path / "maps" / f"{stems[0]}.png")) == expected + 1).all()
 
 
 def test_the_list_of_synonyms_is_asked_for_and_checked(clip, voc):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ class ImageFinder:
 
     def _candidates(self, name: str) -> Iterator[Path]:
         bare = Path(name).name
+        if Path(name).is_absolute() or ".." in Path(name).parts:  # nothing outside the folder is read
+            name = bare
         for part in (name, bare):
             yield self.folder / part
         if Path(name).suffix.lower() not in EXTENSIONS:  # lists often name an image without its ending
@@ -42,11 +45,22 @@ class ImageFinder:
             yield self.folder / f"{tail}.jpg"
 
 
+@contextmanager
+def expecting(path: Path, form: str) -> Iterator[None]:
+    """Names the file where its content is not built as ``form`` is."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        raise EvaluationError(
+            f"{path} is not of the form of {form} ({type(error).__name__}: {str(error)[:80]}); give the published file"
+        ) from error
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file; errors name it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise EvaluationError(f"{path} is not JSON in UTF-8 ({error}); give the annotation file itself") from error
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from pipeline.evaluation.formats.captions import recognise
 from pipeline.evaluation.formats.language import language_of
-from pipeline.evaluation.formats.paths import read_json
+from pipeline.evaluation.formats.paths import expecting, read_json
 from pipeline.evaluation.results import EvaluationError
 
 FOLDER = Path(__file__).parent
@@ -115,10 +115,11 @@ def _form(task: str, path: Path) -> str | None:
         content = read_json(path)
         if not isinstance(content, dict) or not content.get("images") or not content.get("categories"):
             return None
-        if "neg_category_ids" in content["images"][0]:
-            return "lvis"
-        chinese = language_of(str(category.get("name", "")) for category in content["categories"]) == "zh"
-        return "coco-zh" if chinese else "coco"
+        with expecting(path, "COCO or LVIS instances"):
+            if "neg_category_ids" in content["images"][0]:
+                return "lvis"
+            chinese = language_of(str(category.get("name", "")) for category in content["categories"]) == "zh"
+            return "coco-zh" if chinese else "coco"
     return None
 
 

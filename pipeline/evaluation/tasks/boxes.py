@@ -11,7 +11,7 @@ from pipeline.evaluation.accuracy import mean_over_classes, top_hits
 from pipeline.evaluation.class_names import class_embeddings, language_of_classes, read_class_names
 from pipeline.evaluation.features import EncodeSettings, encode_set, usable_rows
 from pipeline.evaluation.formats.items import RegionSet
-from pipeline.evaluation.formats.paths import ImageFinder
+from pipeline.evaluation.formats.paths import ImageFinder, expecting
 from pipeline.evaluation.formats.regions import read_instances, shard_objects
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.options.boxes import BoxOptions
@@ -56,4 +56,5 @@ def read_boxes(path: Path, options: BoxOptions) -> RegionSet:
         return shard_objects(path, options.language)
     names = read_class_names(options.class_names) if options.class_names else None
     find = ImageFinder(options.images, path)
-    return read_instances(path, find, names, crowds=options.crowds == "evaluate", image_folder=options.image_folder)
+    with expecting(path, "COCO or LVIS instances"):
+        return read_instances(path, find, names, crowds=options.crowds == "evaluate", image_folder=options.image_folder)

@@ -24,6 +24,7 @@ from pipeline.evaluation.class_names import class_embeddings, language_of_classe
 from pipeline.evaluation.features import EncodeSettings, encode_set, read_image
 from pipeline.evaluation.formats.detection import DetectionSet, read_detection, scene_detection
 from pipeline.evaluation.formats.items import RegionRow
+from pipeline.evaluation.formats.paths import expecting
 from pipeline.evaluation.formats.scenes import is_scene_folder
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.options.detection import DetectionOptions
@@ -60,7 +61,8 @@ def run(model: EvaluationModel, options: DetectionOptions, settings: EncodeSetti
         dataset = scene_detection(path, options.language)
     else:
         names = read_class_names(options.class_names) if options.class_names else None
-        dataset = read_detection(path, options.images, names, options.image_folder)
+        with expecting(path, "COCO or LVIS instances"):
+            dataset = read_detection(path, options.images, names, options.image_folder)
     dataset = dataset.limited(options.max_images)
     job = _Job(model, dataset, options, settings, ranks)
     rows, faults = job.detections()
@@ -102,7 +104,8 @@ class _Job:
         if options.proposals is not None:
             accounting = Accounting("proposals")
             self.accounts.append(accounting)
-            of_image = read_proposals(options.proposals, dataset.sizes(), dataset.label_of, accounting)
+            with expecting(options.proposals, "COCO results"):
+                of_image = read_proposals(options.proposals, dataset.sizes(), dataset.label_of, accounting)
             empty = Proposals(torch.zeros(0, 4).double(), torch.zeros(0).double(), torch.zeros(0, dtype=torch.long))
             return lambda number: of_image.get(dataset.image_ids[number], empty)
         if options.detector is not None:

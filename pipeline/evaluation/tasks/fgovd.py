@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.evaluation.features import EncodeSettings, encode_set, encode_texts, usable_rows
 from pipeline.evaluation.formats.fgovd import read_fgovd
 from pipeline.evaluation.formats.items import ImageItem, RegionRow, RegionSet
-from pipeline.evaluation.formats.paths import ImageFinder
+from pipeline.evaluation.formats.paths import ImageFinder, expecting
 from pipeline.evaluation.formats.regions import shard_phrases
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.options.fgovd import FGOVDOptions
@@ -104,4 +104,8 @@ def _sets(options: FGOVDOptions) -> dict[str, RegionSet]:
         if not here:
             raise EvaluationError(f"{path} holds neither *.jsonl nor *.tar; give FG-OVD files or a folder of shards")
         files += here
-    return {file.stem: read_fgovd(file, ImageFinder(options.images, file)) for file in files}
+    sets = {}
+    for file in files:
+        with expecting(file, "FG-OVD"):
+            sets[file.stem] = read_fgovd(file, ImageFinder(options.images, file))
+    return sets
