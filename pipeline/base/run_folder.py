@@ -12,6 +12,7 @@ TRACKING = "tracking.json"
 CHECKPOINTS = "checkpoints"
 FINAL = "final"
 FAILURES = "failures"
+STACKS = "stacks"
 EVALUATION = "evaluation"
 FIGURES = "figures"
 MODEL_CONFIG = "config.json"
@@ -79,6 +80,11 @@ class RunFolder:
     def failures(self) -> Path:
         """One folder for each step that was not finite."""
         return self.path / FAILURES
+
+    @property
+    def stacks(self) -> Path:
+        """Where every rank was when the run was ended for a hang."""
+        return self.path / STACKS
 
     @property
     def evaluation(self) -> Path:

@@ -171,7 +171,11 @@ class TrainSettings(Group):
     checkpoint_every_minutes: float | None = Field(None, gt=0)
     keep_last_checkpoints: int = Field(2, ge=1)
     keep_every_steps: int | None = Field(None, ge=1)
+    keep_best: str | None = None  # the checkpoint with the highest of this score is kept too, as fgovd/hard
+    # any fsspec URL: whole checkpoints are copied there behind training, and a resume takes the newest of both places
+    remote_folder: str | None = None
     resume: str = "auto"  # "auto": the newest whole checkpoint of run_folder; "never"; or a checkpoint's folder
+    accept_changes: list[str] = []  # settings that a resume may change although it would refuse them
     max_skipped_steps_in_a_row: int = Field(10, ge=1)
     timeout_seconds: float = Field(600.0, gt=0, le=MAX_SECONDS)  # a rank silent for longer ends the run
     threads_per_rank: int | None = Field(None, ge=1)  # None: the machine's cores divided by its ranks
@@ -199,6 +203,8 @@ class EvaluationSettings(Group):
     every_steps: int | None = Field(None, ge=1)
     tasks: list[str] = Field(default_factory=list)
     data: str | None = None  # the evaluation set's folder
+    shards: list[str] = []  # held-out shards: the training losses on them, without an update, as validation/…
+    validation_batches: int = Field(8, ge=1)  # of them, always the same
 
 
 class Stage1Settings(Group):

@@ -87,8 +87,12 @@ def describe_protocol(options: TaskOptions, inapplicable: Sequence[str] = ()) ->
     return known | ({"not_applicable": list(inapplicable)} if inapplicable else {})
 
 
-def evaluate_several(model: EvaluationModel, tasks: Sequence[str], data: str | Path) -> dict[str, dict[str, Any]]:
+def evaluate_several(
+    model: EvaluationModel, tasks: Sequence[str], data: str | Path, ranks: Ranks | None = None
+) -> dict[str, dict[str, Any]]:
     """Several tasks on one set with their defaults. On a folder of scenes, those of ``scenes`` share one pass.
+
+    ``ranks`` share the work, and every one gets the whole result.
 
     Returns:
         result by task; the shared pass is called ``scenes``.
@@ -98,8 +102,8 @@ def evaluate_several(model: EvaluationModel, tasks: Sequence[str], data: str | P
     results: dict[str, dict[str, Any]] = {}
     together = [task for task in tasks if task in SCENE_PARTS] if is_scene_folder(data) else []
     if together:
-        results["scenes"] = evaluate(model, "scenes", data, parts=tuple(together))
+        results["scenes"] = evaluate(model, "scenes", data, ranks=ranks, parts=tuple(together))
     for task in tasks:
         if task not in together:
-            results[task] = evaluate(model, task, data)
+            results[task] = evaluate(model, task, data, ranks=ranks)
     return results

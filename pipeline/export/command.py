@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=int, metavar="STEP", help="its optimizer step (default: the newest)")
     arguments = parser.parse_args(argv)
     # These import torch and transformers, which --help must not wait for.
-    from pipeline.checkpoint.folder import CheckpointError
+    from pipeline.checkpoint.record import CheckpointError
     from pipeline.export.folder import ExportError
     from pipeline.export.run import export_run
 

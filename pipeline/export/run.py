@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.base.run_folder import RunFolder
-from pipeline.checkpoint.folder import checkpoint_folder, find_resume, read_record
+from pipeline.checkpoint.folder import checkpoint_folder, find_resume
+from pipeline.checkpoint.record import read_record
 from pipeline.checkpoint.tensors import read_weights
 from pipeline.config import dump_settings, read_saved_settings
 from pipeline.data.tokenizer import load_tokenizer
@@ -32,8 +33,8 @@ def export_run(run: str | Path, out: str | Path, step: int | None = None) -> Pat
         "settings": dump_settings(settings),
         "run_folder": str(run),
         "scores": read_scores(folder.path),
-        "step": record["step"],
-        "mlflow_run": record["state"].get("tracker_run_id"),
+        "step": record.step,
+        "mlflow_run": record.state.tracker_run_id,
     }
     model = model_with_weights(FGCLIP2Config.from_pretrained(checkpoint), read_weights(checkpoint))
     if not settings.trains_regions:  # stage 1 trains the heads that the heads for regions start from

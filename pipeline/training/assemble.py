@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,20 +15,21 @@ from pipeline.base.files import write_json, write_text
 from pipeline.base.provenance import describe_host, git_revision, package_versions
 from pipeline.base.ranks import RankInfo
 from pipeline.base.run_folder import RunFolder
-from pipeline.checkpoint.folder import CheckpointError, find_resume, read_record
-from pipeline.checkpoint.tensors import read_objective, read_weights
+from pipeline.checkpoint.record import CheckpointError, read_record
+from pipeline.checkpoint.tensors import CheckpointTensors, read_objective
 from pipeline.config import Stage1Settings, dump_settings
 from pipeline.data.loader import HELD_BATCHES, Loader, make_loader
 from pipeline.data.tokenizer import Tokenizer, load_tokenizer
 from pipeline.export.folder import export_model
 from pipeline.model import FGCLIP2, FGCLIP2Config, preset_config
+from pipeline.supervise.attempts import AttemptLog, note_verdict
 from pipeline.tracking.figures import draw_losses
 from pipeline.tracking.interface import Tracker
 from pipeline.tracking.tracker import start_tracking
 from pipeline.training.checkpoint import restore_moments
 from pipeline.training.compilation import compile_layers
 from pipeline.training.engine import build_engine, micro_batch_size
-from pipeline.training.evaluation import evaluation_callback
+from pipeline.training.evaluation import LIMIT_SECONDS, evaluation_callback
 from pipeline.training.full_state import full_state_dict, prepare_moments
 from pipeline.training.health import group_table
 from pipeline.training.heartbeat import Heartbeat
@@ -34,8 +37,12 @@ from pipeline.training.loop import train
 from pipeline.training.losses import StageLosses
 from pipeline.training.optimizer import freeze_region_parameters, parameter_groups
 from pipeline.training.recomputation import describe, recomputation_of
+from pipeline.training.resume import choose_checkpoint, noted_attempt, run_folder_held, settle_changes
 from pipeline.training.run import Engine, Run
+from pipeline.training.saver import Saver
+from pipeline.training.stacks import Stacks
 from pipeline.training.state import TrainState
+from pipeline.training.stragglers import Speed
 
 EXPORT_LIMIT_SECONDS = 3600.0  # assumption: a few gigabytes to a slow file system, and reading them back
 
@@ -53,6 +60,7 @@ class Start:
     state: TrainState
     loader: Loader
     total_steps: int
+    fingerprint: dict[str, Any]  # what the run is made of
 
     @property
     def folder(self) -> RunFolder:
@@ -66,57 +74,40 @@ def run_in_group(settings: Stage1Settings, rank_info: RankInfo, device: torch.de
         SettingsError, ValueError, OSError, CheckpointError: the run cannot begin or go on; the message says why.
         NonFiniteStep, DataFaultLimit: training cannot go on.
     """
-    start = _prepare(settings, rank_info, device)
-    try:
-        tracker = _start_tracker(start)
+    with run_folder_held(settings, rank_info), noted_attempt(settings, rank_info) as attempt:
+        start = _prepare(settings, rank_info, device)
         try:
-            status = _drive(start, tracker)
-        except BaseException:
-            tracker.end("FAILED")
-            raise
-    finally:
-        start.loader.close()
-    tracker.end("FINISHED" if status == 0 else "KILLED")
+            tracker = _start_tracker(start)
+            try:
+                status = _drive(start, tracker, attempt)
+            except BaseException:
+                tracker.end("FAILED")
+                raise
+        finally:
+            start.loader.close()
+        tracker.end("FINISHED" if status == 0 else "KILLED")
+        if attempt is not None:
+            attempt.ended(status)
     return status
 
 
 def _prepare(settings: Stage1Settings, rank_info: RankInfo, device: torch.device) -> Start:
     tokenizer = load_tokenizer(settings.tokenizer.path)
-    checkpoint = _choose_checkpoint(settings, rank_info)
+    checkpoint = choose_checkpoint(settings, rank_info)
     model = _make_model(settings, tokenizer, checkpoint)
     model.checkpoint_activations(recomputation_of(settings, model.config, rank_info, device))
-    state = TrainState.from_json(read_record(checkpoint)["state"]) if checkpoint else TrainState()
+    state = TrainState(**read_record(checkpoint).state.model_dump()) if checkpoint else TrainState()
     loader = _make_loader(settings, rank_info, tokenizer, model, state.step)
     total_steps = settings.train.max_steps or max(1, round((settings.train.epochs or 0) * loader.steps_per_epoch()))
-    return Start(settings, rank_info, device, tokenizer, model, checkpoint, state, loader, total_steps)
-
-
-def _choose_checkpoint(settings: Stage1Settings, rank_info: RankInfo) -> Path | None:
-    """The checkpoint to go on from. Rank 0 chooses: ranks could see a shared folder at different times.
-
-    Raises:
-        CheckpointError: on every rank, if ``train.resume`` cannot be followed.
-    """
-    found: tuple[Path | None, str] = (None, "")
-    if rank_info.is_main:
-        try:
-            found = (find_resume(settings.train.run_folder, settings.train.resume), "")
-        except CheckpointError as error:
-            found = (None, str(error))
-    choice = [found]
-    dist.broadcast_object_list(choice, src=0)
-    checkpoint, problem = choice[0]
-    if problem:
-        raise CheckpointError(problem)
-    return checkpoint
+    fingerprint = settle_changes(settings, rank_info, checkpoint)
+    return Start(settings, rank_info, device, tokenizer, model, checkpoint, state, loader, total_steps, fingerprint)
 
 
 def _make_model(settings: Stage1Settings, tokenizer: Tokenizer, checkpoint: Path | None) -> FGCLIP2:
     """The model with its starting weights; the same on every rank, because the seed is."""
     torch.manual_seed(settings.train.seed)
     if checkpoint:
-        model = FGCLIP2(FGCLIP2Config.from_pretrained(checkpoint))
-        model.load_state_dict(read_weights(checkpoint))
+        model = _model_of(checkpoint)
     elif settings.model.start_from:
         model = FGCLIP2.start_from(settings.model.start_from, vocab_size=tokenizer.vocab_size)
     else:
@@ -124,6 +115,32 @@ def _make_model(settings: Stage1Settings, tokenizer: Tokenizer, checkpoint: Path
     if not settings.trains_regions:
         freeze_region_parameters(model)
     return model.train()
+
+
+def _model_of(checkpoint: Path) -> FGCLIP2:
+    """The model of a checkpoint. Its weights are read one after another, so one copy of them exists in this process.
+
+    Raises:
+        CheckpointError: it lacks a weight, has one more, or one of another size.
+    """
+    with torch.device("meta"):
+        model = FGCLIP2(FGCLIP2Config.from_pretrained(checkpoint))
+    weights = {}
+    with CheckpointTensors(checkpoint) as tensors:
+        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        found = {name: torch.Size(tensors.shapes[f"weight/{name}"]) for name in tensors.names("weight")}
+        wrong = [
+            n for n in {**shapes, **found} if n not in shapes or n not in found or shapes[n].numel() != found[n].numel()
+        ]
+        if wrong:
+            raise CheckpointError(
+                f"the weights of {checkpoint} are not those of its config.json: "
+                f"{', '.join(wrong[:5])}; use another checkpoint"
+            )
+        for name, shape in shapes.items():
+            weights[name] = tensors.read("weight", name).reshape(shape).clone()
+    model.load_state_dict(weights, assign=True)
+    return model
 
 
 def _make_loader(
@@ -162,20 +179,35 @@ def _write_provenance(folder: RunFolder, settings: Stage1Settings) -> None:
     write_json(folder.versions, versions)
 
 
-def _drive(start: Start, tracker: Tracker) -> int:
+def _drive(start: Start, tracker: Tracker, attempt: AttemptLog | None) -> int:
     """The loop under heartbeats, and the export of a finished run."""
     settings, rank_info = start.settings, start.rank_info
     if rank_info.is_main:
         _announce(start)
     engine, losses = _make_engine_and_losses(start)
-    callback = evaluation_callback(settings, start.model, start.tokenizer)
+    patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=LIMIT_SECONDS))
+    callbacks = [evaluation_callback(settings, start.model.config, start.tokenizer, patient)]
+    if attempt is not None:
+        attempt.at_step(start.state.step)
+        callbacks.insert(0, lambda run: attempt.at_step(run.state.step))
+
+    def on_failure(verdict: str) -> None:
+        if rank_info.rank == (1 if verdict.startswith("rank 0") else 0):  # one rank that lives
+            note_verdict(start.folder.path, verdict)
+        tracker.end("FAILED")
+
+    speed = Speed(start.device, start.model.config, settings.train.precision, settings.trains_regions)
+    stacks = Stacks(start.folder.path, rank_info.rank)
     heartbeat = Heartbeat(
         rank_info.rank,
         rank_info.world_size,
         settings.train.timeout_seconds,
-        on_failure=lambda verdict: tracker.end("FAILED"),
+        on_failure=on_failure,
+        stacks=stacks,
+        on_phase=speed.phases.enter,
     )
-    with heartbeat:
+    saver = Saver(settings.train, rank_info, start.fingerprint)
+    with stacks, heartbeat:
         run = Run(
             settings=settings,
             rank_info=rank_info,
@@ -187,14 +219,18 @@ def _drive(start: Start, tracker: Tracker) -> int:
             total_steps=start.total_steps,
             tracker=tracker,
             heartbeat=heartbeat,
-            callbacks=[callback] if callback else [],
+            saver=saver,
+            speed=speed,
+            callbacks=[callback for callback in callbacks if callback is not None],
         )
         status = train(run)
         if status == 0:
             heartbeat.beat(run.state.step, "export", allowed_seconds=EXPORT_LIMIT_SECONDS)
-            _export(run, start)
+            _export(run, start, patient)
             if rank_info.is_main:
                 tracker.log_figure("losses", draw_losses(start.folder.path))
+    saver.close()
+    dist.destroy_process_group(patient)
     return status
 
 
@@ -236,7 +272,7 @@ def _make_engine_and_losses(start: Start) -> tuple[Engine, StageLosses]:
     return engine, losses
 
 
-def _export(run: Run, start: Start) -> None:
+def _export(run: Run, start: Start, group: dist.ProcessGroup) -> None:
     """The trained model as a Hugging Face folder; collective, because ZeRO 3 gathers the weights."""
     weights = full_state_dict(run.engine.module)
     if run.rank_info.is_main:
@@ -252,4 +288,4 @@ def _export(run: Run, start: Start) -> None:
             "metrics": run.last_metrics,
         }
         export_model(model.eval(), start.tokenizer, start.folder.final, card)
-    dist.barrier()
+    dist.barrier(group=group)  # an export may be longer than train.timeout_seconds

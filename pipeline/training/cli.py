@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.base.ranks import read_rank_info
+from pipeline.base.run_lock import RunFolderTaken
 from pipeline.config import SettingsError, Stage1Settings, dump_settings, load_settings
+from pipeline.supervise.attempts import BAD_INPUT, FOLDER_TAKEN, NOT_FINITE, pause_seconds, restart_count
 
 EXAMPLES = """examples:
   bash launch/stage1.sh train.run_folder=runs/a 'data.shards=[shards/train]' tokenizer.path=tokenizer
@@ -48,12 +52,13 @@ def run(settings: Stage1Settings) -> int:
     import torch.distributed as dist
 
     from pipeline.base.distributed import device_of, join_process_group
-    from pipeline.checkpoint.folder import CheckpointError
+    from pipeline.checkpoint.record import CheckpointError
     from pipeline.data.loader import DataFaultLimit
     from pipeline.data.transport import StoreUnavailable
     from pipeline.training.assemble import run_in_group
     from pipeline.training.engine import prepare_cores
     from pipeline.training.failure import NonFiniteStep
+    from pipeline.training.stacks import prepare_nccl
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -61,7 +66,12 @@ def run(settings: Stage1Settings) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":  # torchrun itself restarts at once
+        pause = pause_seconds(restart_count(os.environ))
+        print(f"rank {rank_info.rank}: restarted; waiting {pause:.0f} s for what failed to recover", flush=True)
+        time.sleep(pause)
     prepare_cores(rank_info, device_of(rank_info), settings.train)
+    prepare_nccl(settings.train.run_folder)
     device = join_process_group(rank_info, settings.train.timeout_seconds)
     known = (SettingsError, ValueError, OSError, CheckpointError, NonFiniteStep, DataFaultLimit, StoreUnavailable)
     try:
@@ -71,7 +81,9 @@ def run(settings: Stage1Settings) -> int:
         print(f"error: rank {rank_info.rank}: {error}", file=sys.stderr, flush=True)
         if device.type == "cpu":  # NCCL would wait here for ranks that may have ended
             dist.destroy_process_group()
-        return 3 if isinstance(error, NonFiniteStep) else 2
+        if isinstance(error, RunFolderTaken):
+            return FOLDER_TAKEN
+        return NOT_FINITE if isinstance(error, NonFiniteStep) else BAD_INPUT
     dist.barrier()  # the launcher ends the other ranks as soon as one process has ended with a status
     dist.destroy_process_group()
     return status

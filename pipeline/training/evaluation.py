@@ -1,36 +1,59 @@
-"""Evaluation every so many steps: rank 0 scores a copy of the model while the others wait."""
+"""Evaluation every so many steps, by all ranks: scores of tasks, and the losses on held-out shards.
+
+Every rank scores a copy of the model on its share of the set. They meet over a process group of their own, whose limit
+is hours, so an evaluation may be longer than ``train.timeout_seconds``; the heartbeats are told so.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from pipeline.config import SettingsError, Stage1Settings
+from pipeline.data.loader import make_loader
 from pipeline.data.tokenizer import Tokenizer
+from pipeline.evaluation.ranks import Ranks
+from pipeline.export.folder import model_with_weights
 from pipeline.model import FGCLIP2, FGCLIP2Config
+from pipeline.training.engine import micro_batch_size
 from pipeline.training.full_state import full_state_dict
+from pipeline.training.losses import StageLosses
+from pipeline.training.metrics import reduce_metrics
 from pipeline.training.run import Run
 
-LIMIT_SECONDS = 6 * 3600  # assumption: an evaluation beside training that takes longer is a mistake
+LIMIT_SECONDS = 6 * 3600.0  # assumption: an evaluation beside training that takes longer is a mistake
+VALIDATION = "validation/"
 
 
-def evaluation_callback(settings: Stage1Settings, model: FGCLIP2, tokenizer: Tokenizer) -> Callable[[Run], None] | None:
+def evaluation_callback(
+    settings: Stage1Settings, config: FGCLIP2Config, tokenizer: Tokenizer, group: Any
+) -> Callable[[Run], None] | None:
     """A callback for the loop, or None where ``evaluation.every_steps`` is null.
 
+    Args:
+        config: of the model, as it was before DeepSpeed took it.
+        group: a gloo process group of all ranks with a limit of hours.
+
     Raises:
-        SettingsError: evaluation is asked for without tasks or data.
+        SettingsError: evaluation is asked for without anything to evaluate on, or a best one without evaluation.
     """
     chosen = settings.evaluation
-    every_steps, tasks, data = chosen.every_steps, chosen.tasks, chosen.data
+    every_steps = chosen.every_steps
     if every_steps is None:
+        if settings.train.keep_best:
+            raise SettingsError(
+                f"train.keep_best is {settings.train.keep_best}, but evaluation.every_steps is null; set it too"
+            )
         return None
-    if not tasks or not data:
+    if not (chosen.tasks and chosen.data) and not chosen.shards:
         raise SettingsError(
-            f"evaluation.every_steps is {every_steps}, but evaluation.tasks is {tasks} and "
-            f"evaluation.data {data}; name tasks and a folder, or set evaluation.every_steps=null"
+            f"evaluation.every_steps is {every_steps}, but evaluation.tasks is {chosen.tasks}, evaluation.data "
+            f"{chosen.data} and evaluation.shards {chosen.shards}; name tasks and a folder, or held-out shards, or set "
+            "evaluation.every_steps=null"
         )
 
     def evaluate(run: Run) -> None:
@@ -38,35 +61,98 @@ def evaluation_callback(settings: Stage1Settings, model: FGCLIP2, tokenizer: Tok
             return
         run.heartbeat.beat(run.state.step, "evaluation", allowed_seconds=LIMIT_SECONDS)
         weights = full_state_dict(run.engine.module)  # collective: ZeRO 3 gathers
+        copy = model_with_weights(config, weights).to(run.device)
+        if not run.settings.trains_regions:
+            copy.copy_heads_for_stage2()
+        scores: dict[str, float] = {}
+        if chosen.shards:
+            scores |= validation_losses(run, copy, tokenizer)
+        if chosen.tasks and chosen.data:
+            scores |= task_scores(run, copy, tokenizer, Ranks(run.rank_info, group), Path(chosen.data))
+        dist.barrier(group=group)  # the next collective is training's, whose limit is shorter
         if run.rank_info.is_main:
-            run.tracker.log(run.state.step, _scores(model.config, weights, tokenizer, run, Path(data)))
-        dist.barrier()
+            run.tracker.log(run.state.step, scores)
+        if settings.train.keep_best:
+            offer_best(run, settings.train.keep_best, scores, group)
 
     return evaluate
 
 
-def _scores(
-    config: FGCLIP2Config, weights: dict[str, Tensor], tokenizer: Tokenizer, run: Run, data: Path
-) -> dict[str, float]:
+def task_scores(run: Run, copy: FGCLIP2, tokenizer: Tokenizer, ranks: Ranks, data: Path) -> dict[str, float]:
+    """``score/TASK/NAME``, the same on every rank."""
     # Here, not at the top: most runs do not evaluate, and need not load what the tasks import.
     from pipeline.evaluation.models.fgclip2 import FGCLIP2Evaluation
     from pipeline.evaluation.results import flat_scores
     from pipeline.evaluation.run import evaluate_several
 
     settings = run.settings
-    copy = FGCLIP2(config)
-    copy.load_state_dict(weights)
-    if not run.settings.trains_regions:
-        copy.copy_heads_for_stage2()
     evaluated = FGCLIP2Evaluation(
-        copy.to(run.device).eval(),
+        copy.eval(),
         tokenizer,
         patch_budgets=settings.data.patch_budgets,
         prefixes={str(language): prefix for language, prefix in settings.data.short_caption_prefix.items()},
     )
-    results = evaluate_several(evaluated, settings.evaluation.tasks, data)
+    results = evaluate_several(evaluated, settings.evaluation.tasks, data, ranks)
     return {
         f"score/{name}/{key}": value
         for name, result in results.items()
         for key, value in flat_scores(result["scores"]).items()
     }
+
+
+@torch.no_grad()
+def validation_losses(run: Run, copy: FGCLIP2, tokenizer: Tokenizer) -> dict[str, float]:
+    """``validation/loss`` and its parts on held-out shards, in batches of the training's size; no update. Collective.
+
+    The batches are the first ones of their plan, so every evaluation sees the same. τ and the memory bank are those of
+    training and do not move.
+    """
+    settings, text = run.settings, copy.config.text_config
+    held_out = settings.data.model_copy(
+        update={"shards": settings.evaluation.shards, "source_weights": None, "language_weights": None}
+    )
+    loader = make_loader(
+        held_out,
+        tokenizer,
+        (text.max_position_embeddings, text.longtext_len),
+        seed=settings.train.seed,
+        global_batch_size=settings.train.global_batch_size // settings.train.accumulation_steps,
+        micro_batch_size=micro_batch_size(settings.train, run.rank_info.world_size),
+        rank=run.rank_info.rank,
+        world_size=run.rank_info.world_size,
+        with_regions=settings.trains_regions,
+    )
+    state = run.losses.state.state_dict()
+    values: dict[str, float] = {}
+    number = min(settings.evaluation.validation_batches, loader.steps_per_epoch())
+    try:
+        for _ in range(number):
+            batch = next(loader).to(run.device)
+            losses = StageLosses(settings, group=None)
+            losses.state.load_state_dict(state, run.device)
+            with torch.autocast(run.device.type, torch.bfloat16, enabled=settings.train.precision == "bf16"):
+                embeddings = copy(batch, regions=settings.trains_regions)
+                output = losses(embeddings, batch)
+            for name, value in {"loss": output.total, **output.parts}.items():
+                values[VALIDATION + name] = values.get(VALIDATION + name, 0.0) + float(value) / number
+    finally:
+        loader.close()
+    return reduce_metrics(values, {})
+
+
+def offer_best(run: Run, name: str, scores: dict[str, float], group: Any) -> None:
+    """Keep this step's checkpoint where ``name`` is better than ever: the highest score, the lowest validation loss.
+
+    Raises:
+        SettingsError: no score has that name.
+    """
+    key = name if name in scores else f"score/{name}"
+    if key not in scores:
+        names = ", ".join(sorted(score.removeprefix("score/") for score in scores))
+        raise SettingsError(f"train.keep_best is {name!r}; the evaluation gives {names}: name one of them")
+    value = [-scores[key] if key.startswith(VALIDATION) else scores[key]]
+    dist.broadcast_object_list(value, src=0, group=group)
+    if run.saver.offer_best(run.state.step, value[0]) and run.rank_info.is_main:
+        print(
+            f"step {run.state.step}: {name} is {scores[key]:.4g}, the best so far; its checkpoint is kept", flush=True
+        )

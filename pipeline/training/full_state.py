@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline.base.ranks import RankInfo
 from pipeline.training.run import Engine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -31,24 +32,6 @@ def prepare_moments(engine: Engine, step: int = 0) -> None:
         zero._lazy_init_hp_params_optimizer_state()
 
 
-def full_tensors(engine: Engine) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and its moments in full, on the CPU; collective."""
-    from deepspeed.utils import safe_get_full_optimizer_state  # not at the top: see load_deepspeed
-
-    for name, parameter in engine.module.named_parameters():
-        yield f"weight/{name}", full_parameter(parameter)
-        if parameter.requires_grad:
-            for moment in MOMENTS:
-                yield (
-                    f"{moment}/{name}",
-                    safe_get_full_optimizer_state(parameter, moment)
-                    .reshape(_full_shape(parameter))
-                    .detach()
-                    .cpu()
-                    .contiguous(),
-                )
-
-
 def full_parameter(parameter: nn.Parameter) -> Tensor:
     """A copy on the CPU of a parameter that ZeRO 3 may have partitioned; collective."""
     if hasattr(parameter, "ds_id"):
@@ -66,19 +49,76 @@ def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
     return {name: full_parameter(parameter) for name, parameter in module.named_parameters()}
 
 
-def set_moment(parameter: nn.Parameter, value: Tensor, moment: str) -> None:
-    """Give every rank its share of a full moment; :func:`prepare_moments` comes first."""
-    # not at the top: see load_deepspeed
-    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+def own_slices(engine: Engine, rank_info: RankInfo) -> Iterator[tuple[str, int, Tensor]]:
+    """This rank's share of every weight and moment: ``(weight/NAME, first number, flat view)``; no collective.
 
-    if not hasattr(parameter, "ds_id"):
-        safe_set_full_optimizer_state(parameter, value, moment)
-        return
-    # ZeRO 3's own setter reads past the end of a parameter whose size is no multiple of the ranks
-    size, rank = parameter.ds_tensor.numel(), dist.get_rank()
-    flat = value.flatten()
-    flat = nn.functional.pad(flat, (0, size * dist.get_world_size() - flat.numel()))
-    safe_set_local_optimizer_state(parameter, flat[rank * size : (rank + 1) * size], moment)
+    Together the ranks hold each number once. A view is of memory that the next update changes. Under ZeRO 1 and 2 a
+    share follows the optimizer's partition of each group, under ZeRO 3 that of each parameter; what no optimizer
+    partitions (frozen parameters under ZeRO 1 and 2) is dealt out by its place in the model.
+    """
+    # not at the top: see load_deepspeed
+    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+    rank, size = rank_info.rank, rank_info.world_size
+    for number, (name, parameter) in enumerate(engine.module.named_parameters()):
+        if hasattr(parameter, "ds_id"):  # ZeRO 3: equal shares, the last one padded
+            share = parameter.ds_tensor.numel()
+            start = rank * share
+            count = max(0, min(share, parameter.ds_numel - start))
+            if count == 0:
+                continue
+            own = safe_get_local_fp32_param(parameter) if parameter.requires_grad else parameter.ds_tensor
+            yield f"weight/{name}", start, own.detach().reshape(-1)[:count]
+            if parameter.requires_grad:
+                for moment in MOMENTS:
+                    local = safe_get_local_optimizer_state(parameter, moment)
+                    yield f"{moment}/{name}", start, local.detach().reshape(-1)[:count]
+            continue
+        if not parameter.requires_grad:
+            if number % size == rank:
+                yield f"weight/{name}", 0, parameter.detach().reshape(-1)
+            continue
+        mapping = parameter._hp_mapping  # DeepSpeed's; None where nothing is here
+        if mapping is None:
+            continue
+        at = mapping.lp_fragment_address
+        yield f"weight/{name}", at.start, mapping.get_hp_fragment().detach().reshape(-1)
+        for moment in MOMENTS:
+            yield f"{moment}/{name}", at.start, mapping.get_optim_state_fragment(moment).detach().reshape(-1)
+
+
+def full_shapes(engine: Engine) -> dict[str, list[int]]:
+    """The shape of every parameter, however it is partitioned."""
+    return {name: list(_full_shape(parameter)) for name, parameter in engine.module.named_parameters()}
+
+
+def set_own_moments(engine: Engine, read: Callable[[str, str, int, int], Tensor]) -> None:
+    """Fill this rank's share of the moments; :func:`prepare_moments` comes first. No collective.
+
+    Args:
+        read: ``(moment, parameter's name, first number, end)`` to the numbers.
+    """
+    from deepspeed.utils import safe_set_local_optimizer_state  # not at the top: see load_deepspeed
+
+    rank = dist.get_rank()
+    for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if hasattr(parameter, "ds_id"):
+            share = parameter.ds_tensor.numel()
+            start = min(rank * share, parameter.ds_numel)
+            end = min(start + share, parameter.ds_numel)
+            for moment in MOMENTS:
+                own = read(moment, name, start, end)
+                padded = nn.functional.pad(own, (0, share - own.numel()))
+                safe_set_local_optimizer_state(parameter, padded.to(engine.device), moment)
+        elif (mapping := parameter._hp_mapping) is not None:
+            at = mapping.lp_fragment_address
+            for moment in MOMENTS:
+                own = read(moment, name, at.start, at.start + at.numel)
+                mapping.get_optim_state_fragment(moment).copy_(
+                    own.reshape(mapping.get_optim_state_fragment(moment).shape)
+                )
 
 
 def _full_shape(parameter: nn.Parameter) -> torch.Size:

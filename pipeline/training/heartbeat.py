@@ -24,6 +24,7 @@ from pipeline.base.border import shown
 from pipeline.base.ranks import has_launcher
 from pipeline.training.heartbeat_store import SignedStore, make_store
 from pipeline.training.rank_report import RankReport, Seen, parse_report
+from pipeline.training.stacks import Stacks
 from pipeline.training.watchdog import Watchdog
 
 EXIT_STATUS = 76  # of a rank that ends because of another; sysexits.h calls it EX_PROTOCOL
@@ -49,19 +50,23 @@ class Heartbeat:
         timeout_seconds: float,
         store: Any = None,
         on_failure: Callable[[str], None] | None = None,
+        stacks: Stacks | None = None,
+        on_phase: Callable[[str], None] | None = None,
     ) -> None:
         """
         Args:
             timeout_seconds: a rank without a sign, or without a new step or phase, for longer ends the run.
             store: a torch.distributed store only used for this; by default one is made, on a free port of rank 0's
                 host that is agreed upon over the default process group.
+            stacks: where every rank's stacks are written before it is ended.
+            on_phase: called with every phase that begins.
             on_failure: called with the message before this process ends, for at most five seconds (to flush metrics).
         """
         self.rank, self.world_size, self.timeout_seconds = rank, world_size, float(timeout_seconds)
         self._interval = min(INTERVAL_SECONDS, self.timeout_seconds / 4)
         self._settle_seconds = 2.5 * self._interval  # long enough to hear twice from every rank that lives
         self._failure_at: float | None = None
-        self._on_failure = on_failure
+        self._on_failure, self._stacks, self._on_phase = on_failure, stacks, on_phase
         self._given_store = store
         self._store: SignedStore  # from __enter__ on
         self._mine = RankReport(rank, allowed_seconds=self.timeout_seconds)
@@ -82,6 +87,8 @@ class Heartbeat:
         Args:
             allowed_seconds: how long this phase may last, where that is longer than the time-out (an evaluation).
         """
+        if self._on_phase is not None:
+            self._on_phase(phase)
         with self._lock:
             self._mine.beats = self._mine.beats + 1 if step == self._mine.step else 0
             self._mine.step, self._mine.phase = int(step), phase
@@ -101,7 +108,12 @@ class Heartbeat:
                 self._store.set(
                     _key(rank), json.dumps(asdict(RankReport(rank, allowed_seconds=self.timeout_seconds, host="?")))
                 )
-        self._watchdog = Watchdog(self.rank, self.timeout_seconds * 1.25 + 2)
+        self._watchdog = Watchdog(
+            self.rank,
+            self.timeout_seconds * 1.25 + 2,
+            # before the other ranks end, for then a launcher may kill this one
+            stacks_after_seconds=0.8 * self.timeout_seconds if self._stacks is not None else None,
+        )
         self._launcher = os.getppid() if has_launcher() else None
         self._changed = self._last_exchange = time.monotonic()
         for target in (self._exchange_loop, self._watch_loop):
@@ -256,6 +268,8 @@ class Heartbeat:
             print(
                 f"heartbeat: {verdict}; rank {self.rank} ends at {self._mine.location()}", file=sys.stderr, flush=True
             )
+        if self._stacks is not None and not own_failure:
+            self._stacks.dump(f"rank {self.rank} at {self._mine.location()}; {verdict}")
         if self.rank == 0:  # the store must outlive the verdict's reading
             self._stop.wait(3 * self._interval)
         if own_failure:

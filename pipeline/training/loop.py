@@ -13,10 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.checkpoint.folder import CheckpointError, prune_checkpoints
 from pipeline.data.batch import Batch
 from pipeline.model import Embeddings
-from pipeline.training.checkpoint import save_checkpoint
 from pipeline.training.failure import NonFiniteStep, bundle_folder, write_rank_bundle
 from pipeline.training.first_losses import check_first_losses
 from pipeline.training.health import embedding_health, gradient_norms, norm_problems
@@ -52,13 +50,16 @@ def train(run: Run) -> int:
                 for callback in run.callbacks:
                     callback(run)
                 finished = state.step >= run.total_steps
-                if finished or result.stop or result.save or _is_due(state.step, settings.checkpoint_every_steps):
-                    _save(run, must_succeed=finished or result.stop)
+                is_due = _is_due(state.step, settings.checkpoint_every_steps)
+                if finished or result.stop or result.save or run.saver.wanted or is_due:
+                    run.saver.save(run, must_succeed=finished or result.stop)
                     last_saved = time.monotonic()
                 if result.stop:
+                    run.saver.finish()
                     return 128 + (stop.received or 15)
         finally:
             progress.close()
+    run.saver.finish()
     return 0
 
 
@@ -68,14 +69,17 @@ def _step(run: Run, wants_stop: bool, wants_save: bool) -> StepResult:
     rates = set_learning_rates(run.engine.optimizer, learning_rate(state.step, run.total_steps, run.settings.optimizer))
     # Seeds are a function of step and rank, so no generator's state has to survive a resume.
     torch.manual_seed((settings.seed * 1_000_003 + state.step) * 4096 + run.rank_info.rank)
+    run.speed.phases.exact = _is_logged(run, state.step + 1)
     needs_health = _is_due(state.step + 1, settings.health_every_steps) or state.step == 0
     for part in range(settings.accumulation_steps):
         run.heartbeat.beat(state.step, "data")
         waited = time.monotonic()
         batch = next(run.loader).to(run.device)
         result.wait_seconds += time.monotonic() - waited
+        run.speed.count(batch)
         run.heartbeat.beat(state.step, "forward")
         embeddings = run.engine(batch, regions=run.settings.trains_regions)
+        run.heartbeat.beat(state.step, "losses")
         output = run.losses(embeddings, batch, with_health=needs_health)
         total = output.total + _every_scale(embeddings)
         flags = _any_rank([not bool(output.total.detach().isfinite()), wants_stop, wants_save], run.device)
@@ -138,8 +142,7 @@ def _fail(run: Run, batch: Batch, output: LossOutput, reason: str) -> None:
         "health": {n: float(v) for n, v in output.health.items()},
     }
     write_rank_bundle(folder, run.rank_info, batch, losses, circumstances)
-    objective = run.losses.state.state_dict()
-    save_checkpoint(folder, run.engine, run.state, objective, run.rank_info, folder=folder / "checkpoint")
+    run.saver.save_failed_step(run, folder / "checkpoint")
     raise NonFiniteStep(
         f"step {run.state.step}, rank {run.rank_info.rank}: {reason}; nothing was updated. "
         f"Replay: python -m pipeline.training.failure {folder}"
@@ -158,6 +161,7 @@ def _log(run: Run, result: StepResult, step_seconds: float, progress: Progress) 
         **result.health,
         "gradient_norm": gradient_norm,
         **run.losses.state.metrics(),
+        **run.saver.metrics(),
         "step_seconds": step_seconds,
         "data_wait_share": result.wait_seconds / step_seconds,
     }
@@ -166,11 +170,15 @@ def _log(run: Run, result: StepResult, step_seconds: float, progress: Progress) 
         **{f"replaced/{name}": float(count) for name, count in run.loader.fault_counts().items()},
     }
     metrics = reduce_metrics(means, sums)
+    speed, slow_ranks = run.speed.report()
+    metrics |= speed
     metrics["images_per_second"] = run.settings.train.global_batch_size / metrics["step_seconds"]
     metrics["samples_seen"] = float(run.state.samples_seen)
     metrics["skipped_steps"] = float(run.state.skipped_in_all)
     if run.state.step == 1:
         _warn_of_a_wrong_start(run, metrics)
+    for line in slow_ranks if run.rank_info.is_main else []:
+        print(f"warning: step {run.state.step}: {line}", flush=True)
     run.last_metrics = metrics
     run.tracker.log(run.state.step, metrics)
     progress.report(run.state.step, metrics)
@@ -184,23 +192,6 @@ def _warn_of_a_wrong_start(run: Run, metrics: dict[str, float]) -> None:
     for warning in check_first_losses(run.settings, metrics, counters, metrics, width, random_start):
         if run.rank_info.is_main:
             print(f"warning: first step: {warning}", flush=True)
-
-
-def _save(run: Run, must_succeed: bool) -> None:
-    run.heartbeat.beat(run.state.step, "checkpoint")
-    settings = run.settings.train
-    run.state.tracker_run_id = run.tracker.run_id
-    try:
-        save_checkpoint(settings.run_folder, run.engine, run.state, run.losses.state.state_dict(), run.rank_info)
-    except CheckpointError as error:
-        if must_succeed:
-            raise
-        if run.rank_info.is_main:  # training goes on: the checkpoint before this one is whole
-            print(f"warning: {error}", flush=True)
-        return
-    if run.rank_info.is_main:
-        prune_checkpoints(settings.run_folder, settings.keep_last_checkpoints, settings.keep_every_steps)
-    dist.barrier()
 
 
 def _any_rank(flags: list[bool], device: torch.device) -> list[bool]:

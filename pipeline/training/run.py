@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ from pipeline.tracking.interface import Tracker
 from pipeline.training.heartbeat import Heartbeat
 from pipeline.training.losses import StageLosses
 from pipeline.training.state import TrainState
+
+if TYPE_CHECKING:
+    from pipeline.training.saver import Saver
+    from pipeline.training.stragglers import Speed
 
 
 class Engine(Protocol):
@@ -54,6 +58,8 @@ class Run:
     total_steps: int
     tracker: Tracker
     heartbeat: Heartbeat
+    saver: Saver
+    speed: Speed
     # Called on every rank with the run after a step's update; they do side effects only, never mathematics.
     callbacks: list[Callable[[Run], None]] = field(default_factory=list)
     last_metrics: dict[str, float] = field(default_factory=dict)

@@ -1,9 +1,9 @@
 """A small process beside each rank: kills a rank that cannot end itself, and reports where a rank was killed.
 
 The rank writes a byte about once a second. When none comes for longer than the limit (the rank was stopped, or hangs
-with Python's lock), the watchdog kills it with SIGKILL, which a launcher sees, unlike a stopped child. It needs no
-network, so it works on a host whose only rank was stopped. The rank's step and phase are in memory that both share,
-so the message names the last :meth:`Watchdog.report`.
+with Python's lock), the watchdog asks for its stacks (stacks.py) and later kills it with SIGKILL, which a launcher
+sees, unlike a stopped child. It needs no network, so it works on a host whose only rank was stopped. The rank's step
+and phase are in memory that both share, so the message names the last :meth:`Watchdog.report`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ REPORT_BYTES = 256
 PROGRAM = f"""
 import mmap, os, select, signal, sys
 parent, limit, rank, shared = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+stacks_after, asked = float(sys.argv[5]), False
 report = mmap.mmap(shared, {REPORT_BYTES}, mmap.MAP_SHARED, mmap.PROT_READ)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # launchers send it to all below them; the rank may yet save
@@ -43,9 +44,12 @@ while True:
             say("ended without an error message")
         break
     if data:
-        silent, explained = 0.0, explained or b"f" in data
+        silent, asked, explained = 0.0, False, explained or b"f" in data
         continue
     silent += step
+    if stacks_after and silent > stacks_after and not asked:
+        asked = True
+        os.kill(parent, signal.SIGUSR2)  # its stacks, written by a handler in C
     if silent > limit:
         say(f"did not respond for {{silent:.0f}} s and was killed")
         os.kill(parent, signal.SIGKILL)
@@ -56,11 +60,18 @@ while True:
 class Watchdog:
     """Starts the watching process; :meth:`alive` says that this rank works, :meth:`report` at what."""
 
-    def __init__(self, rank: int, limit_seconds: float) -> None:
+    def __init__(self, rank: int, limit_seconds: float, stacks_after_seconds: float | None = None) -> None:
+        """``stacks_after_seconds``: silent for so long, the rank gets the signal of stacks.py; None: never."""
         with tempfile.TemporaryFile() as file:
             file.truncate(REPORT_BYTES)
             self._report = mmap.mmap(file.fileno(), REPORT_BYTES)
-            arguments = [str(os.getpid()), str(limit_seconds), str(rank), str(file.fileno())]
+            arguments = [
+                str(os.getpid()),
+                str(limit_seconds),
+                str(rank),
+                str(file.fileno()),
+                str(stacks_after_seconds or 0),
+            ]
             # a session of its own: a Ctrl-Z or a signal to the rank's group must not stop the watchdog as well
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", PROGRAM, *arguments],

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from pipeline.checkpoint.folder import OBJECTIVE
+from pipeline.checkpoint.tensors import read_tensors
 from pipeline.tracking.local_log import read_entries
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,7 +132,7 @@ def curves(run: Path, *names: str) -> dict[str, dict[int, float]]:
 def checkpoint_tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
     """Weights, moments and the objectives' state of a checkpoint."""
     folder = run / "checkpoints" / f"step-{step:08d}"
-    tensors: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        tensors.update(load_file(file))
+    tensors = load_file(folder / OBJECTIVE)
+    for kind in ("weight", "exp_avg", "exp_avg_sq"):
+        tensors.update({f"{kind}/{name}": tensor for name, tensor in read_tensors(folder, kind)})
     return tensors

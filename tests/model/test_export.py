@@ -16,7 +16,8 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pipeline.checkpoint.folder import FORMAT_VERSION, OBJECTIVE, RECORD, checkpoint_folder
+from pipeline.checkpoint.folder import OBJECTIVE, checkpoint_folder
+from pipeline.checkpoint.record import RECORD
 from pipeline.export import folder as export
 from pipeline.export.command import main
 from pipeline.export.folder import ExportError, export_model, verify_export
@@ -226,7 +227,7 @@ def write_run(folder, model, tokenizer_folder, stage: int) -> None:
         for file in checkpoint.glob("*.safetensors")
     }
     record = {
-        "format": FORMAT_VERSION,
+        "format": 1,
         "step": 40,
         "state": {"step": 40, "tracker_run_id": "run-of-40"},
         "files": files,

@@ -25,7 +25,10 @@ def fail_at_third_call(owner: Any, name: str, rank: int, message: str) -> None:
     def faulty(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == FAULT_CALL and int(os.environ["RANK"]) == rank:
+        once = os.environ.get("FAULT_ONCE")  # a file that says that the fault has been had
+        if calls == FAULT_CALL and int(os.environ["RANK"]) == rank and not (once and Path(once).exists()):
+            if once:
+                Path(once).touch()
             raise RuntimeError(message)
         return original(*arguments, **options)
 

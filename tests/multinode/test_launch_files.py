@@ -15,6 +15,10 @@ SRUN = """#!/bin/bash
 echo "srun $MASTER_ADDR:$MASTER_PORT $*" >> "$RECORD"
 case "$*" in *preflight*) exit "${PREFLIGHT_STATUS:-0}" ;; *) exit "${STAGE_STATUS:-0}" ;; esac
 """
+PYTHON = """#!/bin/bash
+echo "$@" >> "$RECORD"
+case "$*" in *supervise*) printf '%s' "${EXCLUDED:-}"; exit "${AFTER_STATUS:-0}" ;; esac
+"""
 SCONTROL = """#!/bin/bash
 if [[ "$1" == show ]]; then printf 'node-7\\nnode-8\\n'; else echo "scontrol $*" >> "$RECORD"; fi
 """
@@ -23,7 +27,7 @@ if [[ "$1" == show ]]; then printf 'node-7\\nnode-8\\n'; else echo "scontrol $*"
 @pytest.fixture
 def tools(tmp_path) -> dict[str, str]:
     """Stand-ins for srun, scontrol and python that write down how they were called; the environment to use."""
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", '#!/bin/sh\necho "$@" >> "$RECORD"\n')):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", PYTHON)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     names = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PROCESSES", "PYTHON", "PREFLIGHT_ARGUMENTS")
@@ -47,13 +51,27 @@ def call(script: str, arguments: list[str], environment: dict[str, str]) -> tupl
     return done.returncode, record.read_text().splitlines() if record.exists() else [], done.stderr
 
 
-@pytest.mark.parametrize(("stage_status", "requeued"), [("0", False), ("138", True), ("76", False)])
-def test_slurm_checks_first_and_requeues_only_after_a_warning_that_was_heeded(tools, stage_status, requeued):
-    status, record, _ = call("slurm.sbatch", ["stage2", "train.seed=1"], tools | {"STAGE_STATUS": stage_status})
-    assert status == int(stage_status)
+def test_slurm_checks_first_and_asks_for_nothing_after_a_finished_run(tools):
+    status, record, _ = call("slurm.sbatch", ["stage2", "train.seed=1"], tools)
+    assert status == 0 and len(record) == 2
     assert "-m pipeline.preflight" in record[0] and record[0].startswith("srun node-7:24711 ")
     assert record[1].endswith("bash launch/stage2.sh train.seed=1")
-    assert record[2:] == (["scontrol requeue 4711"] if requeued else [])
+
+
+@pytest.mark.parametrize("stage_status", ["138", "76", "137"])
+def test_slurm_queues_a_failed_run_again_without_the_nodes_that_failed_twice(tools, stage_status):
+    tools |= {"STAGE_STATUS": stage_status, "SLURM_RESTART_COUNT": "2"}
+    status, record, _ = call("slurm.sbatch", ["stage2", "train.seed=1"], tools)
+    assert status == int(stage_status)
+    asked = f"-m pipeline.supervise after stage2 --status {stage_status} --restarts 2 --max-restarts 10 train.seed=1"
+    assert record[2:] == [asked, "scontrol requeue 4711"]
+    _, record, _ = call("slurm.sbatch", ["stage2", "train.seed=1"], tools | {"EXCLUDED": "node-8"})
+    assert record[-2:] == ["scontrol update JobId=4711 ExcNodeList=node-8", "scontrol requeue 4711"]
+
+
+def test_slurm_leaves_a_run_that_would_fail_again_out_of_the_queue(tools):
+    status, record, _ = call("slurm.sbatch", ["stage1"], tools | {"STAGE_STATUS": "2", "AFTER_STATUS": "1"})
+    assert status == 2 and not any("requeue" in line for line in record)
 
 
 def test_slurm_starts_nothing_after_a_failed_preflight(tools):
@@ -73,8 +91,14 @@ def test_torchrun_gets_the_place_of_the_host(tools):
     assert status == 0 and "--nnodes 2 --node-rank 1 --master-addr node-7 --master-port 29500" in record[0]
     assert "--nproc-per-node 4" in record[0] and record[0].endswith("stages/stage1.py train.seed=1")
     _, record, _ = call("torchrun.sh", ["stage1"], tools)
-    assert "--standalone" in record[1]
+    assert "--standalone" in record[1] and "--max-restarts 3" in record[1]
+    elastic = {"NNODES": "1:4", "MASTER_ADDR": "node-7", "MAX_RESTARTS": "7"}
+    _, record, _ = call("torchrun.sh", ["stage1"], tools | elastic)
+    assert "--nnodes 1:4 --rdzv-backend c10d --rdzv-endpoint node-7:29500" in record[2]
+    assert "--max-restarts 7" in record[2]
     status, _, error = call("torchrun.sh", ["stage1"], tools | {"NNODES": "2"})
+    assert status == 2 and "set it on every host" in error
+    status, _, error = call("torchrun.sh", ["stage1"], tools | {"NNODES": "2", "MASTER_ADDR": "node-7"})
     assert status == 2 and "set both on every host" in error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,9 @@ def _with_events(plain: Callable[..., None], one: Case) -> Callable[..., None]:
         if step == one.stop_at:
             os.kill(os.getpid(), one.stop_signal)
         if one.full_at is not None:
+            for thread in threading.enumerate():  # the checkpoint of the step before is written behind training
+                if thread.name == "checkpoint":
+                    thread.join()
             hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if step == one.full_at else hard, hard))
 

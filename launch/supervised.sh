@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# A stage by DeepSpeed's launcher, started again by itself when a machine fails:
+#   bash launch/supervised.sh stage1 [--hostfile hostfile] [--max-restarts 10] [group.name=value …]
+# It goes on from the newest whole checkpoint, on the hosts that still answer. See docs/operations.md.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+exec "${PYTHON:-python}" -m pipeline.supervise run "$@"

@@ -1,0 +1,1 @@
+"""Restarts: what a failed start leaves behind, and whether another one is worth it."""
