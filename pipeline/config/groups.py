@@ -84,6 +84,12 @@ class DataSettings(Group):
     cache_gigabytes: float | None = Field(None, gt=0, le=1e9)  # None: what the plan needs
     prefetch_gigabytes: float = Field(2.0, ge=0, le=1e9)  # a rank fetches this much ahead of training
     store_connections: int = Field(16, ge=1)  # requests a rank makes at one time
+    # Train from tars without an index (docs/data.md, Streaming). The others below are for this alone.
+    streaming: bool = False
+    streaming_shuffle_samples: int = Field(2000, ge=1)  # a worker's buffer
+    streaming_epoch_samples: int = Field(1_000_000, ge=1)  # what train.epochs counts
+    streaming_language: str = "en"  # of captions whose records name none
+    streaming_caption: Literal["short", "long"] = "short"  # what a caption of .txt or another .json is
     store_patience_seconds: float = Field(300.0, gt=0, le=MAX_SECONDS)  # a store that is away for longer ends the run
 
     @field_validator("patch_budgets")

@@ -25,6 +25,7 @@ from pipeline.config import DataSettings
 from pipeline.data.batch import Batch
 from pipeline.data.cache import check_remote
 from pipeline.data.collate import Collator, PixelBuffer
+from pipeline.data.faults import DataFaultLimit, check_share
 from pipeline.data.images import ImageFault
 from pipeline.data.manifest import IndexProblem, Manifest, load_manifest
 from pipeline.data.memory import BufferPool
@@ -41,10 +42,6 @@ HELD_BATCHES = 3  # slots a worker beside those read ahead: one being filled, an
 MAX_ATTEMPTS = 64  # replacements tried for one slot; with half of all samples lost, 64 fail once in 10^19
 TERM_GRACE_SECONDS = 40.0  # more than the 30 that DeepSpeed's launcher waits before it sends SIGKILL
 log = logging.getLogger(__name__)
-
-
-class DataFaultLimit(RuntimeError):
-    """More samples were faulty than the settings allow."""
 
 
 class Shipped(NamedTuple):
@@ -196,14 +193,7 @@ class Loader:
         self._next_index += 1
         self._samples += len(batch)
         self._faults.update(batch.replaced)
-        faults = self._faults.total()
-        enough = self._samples >= self._settings.min_samples_before_fault_stop
-        if enough and faults > self._settings.max_fault_share * self._samples:
-            kinds = ", ".join(f"{kind} {count}" for kind, count in self._faults.most_common())
-            raise DataFaultLimit(
-                f"{faults} faults in {self._samples} samples ({kinds}) are more than data.max_fault_share = "
-                f"{self._settings.max_fault_share:g}; check the shards with `python -m data_tools verify`"
-            )
+        check_share(self._faults, self._samples, self._settings)
         return batch
 
     def steps_per_epoch(self, epoch: int = 0) -> int:
@@ -249,7 +239,7 @@ class Loader:
             num_workers=workers,
             prefetch_factor=self._settings.prefetch_batches if workers else None,
             multiprocessing_context="fork" if workers else None,  # the pool's memory is inherited
-            worker_init_fn=_prepare_worker,
+            worker_init_fn=prepare_worker,
         )
 
 
@@ -331,7 +321,7 @@ def _as_it_is(shipped: Any) -> Any:
     return shipped
 
 
-def _prepare_worker(_: int) -> None:
+def prepare_worker(_: int) -> None:
     """Let the training process decide: it ends its workers itself, after the checkpoint that a signal asks for.
 
     Ctrl-C reaches the whole process group, and DeepSpeed's launcher sends SIGTERM to every process below it. A worker

@@ -28,6 +28,9 @@ class Sources:
         self.counts = StoreCounts()
         self.max_bytes = self._cache_bytes() if self.is_remote else 0
         self._gave_up = mmap.mmap(-1, 1)
+        patience = Patience(settings.store_patience_seconds, self.counts, lambda: bool(self._gave_up[0]))
+        # One for all readers of a process: a client of S3 takes a second of a core to make.
+        self._transports = {m.folder: Transport(m.folder, patience) for m in manifests if "://" in m.folder}
 
     def readers(self) -> list[ShardReader]:
         """One a source, for one thread of one process."""
@@ -39,12 +42,11 @@ class Sources:
         self._gave_up[0] = 1
 
     def _store(self, source: int) -> ShardStore:
-        folder, settings = self.manifests[source].folder, self.settings
+        folder = self.manifests[source].folder
         if "://" not in folder:
             return LocalFolder(folder)
-        patience = Patience(settings.store_patience_seconds, self.counts, lambda: bool(self._gave_up[0]))
-        is_home = partial(self._is_home, source)
-        return CachedFolder(Transport(folder, patience), settings.cache_folder or ".", self.max_bytes, is_home)
+        cache, is_home = self.settings.cache_folder or ".", partial(self._is_home, source)
+        return CachedFolder(self._transports[folder], cache, self.max_bytes, is_home)
 
     def _is_home(self, source: int, piece: Piece) -> bool:
         return self.share.is_home(source, piece.shard, piece.number)

@@ -41,6 +41,7 @@ ERROR_CLASSES = (
     ("requests.exceptions", "RequestException"),
     ("urllib3.exceptions", "HTTPError"),
 )
+_MAKING = threading.Lock()
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -134,7 +135,6 @@ class Transport:
     def __init__(self, url: str, patience: Patience) -> None:
         self.url, self.patience = url.rstrip("/"), patience
         self._process: int | None = None
-        self._lock = threading.Lock()
         self._filesystem: Any = None
         self._root = ""
 
@@ -171,10 +171,11 @@ class Transport:
         return data[:end] if whole else data
 
     def _ready(self) -> str:
-        with self._lock:
-            if self._process != os.getpid():
-                self._filesystem, self._root = make_filesystem(self.url)
-                self._process = os.getpid()
+        if self._process != os.getpid():
+            with _MAKING:  # made before workers are forked, it is free in them: no thread fetches yet
+                if self._process != os.getpid():
+                    self._filesystem, self._root = make_filesystem(self.url)
+                    self._process = os.getpid()
         return self._root
 
 

@@ -13,12 +13,13 @@ import torch.distributed as dist
 from pipeline.base.distributed import host_group
 from pipeline.base.files import write_json, write_text
 from pipeline.base.provenance import describe_host, git_revision, package_versions
-from pipeline.base.ranks import RankInfo
+from pipeline.base.ranks import RankInfo, loader_workers
 from pipeline.base.run_folder import RunFolder
 from pipeline.checkpoint.record import CheckpointError, read_record
 from pipeline.checkpoint.tensors import CheckpointTensors, read_objective
 from pipeline.config import Stage1Settings, dump_settings
 from pipeline.data.loader import HELD_BATCHES, Loader, make_loader
+from pipeline.data.streaming import StreamingLoader, make_streaming_loader
 from pipeline.data.tokenizer import Tokenizer, load_tokenizer
 from pipeline.export.folder import export_model
 from pipeline.model import FGCLIP2, FGCLIP2Config, preset_config
@@ -58,7 +59,7 @@ class Start:
     model: FGCLIP2
     checkpoint: Path | None  # resumed from
     state: TrainState
-    loader: Loader
+    loader: Loader | StreamingLoader
     total_steps: int
     fingerprint: dict[str, Any]  # what the run is made of
 
@@ -145,8 +146,22 @@ def _model_of(checkpoint: Path) -> FGCLIP2:
 
 def _make_loader(
     settings: Stage1Settings, rank_info: RankInfo, tokenizer: Tokenizer, model: FGCLIP2, start_step: int
-) -> Loader:
+) -> Loader | StreamingLoader:
     text = model.config.text_config
+    if settings.data.streaming:
+        return make_streaming_loader(
+            settings.data,
+            tokenizer,
+            (text.max_position_embeddings, text.longtext_len),
+            seed=settings.train.seed,
+            global_batch_size=settings.train.global_batch_size,
+            micro_batch_size=micro_batch_size(settings.train, rank_info.world_size),
+            rank=rank_info.rank,
+            world_size=rank_info.world_size,
+            start_step=start_step,
+            with_regions=settings.trains_regions,
+            local_world_size=rank_info.local_world_size,
+        )
     return make_loader(
         settings.data,
         tokenizer,
@@ -245,7 +260,8 @@ def _announce(start: Start) -> None:
     )
     groups = parameter_groups(start.model.named_parameters(), settings.optimizer)
     print(group_table(groups, start.model), flush=True)
-    slots = max(settings.data.num_workers, 1) * (settings.data.prefetch_batches + HELD_BATCHES)
+    workers = loader_workers(settings.data.num_workers, start.rank_info.local_world_size)
+    slots = max(workers, 1) * (settings.data.prefetch_batches + HELD_BATCHES)
     print(
         f"the loader holds at most {slots} micro-batches of pixels, {start.loader.buffer_bytes / 1e9:.2f} GB of host "
         "memory a rank",

@@ -13,6 +13,7 @@ from pipeline.base.ranks import RankInfo
 from pipeline.config import Stage1Settings
 from pipeline.data.batch import Batch
 from pipeline.data.loader import Loader
+from pipeline.data.streaming import StreamingLoader
 from pipeline.model import FGCLIP2, Embeddings
 from pipeline.tracking.interface import Tracker
 from pipeline.training.heartbeat import Heartbeat
@@ -53,7 +54,7 @@ class Run:
     device: torch.device
     engine: Engine
     losses: StageLosses
-    loader: Loader  # micro-batches of this rank, in order, without end
+    loader: Loader | StreamingLoader  # micro-batches of this rank, in order, without end
     state: TrainState
     total_steps: int
     tracker: Tracker

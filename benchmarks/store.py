@@ -1,0 +1,245 @@
+"""Training data from a real S3-compatible server on this machine, behind a proxy that makes the network's weather.
+
+The server is moto's (``pip install "moto[server]" s3fs``). The proxy gives every connection a latency and a bandwidth,
+fails requests in eight ways, or is gone for a while. Rows: ``throughput`` is images a second against the same shards in
+a local folder, in the same run; ``waiting`` the share of the time for which a step as long as decoding waits for its
+batch, after the first; ``faults`` and ``absences`` count batches that differ from the local ones, which must be none.
+Server, proxy and loader share this machine's cores, so the first two are a lower bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from benchmarks.loader import TEXT_LENGTHS, make_samples, train_tokenizer, without_regions
+from benchmarks.reporting import Row, benchmark_parser, report
+from benchmarks.weather import Weather
+from data_tools.shards import Record, write_shard
+from pipeline.config import DataSettings
+from pipeline.data import transport
+from pipeline.data.index import index_folder
+from pipeline.data.loader import Loader, make_loader
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.transport import StoreUnavailable
+
+BATCH = 32
+PIECE_BYTES = 2 << 20
+BUCKET = "shards"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = benchmark_parser("benchmarks.store", __doc__)
+    parser.add_argument("--images", type=Path, required=True, help="folder with JPEGs, as coco-mini/images")
+    parser.add_argument("--copies", type=int, default=8, help="shards, each with all images (default: 8)")
+    parser.add_argument("--batches", type=int, default=40, help="of a measured run (default: 40)")
+    parser.add_argument("--latency-milliseconds", type=float, default=30.0, help="of a request (default: 30)")
+    parser.add_argument("--connection-megabytes", type=float, default=20.0, help="a second (default: 20)")
+    parser.add_argument("--fault-share", type=float, default=0.05, help="of requests (default: 0.05)")
+    parser.add_argument("--absent-seconds", type=float, default=60.0, help="three times (default: 60)")
+    parser.add_argument("--only", nargs="+", choices=("speed", "faults", "absences", "gone"), help="default: all")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        report(list(_rows(Path(temporary), arguments)), arguments.json)
+    return 0
+
+
+def _rows(folder: Path, arguments: argparse.Namespace) -> Iterator[Row]:
+    images = [path.read_bytes() for path in sorted(arguments.images.glob("*.jp*g"))]
+    samples = [(image, without_regions(sample)) for image, sample in make_samples(images)]
+    tokenizer = train_tokenizer([sample for _, sample in samples], folder / "tokenizer")
+    for copy in range(arguments.copies):
+        records = [Record(f"{copy}-{n:06d}", image, "jpg", sample) for n, (image, sample) in enumerate(samples)]
+        write_shard(folder / "shards" / f"part-{copy:06d}.tar", records)
+    index_folder(folder / "shards", piece_bytes=PIECE_BYTES)
+    with s3_server(folder / "shards") as port:
+        weather = Weather(port)
+        point_to(weather.start())
+        wanted = arguments.only or ("speed", "faults", "absences", "gone")
+        local = load(str(folder / "shards"), tokenizer, None)
+        expected, local_rate = read(local, arguments.batches)
+        if "speed" in wanted:
+            yield from _speed(folder, tokenizer, weather, local_rate, expected, arguments)
+        weather.latency_seconds, weather.bytes_a_second = 0.0, float("inf")
+        if "faults" in wanted:
+            yield from _faults(folder, tokenizer, weather, expected, arguments)
+        weather.fault_share = 0.0
+        if "absences" in wanted:
+            yield from _absences(folder, tokenizer, weather, expected, arguments)
+        if "gone" in wanted:
+            yield _gone(folder, tokenizer, weather)
+        weather.stop()
+
+
+def _speed(
+    folder: Path,
+    tokenizer: Tokenizer,
+    weather: Weather,
+    local_rate: float,
+    expected: list[list[str]],
+    arguments: argparse.Namespace,
+) -> Iterator[Row]:
+    weather.latency_seconds = arguments.latency_milliseconds / 1e3
+    weather.bytes_a_second = arguments.connection_megabytes * 1e6
+    found, rate = read(load(f"s3://{BUCKET}", tokenizer, folder / "cache-speed"), arguments.batches)
+    if found != expected:
+        raise RuntimeError("the batches of the store are not those of the folder")
+    yield Row("throughput", rate, "images/s", local_rate)
+    near = _waiting(load(str(folder / "shards"), tokenizer, None), local_rate, arguments.batches)
+    far = _waiting(load(f"s3://{BUCKET}", tokenizer, folder / "cache-waiting"), local_rate, arguments.batches)
+    yield Row("waiting", far, "of the time; baseline: with the local folder", near)
+
+
+def _waiting(loader: Loader, rate: float, batches: int) -> float:
+    """The share of the time for which steps of the length of decoding wait, after the first batch."""
+    waited, total = 0.0, 0.0
+    with loader:
+        next(loader)
+        for _ in range(batches):
+            started = time.perf_counter()
+            next(loader)
+            waited += time.perf_counter() - started
+            time.sleep(BATCH / rate)
+            total += time.perf_counter() - started
+    return waited / total
+
+
+def _faults(
+    folder: Path, tokenizer: Tokenizer, weather: Weather, expected: list[list[str]], arguments: argparse.Namespace
+) -> Iterator[Row]:
+    weather.fault_share = arguments.fault_share
+    before = weather.counts.copy()
+    loader = load(f"s3://{BUCKET}", tokenizer, folder / "cache-faults")
+    found, _ = read(loader, arguments.batches)
+    made = weather.counts - before
+    yield Row("faults: batches that differ", sum(a != b for a, b in zip(found, expected, strict=True)), "batches")
+    yield Row("faults: samples replaced", sum(loader.fault_counts().values()), "samples")
+    yield Row("faults: made", made.total() - made["requests"] - made["bytes"], f"of {made['requests']} requests")
+    yield Row("faults: retries", loader.store_counts()["retries"], "requests made again")
+    print({kind: made[kind] for kind in weather.faults}, flush=True)
+
+
+def _absences(
+    folder: Path, tokenizer: Tokenizer, weather: Weather, expected: list[list[str]], arguments: argparse.Namespace
+) -> Iterator[Row]:
+    loader = load(f"s3://{BUCKET}", tokenizer, folder / "cache-absences")
+    found, started = [], time.perf_counter()
+    with loader:
+        for number in range(len(expected)):
+            if number in {len(expected) * n // 4 for n in (0, 1, 2)}:
+                weather.absent = True
+                threading.Timer(arguments.absent_seconds, setattr, (weather, "absent", False)).start()
+            found.append(next(loader).keys)
+    yield Row("absences: batches that differ", sum(a != b for a, b in zip(found, expected, strict=True)), "batches")
+    yield Row("absences: samples replaced", sum(loader.fault_counts().values()), "samples")
+    yield Row(
+        "absences: run", time.perf_counter() - started, f"s with 3 x {arguments.absent_seconds:g} s without store"
+    )
+
+
+def _gone(folder: Path, tokenizer: Tokenizer, weather: Weather) -> Row:
+    weather.absent = False
+    loader = load(f"s3://{BUCKET}", tokenizer, folder / "cache-gone", store_patience_seconds=5.0)
+    weather.absent, started = True, time.perf_counter()
+    with loader, contextlib.suppress(StopIteration):
+        try:
+            next(loader)
+            raise RuntimeError("a batch came from a store that was gone")
+        except StoreUnavailable as error:
+            print(f"gone: {error}", flush=True)
+    weather.absent = False
+    return Row("gone: ends after", time.perf_counter() - started, "s with a patience of 5 s")
+
+
+def load(shards: str, tokenizer: Tokenizer, cache: Path | None, **settings: float) -> Loader:
+    made = DataSettings(
+        shards=[shards],
+        patch_budgets=[196],
+        keep_aspect_ratio=False,
+        num_workers=1,
+        window_shards=4,
+        cache_folder=str(cache) if cache else None,
+        prefetch_gigabytes=0.01,
+        **settings,  # type: ignore[arg-type]  # of the fields' own types
+    )
+    return make_loader(
+        made,
+        tokenizer,
+        TEXT_LENGTHS,
+        seed=0,
+        global_batch_size=BATCH,
+        micro_batch_size=BATCH,
+        rank=0,
+        world_size=1,
+    )
+
+
+def read(loader: Loader, batches: int) -> tuple[list[list[str]], float]:
+    """Keys of each batch, and images a second after the first three."""
+    keys = []
+    with loader:
+        for number in range(batches + 3):
+            if number == 3:
+                started = time.perf_counter()
+            keys.append(next(loader).keys)
+    return keys, BATCH * batches / (time.perf_counter() - started)
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[int]:
+    """moto's server with the files of ``folder`` in a bucket; its port."""
+    import boto3
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(port, process)
+        client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **KEYS, region_name="us-east-1")
+        client.create_bucket(Bucket=BUCKET)
+        for path in sorted(folder.iterdir()):
+            client.upload_file(str(path), BUCKET, path.name)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}  # moto takes any
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        if process.poll() is not None:
+            raise RuntimeError('moto\'s server ended at once; install it: pip install "moto[server]"')
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.1)
+    raise RuntimeError("moto's server does not listen")
+
+
+def point_to(port: int) -> None:
+    """Let S3 clients of this process find the server at a port of this machine."""
+    os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
+    os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
+    os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"] = KEYS.values()
+    transport.STALL_SECONDS = 2.0  # so that a run with many stalled bodies ends soon
+
+
+if __name__ == "__main__":
+    sys.exit(main())
