@@ -17,6 +17,7 @@ from pipeline.config import SettingsError, Stage1Settings
 from pipeline.data.loader import make_loader
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluation.ranks import Ranks
+from pipeline.evaluation.registry import find_task
 from pipeline.export.folder import model_with_weights
 from pipeline.model import FGCLIP2, FGCLIP2Config
 from pipeline.training.engine import micro_batch_size
@@ -40,6 +41,7 @@ def evaluation_callback(
 
     Raises:
         SettingsError: evaluation is asked for without anything to evaluate on, or a best one without evaluation.
+        EvaluationError: a task that there is not.
     """
     chosen = settings.evaluation
     every_steps = chosen.every_steps
@@ -55,6 +57,11 @@ def evaluation_callback(
             f"{chosen.data} and evaluation.shards {chosen.shards}; name tasks and a folder, or held-out shards, or set "
             "evaluation.every_steps=null"
         )
+
+    for task in chosen.tasks:
+        find_task(task)
+    if chosen.data and not Path(chosen.data).exists():
+        raise SettingsError(f"evaluation.data is {chosen.data}, which does not exist; give the evaluation set's folder")
 
     def evaluate(run: Run) -> None:
         if run.state.step % every_steps:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.checkpoint.folder import list_checkpoints
+from pipeline.config import Stage1Settings
 from pipeline.tracking.local_log import read_curves
+from pipeline.training.evaluation import evaluation_callback
 from tests.end_to_end.runs import Material
 from tests.ranks import run_ranks
 from tests.training.small_runs import case, run_cases
@@ -49,6 +51,15 @@ def test_a_score_that_the_evaluation_does_not_give_is_named(material: Material, 
     ((first, second),) = run_ranks(1, run_cases, [wrong, nothing], timeout_seconds=240)
     assert first.startswith("SettingsError") and "困难" in first and "scenes/hard" in first
     assert second.startswith("SettingsError") and "evaluation.every_steps is null" in second
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"), [(["fgov"], "did you mean fgovd"), (["fgovd"], "nowhere, which does not exist")]
+)
+def test_misspelt_tasks_and_missing_data_are_refused_before_the_first_step(tasks, message):
+    evaluation = {"every_steps": 5, "tasks": tasks, "data": "nowhere"}
+    with pytest.raises(ValueError, match=message):
+        evaluation_callback(Stage1Settings.model_validate({"evaluation": evaluation}), None, None, None)
 
 
 def run_slow_evaluation(settings: list) -> list:

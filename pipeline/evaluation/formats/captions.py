@@ -17,11 +17,11 @@ from pipeline.evaluation.formats.shards import read_shards
 from pipeline.evaluation.formats.tables import caption_rows, is_json_list, json_records, read_table
 from pipeline.evaluation.results import Accounting, EvaluationError
 
-Row = tuple[str | None, Any, str]  # image name, text, place in the file
+CaptionRow = tuple[str | None, Any, str]  # image name, text, place in the file
 URBAN_TEXTS, URBAN_IMAGES = ("caption", "captions", "text", "texts"), ("image", "images")
 
 
-def coco_rows(path: Path, kind: str, split: str) -> Iterator[Row]:
+def coco_rows(path: Path, kind: str, split: str) -> Iterator[CaptionRow]:
     """COCO captions JSON: ``images`` and ``annotations``. Flickr30k in COCO's form reads the same."""
     content = read_json(path)
     if not isinstance(content, dict) or not {"images", "annotations"} <= set(content):
@@ -32,7 +32,7 @@ def coco_rows(path: Path, kind: str, split: str) -> Iterator[Row]:
         yield name, annotation.get("caption"), f"{path.name}: annotations[{number}]"
 
 
-def karpathy_rows(path: Path, kind: str, split: str) -> Iterator[Row]:
+def karpathy_rows(path: Path, kind: str, split: str) -> Iterator[CaptionRow]:
     """Karpathy's dataset_flickr30k.json and dataset_coco.json: ``images`` with ``sentences``, by split."""
     for number, image in enumerate(read_json(path)["images"]):
         if image.get("split", split) == split:
@@ -41,7 +41,7 @@ def karpathy_rows(path: Path, kind: str, split: str) -> Iterator[Row]:
                 yield name, sentence.get("raw"), f"{path.name}: images[{number}]"
 
 
-def dci_rows(path: Path, kind: str, split: str) -> Iterator[Row]:
+def dci_rows(path: Path, kind: str, split: str) -> Iterator[CaptionRow]:
     """Densely Captioned Images: a folder with one JSON an image; long is the ``extra_caption`` alone, as published."""
     files = sorted(path.glob("*.json")) if path.is_dir() else []
     if not files:
@@ -52,14 +52,14 @@ def dci_rows(path: Path, kind: str, split: str) -> Iterator[Row]:
         yield record.get("image") or file.stem, text, file.name
 
 
-def sharegpt4v_rows(path: Path, kind: str, split: str) -> Iterator[Row]:
+def sharegpt4v_rows(path: Path, kind: str, split: str) -> Iterator[CaptionRow]:
     """ShareGPT4V: a list of conversations; the first answer is the caption."""
     for number, record in enumerate(read_json(path)):
         answers = [turn.get("value") for turn in record.get("conversations", []) if turn.get("from") == "gpt"]
         yield record.get("image"), answers[0] if answers else None, f"{path.name}: [{number}]"
 
 
-def urban1k_rows(path: Path, kind: str, split: str) -> Iterator[Row]:
+def urban1k_rows(path: Path, kind: str, split: str) -> Iterator[CaptionRow]:
     """Urban1k: a folder of images and one of texts, ``image/1.jpg`` and ``caption/1.txt``."""
     texts = next((path / name for name in URBAN_TEXTS if (path / name).is_dir()), None)
     images = next((path / name for name in URBAN_IMAGES if (path / name).is_dir()), None)
@@ -73,7 +73,7 @@ def urban1k_rows(path: Path, kind: str, split: str) -> Iterator[Row]:
         yield f"{images.name}/{file.stem}", " ".join(text.split()), f"{texts.name}/{file.name}"
 
 
-READERS: dict[str, Callable[[Path, str, str], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Path, str, str], Iterator[CaptionRow]]] = {
     "coco": coco_rows,
     "flickr30k": karpathy_rows,
     "coco-cn": caption_rows,
@@ -175,7 +175,7 @@ def read_captions(path: Path, form: str, kind: str, split: str, find: Callable[[
     return pairs
 
 
-def _checked_rows(path: Path, form: str, kind: str, split: str) -> Iterator[Row]:
+def _checked_rows(path: Path, form: str, kind: str, split: str) -> Iterator[CaptionRow]:
     """The reader's rows; a file of another form is an error that names it."""
     try:
         yield from READERS[form](path, kind, split)

@@ -23,7 +23,7 @@ NUMBERED_LINE = re.compile(r"^(?P<image>[^\s#]+#(?:[A-Za-z]+#)?\d+)[\t ]+(?P<tex
 
 
 @dataclass(frozen=True)
-class Table:
+class CaptionTable:
     """The rows of a text list: image and text each, and how it was written."""
 
     rows: list[tuple[str, str]]
@@ -40,7 +40,7 @@ def is_json_list(path: Path) -> bool:
     return start.startswith(("{", "[{", "[ {", "[\n"))
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> CaptionTable:
     """A text list.
 
     Raises:
@@ -71,14 +71,14 @@ def read_table(path: Path) -> Table:
     known = {*IMAGE_FIELDS, *LONG_FIELDS, *SHORT_FIELDS}
     if header[0] in known or (len(header) > 1 and known & set(header) and not _is_image(cells[0][0])):
         records = [dict(zip(header, row, strict=False)) for row in cells[1:]]
-        return Table([], delimiter, False, header, records)
+        return CaptionTable([], delimiter, False, header, records)
     glue = {"tab": "\t", "comma": ",", "space": " "}[delimiter]
     rows, numbered = [], False
     for image, *rest in cells:
         match = NUMBERED.match(image.strip())
         numbered = numbered or match is not None
         rows.append((match["image"] if match else image.strip(), glue.join(rest).strip()))
-    return Table(rows, delimiter, numbered)
+    return CaptionTable(rows, delimiter, numbered)
 
 
 def _cells(line: str, delimiter: str) -> list[str]:

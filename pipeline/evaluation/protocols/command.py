@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.evaluation.protocols.rows import Row, protocol_names, rows_of
+from pipeline.evaluation.protocols.rows import ProtocolRow, protocol_names, rows_of
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,7 +35,7 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def command_of(row: Row) -> str:
+def command_of(row: ProtocolRow) -> str:
     """The command that measures a row, with its files below the folder of all sets."""
     words = [f"python -m pipeline.evaluation {row.task} MODEL --protocol {row.reference}"]
     for option, given in row.files.items():
@@ -44,7 +44,7 @@ def command_of(row: Row) -> str:
     return " \\\n    ".join(words)
 
 
-def described(row: Row) -> str:
+def described(row: ProtocolRow) -> str:
     """A row as Markdown: title, command, choices, needs."""
     choices = ", ".join(f"{name} {value!r}" for name, value in row.options.items())
     lines = [f"**{row.title}** (`{row.reference}`). Files: {row.where}.", f"Choices: {choices}."]

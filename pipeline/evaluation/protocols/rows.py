@@ -24,7 +24,7 @@ FILES = ("data", "images", "class_names", "image_ids", "detector", "proposals", 
 
 
 @dataclass(frozen=True)
-class Row:
+class ProtocolRow:
     """One set of one paper's tables."""
 
     protocol: str
@@ -52,7 +52,7 @@ def protocol_names() -> list[str]:
 
 
 @lru_cache(maxsize=8)
-def rows_of(protocol: str) -> tuple[Row, ...]:
+def rows_of(protocol: str) -> tuple[ProtocolRow, ...]:
     """All rows of a paper.
 
     Raises:
@@ -65,11 +65,11 @@ def rows_of(protocol: str) -> tuple[Row, ...]:
     for name, values in content["rows"].items():
         values = {"source": content["source"], "options": {}} | values
         values["like"] = tuple(values.get("like", ()))
-        rows.append(Row(protocol=protocol, name=name, **values))
+        rows.append(ProtocolRow(protocol=protocol, name=name, **values))
     return tuple(rows)
 
 
-def find_row(reference: str, task: str, data: tuple[Path, ...]) -> Row:
+def find_row(reference: str, task: str, data: tuple[Path, ...]) -> ProtocolRow:
     """The row that ``reference`` means for ``task`` on ``data``.
 
     Raises:
@@ -96,7 +96,7 @@ def find_row(reference: str, task: str, data: tuple[Path, ...]) -> Row:
     return fitting[0]
 
 
-def _narrowed(rows: list[Row], task: str, data: tuple[Path, ...]) -> list[Row]:
+def _narrowed(rows: list[ProtocolRow], task: str, data: tuple[Path, ...]) -> list[ProtocolRow]:
     """The rows whose form is the data's, and of these the ones whose file names are; all, where none is."""
     if data and data[0].exists():
         form = _form(task, data[0])
@@ -136,7 +136,7 @@ def with_protocol(reference: str, task: str, values: dict[str, Any]) -> dict[str
     return {**row.options, **values, "protocol": row.reference}
 
 
-def departures(row: Row, options: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+def departures(row: ProtocolRow, options: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """The options that are neither the row's nor, where it says nothing, the default."""
     return {
         name: value

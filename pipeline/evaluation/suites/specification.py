@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from pipeline.evaluation.options.base import TaskOptions, make_options
-from pipeline.evaluation.protocols.rows import Row, rows_of
+from pipeline.evaluation.protocols.rows import ProtocolRow, rows_of
 from pipeline.evaluation.registry import find_task
 from pipeline.evaluation.results import EvaluationError
 
@@ -111,13 +111,13 @@ def _rows(entry: dict[str, Any], base: Path, where: str) -> list[SuiteRow]:
     return [_published(row, entry, base) for row in chosen]
 
 
-def _published(row: Row, entry: dict[str, Any], base: Path) -> SuiteRow:
+def _published(row: ProtocolRow, entry: dict[str, Any], base: Path) -> SuiteRow:
     values = {**row.files, **entry, "protocol": row.reference}
     name = values.pop("name", row.name)
     return _row(name, row.task, values, base, row)
 
 
-def _row(name: str, task: str, values: dict[str, Any], base: Path, published: Row | None = None) -> SuiteRow:
+def _row(name: str, task: str, values: dict[str, Any], base: Path, published: ProtocolRow | None = None) -> SuiteRow:
     find_task(task)
     scores = tuple(values.pop("scores", MAIN_SCORES.get(task, ())))
     missing = []
