@@ -61,7 +61,7 @@ def usable_memory(device: torch.device, rank_info: RankInfo) -> float:
 def describe(recomputation: Recomputation, num_layers: int) -> str:
     """One line for the terminal."""
     parts = [
-        f"from {patches} patches on {'nothing' if not n else 'every layer' if n == 1 else f'each {n}th layer'}"
+        f"from {patches} patches on {'nothing' if not n else 'every layer' if n == 1 else f'one layer in {n}'}"
         for patches, n in recomputation.from_patches
     ]
     return f"recomputed in the backward ({num_layers} layers a tower): {'; '.join(parts) or 'nothing'}"
