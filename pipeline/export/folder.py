@@ -48,12 +48,19 @@ def export_model(model: FGCLIP2, tokenizer: Tokenizer, out_dir: str | Path, card
     rows = model.config.text_config.vocab_size
     if tokenizer.vocab_size != rows:
         raise ExportError(f"the tokenizer has {tokenizer.vocab_size} ids and the model {rows}; give the model's own")
-    if out.exists() and not (out / MODEL_CONFIG).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(f"{out} exists and is no earlier export; give a new folder")
+    check_export_folder(out)
     with write_folder_aside(out, durable=True) as partial:
         _write(model, tokenizer, partial, card)
         verify_export(model, partial)
     return out
+
+
+def check_export_folder(folder: str | Path) -> None:
+    """Raise ExportError where ``folder`` holds something that is no earlier export, which would be lost."""
+    folder = Path(folder)
+    is_export = (folder / MODEL_CONFIG).is_file() and not (folder / MODEL_CONFIG).is_symlink()
+    if folder.exists() and not is_export and (not folder.is_dir() or any(folder.iterdir())):
+        raise ExportError(f"{folder} exists and is no earlier export; move it away or give a new folder")
 
 
 def _write(model: FGCLIP2, tokenizer: Tokenizer, folder: Path, card: Mapping[str, Any]) -> None:

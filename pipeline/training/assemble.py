@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pipeline.base.border import shown
 from pipeline.base.distributed import host_group
 from pipeline.base.files import write_json, write_text
 from pipeline.base.provenance import describe_host, git_revision, package_versions
@@ -17,11 +18,11 @@ from pipeline.base.ranks import RankInfo, loader_workers
 from pipeline.base.run_folder import RunFolder
 from pipeline.checkpoint.record import CheckpointError, read_record
 from pipeline.checkpoint.tensors import CheckpointTensors, read_objective
-from pipeline.config import Stage1Settings, dump_settings
+from pipeline.config import SettingsError, Stage1Settings, dump_settings
 from pipeline.data.loader import HELD_BATCHES, Loader, make_loader
 from pipeline.data.streaming import StreamingLoader, make_streaming_loader
 from pipeline.data.tokenizer import Tokenizer, load_tokenizer
-from pipeline.export.folder import export_model
+from pipeline.export.folder import ExportError, check_export_folder, export_model
 from pipeline.model import FGCLIP2, FGCLIP2Config, preset_config
 from pipeline.supervise.attempts import AttemptLog, note_verdict
 from pipeline.tracking.figures import draw_losses
@@ -93,6 +94,7 @@ def run_in_group(settings: Stage1Settings, rank_info: RankInfo, device: torch.de
 
 
 def _prepare(settings: Stage1Settings, rank_info: RankInfo, device: torch.device) -> Start:
+    _check_run_folder(settings)
     tokenizer = load_tokenizer(settings.tokenizer.path)
     checkpoint = choose_checkpoint(settings, rank_info)
     model = _make_model(settings, tokenizer, checkpoint)
@@ -102,6 +104,26 @@ def _prepare(settings: Stage1Settings, rank_info: RankInfo, device: torch.device
     total_steps = settings.train.max_steps or max(1, round((settings.train.epochs or 0) * loader.steps_per_epoch()))
     fingerprint = settle_changes(settings, rank_info, checkpoint)
     return Start(settings, rank_info, device, tokenizer, model, checkpoint, state, loader, total_steps, fingerprint)
+
+
+def _check_run_folder(settings: Stage1Settings) -> None:
+    """Say before the first step what would stop the last one: a name or a folder that the run cannot be written to.
+
+    Raises:
+        SettingsError: the path is not UTF-8, or its ``final`` holds something else than an export.
+    """
+    folder = RunFolder.at(settings.train.run_folder)
+    try:
+        str(folder.path.absolute()).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise SettingsError(
+            f"train.run_folder is {shown(folder.path.absolute())}, which is not UTF-8; records and tracking could not "
+            "name it: give a folder whose whole path is"
+        ) from error
+    try:
+        check_export_folder(folder.final)
+    except ExportError as error:
+        raise SettingsError(f"train.run_folder: {error}; the trained model goes there") from error
 
 
 def _make_model(settings: Stage1Settings, tokenizer: Tokenizer, checkpoint: Path | None) -> FGCLIP2:

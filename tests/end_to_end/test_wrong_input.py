@@ -90,3 +90,16 @@ def test_a_coco_file_whose_images_are_missing_stops_above_the_limit(tmp_path: Pa
                   tmp_path / "out")  # fmt: skip
     line = refused(done.returncode, done.stderr)
     assert "5" in line and "missing" in line
+
+
+def test_a_folder_in_the_place_of_the_trained_model_is_named_before_the_first_step(tmp_path: Path, stage1):
+    (tmp_path / "run" / "final").mkdir(parents=True)
+    (tmp_path / "run" / "final" / "笔记.txt").write_text("mine")
+    line = stage1(f"train.run_folder={tmp_path}/run", "data.shards=[nowhere]")
+    assert "run/final exists and is no earlier export" in line
+    assert (tmp_path / "run" / "final" / "笔记.txt").read_text() == "mine"
+
+
+def test_a_run_folder_that_is_not_utf8_is_named(stage1):
+    line = stage1("train.run_folder=/tmp/\udcff", "data.shards=[nowhere]")
+    assert "train.run_folder" in line and "\\udcff" in line

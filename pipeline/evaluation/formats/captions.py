@@ -6,10 +6,12 @@ chosen by name, or recognised by ``recognise``.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.border import one_line, shown
 from pipeline.evaluation.formats.items import Caption, CaptionSet, ImageItem
 from pipeline.evaluation.formats.language import language_of, the_one_language
 from pipeline.evaluation.formats.paths import EXTENSIONS, read_json
@@ -111,15 +113,20 @@ def recognise(path: Path) -> str:
         content = _first_json(path)
         if isinstance(content, dict) and "annotations" in content:
             return "coco"
-        if isinstance(content, dict) and content.get("images") and "sentences" in content["images"][0]:
+        if isinstance(content, dict) and content.get("images") and _has(content["images"], "sentences"):
             return "flickr30k"
         if isinstance(content, list) and content:
-            return "sharegpt4v" if isinstance(content[0], dict) and "conversations" in content[0] else "list"
+            return "sharegpt4v" if isinstance(content[0], dict) and _has(content, "conversations") else "list"
         if isinstance(content, dict):
             return "list"
     else:
         return "flickr30k-cna" if read_table(path).numbered else "list"
     raise EvaluationError(f"{path} has no known form of captions; give --format one of shards, {', '.join(READERS)}")
+
+
+def _has(rows: object, field: str) -> bool:
+    """Whether the first of some rows is an object with ``field``."""
+    return isinstance(rows, list) and bool(rows) and isinstance(rows[0], dict) and field in rows[0]
 
 
 def _first_json(path: Path) -> Any:
@@ -158,14 +165,14 @@ def read_captions(path: Path, form: str, kind: str, split: str, find: Callable[[
     numbers: dict[str, int] = {}
     pairs = CaptionSet([], [], accounting)
     for name, text, place in _checked_rows(path, form, kind, split):
-        if name is None:
+        if not isinstance(name, str):
             accounting.skip("unknown_image", place)
         elif not isinstance(text, str):
             accounting.skip("no_caption", place)
         elif not text.strip():
             accounting.skip("empty_caption", place)
         elif (item := find(name)) is None:
-            accounting.skip("missing_image", f"{place}: {name}")
+            accounting.skip("missing_image", f"{place}: {shown(name)}")
         else:
             if item.key not in numbers:
                 numbers[item.key] = len(pairs.images)
@@ -179,9 +186,9 @@ def _checked_rows(path: Path, form: str, kind: str, split: str) -> Iterator[Capt
     """The reader's rows; a file of another form is an error that names it."""
     try:
         yield from READERS[form](path, kind, split)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, csv.Error) as error:
         raise EvaluationError(
-            f"{path} is not of format {form} ({type(error).__name__}: {error}); name --format"
+            f"{path} is not of format {form} ({type(error).__name__}: {one_line(error)}); name --format"
         ) from error
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.evaluation.formats.coco import read_coco
 from pipeline.evaluation.formats.items import ImageItem
 from pipeline.evaluation.formats.language import the_one_language
-from pipeline.evaluation.formats.paths import ImageFinder, read_json
+from pipeline.evaluation.formats.paths import ImageFinder
 from pipeline.evaluation.formats.regions import class_name, image_name, image_size
 from pipeline.evaluation.formats.shards import read_shards
-from pipeline.evaluation.results import Accounting, EvaluationError
+from pipeline.evaluation.results import Accounting
 
 
 @dataclass
@@ -35,7 +36,8 @@ class DetectionSet:
 
     def sizes(self) -> dict[Any, tuple[int, int]]:
         """Width and height by image id."""
-        return {image["id"]: (image["width"], image["height"]) for image in self.truth["images"]}
+        known = [image for image in self.truth["images"] if image.get("width") and image.get("height")]
+        return {image["id"]: (image["width"], image["height"]) for image in known}
 
     def count_of(self, image_id: Any) -> int:
         return sum(annotation["image_id"] == image_id for annotation in self.truth["annotations"])
@@ -85,15 +87,13 @@ def read_detection(
     With ``image_folder``, images in other folders are no part of the set. Crowds stay in the truth, as the library's
     rules want them, and count as evaluated.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
-        raise EvaluationError(f"{path} has no images, annotations and categories; COCO and LVIS instances have all")
+    accounting = Accounting("instances")
+    content = read_coco(path, accounting)
     find = ImageFinder(images, path)
-    categories = sorted(content["categories"], key=lambda one: one["id"])
+    categories = sorted(content["categories"], key=lambda one: (isinstance(one["id"], str), one["id"]))
     label_of = {category["id"]: label for label, category in enumerate(categories)}
     classes = [(names or {}).get(category["id"], class_name(category)) for category in categories]
     per_image = Counter(annotation["image_id"] for annotation in content["annotations"])
-    accounting = Accounting("instances")
     items, ids = [], []
     for image in content["images"]:
         count = per_image.pop(image["id"], 0)

@@ -6,13 +6,15 @@ One row: ``{"img_path", "bbox": [x, y, w, h] in pixels, "pos_expression": [..], 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.border import BorderError, parse_json, quoted, read_lines
 from pipeline.evaluation.formats.items import ImageItem, RegionRow, RegionSet, normalise_box
 from pipeline.evaluation.results import Accounting, EvaluationError
+
+MAX_PIXEL = 1e9  # of a coordinate; no image is as large
 
 
 def read_fgovd(file: str | Path, find_image: Callable[[str], ImageItem | None]) -> RegionSet:
@@ -28,30 +30,29 @@ def read_fgovd(file: str | Path, find_image: Callable[[str], ImageItem | None]) 
     images: dict[str, int] = {}
     items: list[ImageItem] = []
     rows: list[RegionRow] = []
-    with open(file, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{file.name}:{number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                accounting.skip("not_json", f"{where}: {error}")
-                continue
-            row = _row(record, where, accounting)
-            if row is None:
-                continue
-            name = record["img_path"]
-            if name not in images:
-                item = find_image(name)
-                images[name] = -1 if item is None else len(items)
-                if item is not None:
-                    items.append(item)
-            if images[name] < 0:
-                accounting.skip("missing_image", f"{where}: {name}")
-                continue
-            accounting.take()
-            rows.append(RegionRow(images[name], row.box, row.texts, tags=row.tags))
+    for number, line in enumerate(read_lines(file), start=1):
+        if not line.strip():
+            continue
+        where = f"{file.name}:{number}"
+        try:
+            record = parse_json(line)
+        except BorderError as error:
+            accounting.skip("not_json", f"{where}: {error}")
+            continue
+        row = _row(record, where, accounting)
+        if row is None:
+            continue
+        name = record["img_path"]
+        if name not in images:
+            item = find_image(name)
+            images[name] = -1 if item is None else len(items)
+            if item is not None:
+                items.append(item)
+        if images[name] < 0:
+            accounting.skip("missing_image", f"{where}: {name}")
+            continue
+        accounting.take()
+        rows.append(RegionRow(images[name], row.box, row.texts, tags=row.tags))
     return RegionSet(items, rows, accounting)
 
 
@@ -62,11 +63,14 @@ def _row(record: Any, where: str, accounting: Accounting) -> RegionRow | None:
         return None
     needed = ("img_path", "bbox", "pos_expression", "neg_expression", "width", "height")
     absent = [name for name in needed if record.get(name) is None]
+    absent += [] if isinstance(record.get("img_path"), str) else ["img_path as a text"]
     if absent:
         accounting.skip("missing_field", f"{where}: {', '.join(absent)}")
         return None
     if not _is_box(record["bbox"]) or not all(_is_size(record[name]) for name in ("width", "height")):
-        accounting.skip("bad_box", f"{where}: {record['bbox']!r:.60} of {record['width']!r}x{record['height']!r}")
+        accounting.skip(
+            "bad_box", f"{where}: {quoted(record['bbox'])} of {quoted(record['width'])}x{quoted(record['height'])}"
+        )
         return None
     true, wrong = _texts(record["pos_expression"]), _texts(record["neg_expression"])
     if not true or not true[0].strip():
@@ -83,17 +87,22 @@ def _row(record: Any, where: str, accounting: Accounting) -> RegionRow | None:
     accounting.note("empty_negatives_left_out", where, len(wrong) - len(kept))
     accounting.note("fewer_than_10_negatives", where, int(len(kept) < 10))
     accounting.note("box_clipped", f"{where}: {record['bbox']}", int(clipped))
-    tags = {name: record[name] for name in ("language", "combination") if name in record}
+    tags = {name: record[name] for name in ("language", "combination") if isinstance(record.get(name), str)}
     return RegionRow(-1, box, (true[0], *kept), tags=tags)
 
 
 def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(isinstance(v, int | float) for v in value)
+    return isinstance(value, list) and len(value) == 4 and all(_is_pixel(v) for v in value)
+
+
+def _is_pixel(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_PIXEL
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int | float) and value > 0
+    return _is_pixel(value) and value > 0
 
 
 def _texts(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else [str(text) for text in value]
+    texts = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    return [text for text in texts if isinstance(text, str)]

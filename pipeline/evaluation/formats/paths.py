@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.border import BorderError, one_line, parse_json, read_bounded
 from pipeline.evaluation.formats.items import ImageItem
 from pipeline.evaluation.results import EvaluationError
 
+MAX_NAME = 255  # bytes of a file name, and characters of a path below the folder
+MAX_ANNOTATION_BYTES = 4 << 30  # LVIS has 1.1 GB
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -32,7 +34,9 @@ class ImageFinder:
 
     def _candidates(self, name: str) -> Iterator[Path]:
         bare = Path(name).name
-        if Path(name).is_absolute() or ".." in Path(name).parts:  # nothing outside the folder is read
+        if len(name) > MAX_NAME or "\0" in name or bare in ("", ".."):
+            return
+        if Path(name).is_absolute() or ".." in Path(name).parts:  # a file may not lead out of the images' folder
             name = bare
         for part in (name, bare):
             yield self.folder / part
@@ -59,9 +63,9 @@ def expecting(path: Path, form: str) -> Iterator[None]:
 def read_json(path: Path) -> Any:
     """The content of a JSON file; errors name it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise EvaluationError(f"{path} is not JSON in UTF-8 ({error}); give the annotation file itself") from error
+        return parse_json(read_bounded(path, MAX_ANNOTATION_BYTES))
+    except BorderError as error:
+        raise EvaluationError(f"{path} is no annotation file ({one_line(error)}); give the file itself") from error
 
 
 def text_lines(path: Path) -> list[str]:

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from pipeline.data.images import DECODE_ERRORS, FORMATS
+from pipeline.evaluation.formats.coco import read_coco
 from pipeline.evaluation.formats.items import ImageItem, RegionRow, RegionSet, normalise_box
 from pipeline.evaluation.formats.language import the_one_language
-from pipeline.evaluation.formats.paths import read_json
 from pipeline.evaluation.formats.shards import read_shards
-from pipeline.evaluation.results import Accounting, EvaluationError
+from pipeline.evaluation.results import Accounting
 
 
 def class_name(category: dict[str, Any]) -> str:
@@ -42,16 +43,12 @@ def read_instances(
     images in other folders). Reasons of skipped rows: ``unknown_image``, ``unknown_class``, ``missing_image``,
     ``unreadable_image``, ``box_outside_image``, ``missing_field``.
     """
-    content = read_json(path)
-    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
-        raise EvaluationError(
-            f"{path} has no images, annotations and categories; COCO and LVIS instances have all three"
-        )
-    categories = sorted(content["categories"], key=lambda one: one["id"])
+    accounting = Accounting("instances")
+    content = read_coco(path, accounting)
+    categories = sorted(content["categories"], key=lambda one: (isinstance(one["id"], str), one["id"]))
     label = {category["id"]: number for number, category in enumerate(categories)}
     classes = [(names or {}).get(category["id"], class_name(category)) for category in categories]
     images = {image["id"]: image for image in content["images"]}
-    accounting = Accounting("instances")
     items: list[ImageItem] = []
     rows: list[RegionRow] = []
     number: dict[Any, int] = {}
@@ -98,16 +95,16 @@ def image_size(image: dict[str, Any], item: ImageItem) -> tuple[int, int] | None
     """Width and height that the boxes are relative to: the file's, else the image's own; None: it has no header."""
     if not (image.get("width") and image.get("height")):
         try:
-            with Image.open(item.path) as opened:
+            with Image.open(item.path, formats=FORMATS) as opened:
                 image["width"], image["height"] = opened.size
-        except (UnidentifiedImageError, OSError):
+        except DECODE_ERRORS:
             return None
     return image["width"], image["height"]
 
 
 def _problem(annotation: dict[str, Any], label: dict[int, int]) -> str | None:
     box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
+    if box is None:
         return "missing_field"
     return "unknown_class" if annotation.get("category_id") not in label else None
 

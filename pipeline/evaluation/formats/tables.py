@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.border import BorderError, parse_json, quoted
 from pipeline.evaluation.formats.paths import EXTENSIONS, read_json, text_lines
 from pipeline.evaluation.results import EvaluationError
 
@@ -104,14 +104,16 @@ def json_records(path: Path) -> list[Any]:
         content = read_json(path)
         if isinstance(content, list):
             return content
+        if not isinstance(content, dict):
+            raise EvaluationError(f"{path} holds {quoted(content)}; it must be a list of images and captions")
         return next((value for value in content.values() if isinstance(value, list)), [content])
     return [_json_line(path, number, line) for number, line in enumerate(text_lines(path), start=1)]
 
 
 def _json_line(path: Path, number: int, line: str) -> Any:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
+        return parse_json(line)
+    except BorderError as error:
         raise EvaluationError(f"{path}:{number} is not JSON ({error}); a JSONL file has one object a line") from error
 
 

@@ -25,6 +25,9 @@ MODULES = {
     "model": "models",
     "clip": "models",
     "tokenizer": "models",
+    "instances": "annotations",
+    "captions": "annotations",
+    "fgovd": "annotations",
 }
 
 
