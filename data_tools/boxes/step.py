@@ -9,6 +9,7 @@ from PIL.Image import Image
 
 from data_tools.boxes.choose import BoxLimits, Detection, choose_boxes
 from data_tools.execution.steps import Drop, Record, Shard, Step
+from data_tools.phrases.interface import found_phrases
 from pipeline.data.images import ImageFault, decode_image
 from pipeline.data.schema import Region
 
@@ -109,7 +110,7 @@ def phrases_of(record: Record) -> list[dict[str, Any]]:
     The detector is asked for the noun with its attributes; the clauses that hang on it are the long phrase.
     """
     found: dict[str, dict[str, Any]] = {}
-    for entry in record.sample.source.get("phrases") or []:
-        phrase = entry.get("short", entry["text"])
-        found.setdefault(phrase, {"phrase": phrase, "long_phrase": entry["text"] if "short" in entry else None})
+    for entry in found_phrases(record.sample):
+        phrase = entry.text if entry.short is None else entry.short
+        found.setdefault(phrase, {"phrase": phrase, "long_phrase": None if entry.short is None else entry.text})
     return list(found.values())

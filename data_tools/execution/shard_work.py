@@ -14,8 +14,10 @@ from typing import Any
 from data_tools.execution.interface import Shard, Step
 from data_tools.execution.jobs import Job, StopRun
 from data_tools.execution.journal import Journal
+from data_tools.execution.reports import Dropped, ShardReport, StepReport, read_report
 from data_tools.execution.shards import Drop, Record, ShardSource
 from data_tools.shards import write_shard
+from pipeline.base.border import BorderError
 from pipeline.base.files import remove_leftovers, write_json
 
 CLAIM_SECONDS = 3.0  # a worker whose machine was declared dead may need a moment to end
@@ -47,7 +49,7 @@ class ShardWork:
         if self._opened and self.step is not None:
             self.step.close()
 
-    def do(self, job: Job, progress: Callable[[int], None]) -> tuple[dict[str, Any], bool]:
+    def do(self, job: Job, progress: Callable[[int], None]) -> tuple[ShardReport, bool]:
         """The shard's report, and whether it was finished before."""
         source: ShardSource = job.payload
         work_folder = self.output / WORK
@@ -75,11 +77,15 @@ class ShardWork:
     def _report_path(self, name: str) -> Path:
         return self.output / REPORTS / f"{name}.json"
 
-    def _finished(self, source: ShardSource, made_by: dict[str, Any]) -> dict[str, Any] | None:
+    def _finished(self, source: ShardSource, made_by: dict[str, Any]) -> ShardReport | None:
         path = self._report_path(source.name)
         if not path.exists():
             return None
-        report = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            report = read_report(path)
+        except BorderError:  # a power cut or a full disk: as if the shard had not been finished
+            path.unlink()
+            return None
         tar = self.output / f"{source.name}.tar"
         there, asked = ({k: v for k, v in made.items() if k != "input"} for made in (report["made_by"], made_by))
         if there != asked and not self.overwrite:
@@ -95,10 +101,11 @@ class ShardWork:
             return None
         return report
 
-    def _make(self, source: ShardSource, made_by: dict[str, Any], progress: Callable[[int], None]) -> dict[str, Any]:
+    def _make(self, source: ShardSource, made_by: dict[str, Any], progress: Callable[[int], None]) -> ShardReport:
         fingerprint = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
         journal = Journal(self.output / WORK / f"{source.name}.journal.jsonl", fingerprint)
-        shard, dropped, read = Shard(source.name, journal, self.output / WORK), [], 0
+        shard, read = Shard(source.name, journal, self.output / WORK), 0
+        dropped: list[Dropped] = []
 
         def results() -> Iterator[Record]:
             nonlocal read
@@ -121,7 +128,7 @@ class ShardWork:
 
                 index_shard(tar)
             earlier = self._earlier(source.name)
-            report = {
+            report: ShardReport = {
                 "shard": source.name,
                 "made_by": made_by,
                 "samples_in": read,
@@ -138,13 +145,14 @@ class ShardWork:
             journal.close()
         return report
 
-    def _earlier(self, name: str) -> list[dict[str, Any]]:
+    def _earlier(self, name: str) -> list[StepReport]:
         """The reports of the steps that made the input, oldest first."""
         path = self.earlier_reports / f"{name}.json" if self.earlier_reports else None
         if path is None or not path.exists():
             return []
-        last = json.loads(path.read_text(encoding="utf-8"))
-        return [*last.pop("earlier"), last]
+        last = read_report(path)
+        step: StepReport = {name: value for name, value in last.items() if name != "earlier"}  # type: ignore[assignment]
+        return [*last["earlier"], step]
 
 
 def _batches(

@@ -18,12 +18,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from data_tools.execution.interface import FunctionStep, Shard, Step
 from data_tools.execution.jobs import Executor, Job
 from data_tools.execution.local import LocalExecutor
 from data_tools.execution.progress import Progress
+from data_tools.execution.reports import ShardReport
 from data_tools.execution.shard_work import REPORTS, ShardWork
 from data_tools.execution.shards import Drop, Record, ShardSource, tar_shards
 
@@ -140,7 +140,7 @@ def run_shards(
     return summary
 
 
-def _add(summary: RunSummary, report: dict[str, Any], skipped: bool) -> None:
+def _add(summary: RunSummary, report: ShardReport, skipped: bool) -> None:
     summary.shards += 1
     summary.skipped += skipped
     summary.samples_in += report["samples_in"]

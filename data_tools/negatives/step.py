@@ -7,6 +7,7 @@ from typing import Any
 
 from data_tools.execution.steps import Drop, Record, Shard, Step
 from data_tools.negatives.interface import NEGATIVES_A_PHRASE, Generator, Outcome, Request, phrase_seed
+from data_tools.phrases.interface import found_phrases
 from pipeline.data.schema import Region, Sample
 
 
@@ -111,5 +112,5 @@ class NegativesStep(Step):
 def true_phrases(sample: Sample) -> tuple[str, ...]:
     """All phrases known to hold in the image: of its regions, and those found in its captions."""
     texts = [text for region in sample.regions for text in (region.phrase, region.long_phrase) if text is not None]
-    texts += [found["text"] for found in sample.source.get("phrases", ()) if isinstance(found, dict)]
+    texts += [found.text for found in found_phrases(sample)]
     return tuple(dict.fromkeys(texts))

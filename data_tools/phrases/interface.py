@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.data.schema import Sample
 
 VERSION = 1
 
@@ -29,6 +33,27 @@ class Phrase:
         if self.short_text != self.text:
             record |= {"short": self.short_text, "short_span": [self.short_start, self.short_end]}
         return record
+
+
+class StoredPhrase(BaseModel):
+    """An entry of ``source.phrases`` as it is read back; other tools may have written anything there."""
+
+    model_config = ConfigDict(strict=True, populate_by_name=True)
+
+    text: str
+    span: Annotated[tuple[int, int], Field(strict=False)] | None = None
+    field: str = Field("", alias="from")
+    short: str | None = None
+
+
+def found_phrases(sample: Sample) -> list[StoredPhrase]:
+    """The phrases that the phrase step left; entries of another form are passed over."""
+    entries = sample.source.get("phrases")
+    found = []
+    for entry in entries if isinstance(entries, list) else []:
+        with contextlib.suppress(ValidationError):
+            found.append(StoredPhrase.model_validate(entry))
+    return found
 
 
 @functools.cache

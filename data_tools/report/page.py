@@ -6,6 +6,7 @@ import json
 from html import escape
 from importlib import resources
 
+from data_tools.phrases.interface import found_phrases
 from data_tools.report.charts import bars_html, histogram_svg, table_html
 from data_tools.report.choice import Chosen, image_uri
 from data_tools.report.marking import marked, marked_spans
@@ -34,7 +35,7 @@ def page(statistics: Statistics) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title>{style}</head><body>"
-        f"<header><h1>{escape(title)}</h1>{_totals(statistics)}</header><main>"
+        f"<header><h1>{escape(title)}</h1>{_totals(statistics)}{_warning(statistics)}</header><main>"
         f"{_section('Languages and fields', _fields(statistics))}"
         f"{_section('What the negatives change', _attributes(statistics))}"
         f"{_section('Histograms', _histograms(statistics))}"
@@ -60,6 +61,23 @@ def _totals(statistics: Statistics) -> str:
     ]
     cards = "".join(f"<div><b>{number:,}</b><span>{escape(name)}</span></div>" for name, number in totals)
     return f'<div class="totals">{cards}</div>'
+
+
+def _warning(statistics: Statistics) -> str:
+    """A box for what stage 2 cannot train on."""
+    fields = statistics.fields
+    if not fields["regions"]:
+        what = "No image has a region"
+        way = "Stage 1 can be trained on these shards; stage 2 needs regions: the steps phrases and boxes make them."
+    elif not fields["negatives"]:
+        what = f"None of the {fields['regions']:,} regions has a negative"
+        way = (
+            "Of stage 2's losses L_FGT, L_CMR and L_TIC would have no member. Make negatives (python -m data_tools "
+            "negatives SHARDS --out NEW), build with FG-OVD rows (--fgovd), or set their weights to 0."
+        )
+    else:
+        return ""
+    return f'<p class="problem" role="alert"><b>{escape(what)}.</b> {escape(way)}</p>'
 
 
 def _fields(statistics: Statistics) -> str:
@@ -142,8 +160,9 @@ def _sample(number: int, chosen: Chosen) -> str:
 
 
 def _caption(chosen: Chosen, field: str) -> str:
-    found = [entry for entry in chosen.sample.source.get("phrases") or () if entry.get("from") == field]
-    return marked_spans(getattr(chosen.sample, field), [tuple(entry["span"]) for entry in found])
+    phrases = found_phrases(chosen.sample)
+    spans = [phrase.span for phrase in phrases if phrase.field == field and phrase.span is not None]
+    return marked_spans(getattr(chosen.sample, field), spans)
 
 
 def _picture(chosen: Chosen, regions: list[Region]) -> str:

@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_tools.execution.reports import StepReport, read_report
 from data_tools.execution.shard_work import REPORTS
 from data_tools.execution.shards import tar_shards
 from data_tools.negatives.plain import judge_for
+from data_tools.phrases.interface import found_phrases
 from data_tools.report.choice import Chosen, rank_of
 from data_tools.text.language import SPACELESS
+from pipeline.base.border import BorderError
 from pipeline.base.languages import primary
 from pipeline.data.records import Fault, walk_records
 from pipeline.data.schema import Sample
@@ -98,7 +101,7 @@ class Statistics:
                 self.fields[f"{name}s"] += 1
                 bins[name.partition("_")[0]].add(text_length(caption, sample.language))
         bins["regions"].add(len(sample.regions))
-        self.fields["phrases in captions"] += len(sample.source.get("phrases") or ())
+        self.fields["phrases in captions"] += len(found_phrases(sample))
         for region in sample.regions:
             self.fields["regions"] += 1
             self.fields["regions with negatives"] += bool(region.negatives)
@@ -182,7 +185,7 @@ def collect(folder: str | Path, num_samples: int = 0, seed: int = 0) -> Statisti
     for _, _, sample in sorted(attributes, key=lambda item: item[:2], reverse=True):
         if statistics.attribute_regions < MAX_ATTRIBUTE_REGIONS:
             statistics.add_attributes(sample)
-    statistics.made_by = read_reports(Path(folder))
+    statistics.made_by = read_reports(Path(folder), statistics.faults)
     statistics.chosen = _share(looked_at, num_samples)
     return statistics
 
@@ -205,19 +208,26 @@ def _share(looked_at: dict[str, list], num_samples: int) -> list[Chosen]:
     return chosen
 
 
-def read_reports(folder: Path) -> list[dict[str, Any]]:
-    """The steps that made the shards, oldest first, their counts added up over all shards."""
+def read_reports(folder: Path, faults: Counter[str]) -> list[dict[str, Any]]:
+    """The steps that made the shards, oldest first, their counts added up over all shards.
+
+    A damaged report adds to ``faults`` and is passed over.
+    """
     steps: dict[str, dict[str, Any]] = {}
     for path in sorted((folder / REPORTS).glob("*.json")):
-        report = json.loads(path.read_text(encoding="utf-8"))
-        for number, one in enumerate([*report.get("earlier", ()), report]):
+        try:
+            report = read_report(path)
+        except BorderError:
+            faults["damaged_report"] += 1
+            continue
+        for number, one in enumerate([*report["earlier"], report]):
             _add_step(steps, number, one)
     return list(steps.values())
 
 
-def _add_step(steps: dict[str, dict[str, Any]], number: int, report: dict[str, Any]) -> None:
+def _add_step(steps: dict[str, dict[str, Any]], number: int, report: StepReport) -> None:
     made_by = report["made_by"]
-    settings = made_by.get("settings", {})
+    settings = made_by.get("settings") or {}
     identity = json.dumps([number, made_by.get("step"), made_by.get("version"), settings], sort_keys=True)
     empty = {"samples_in": 0, "samples_out": 0, "dropped": {}, "failed": {}, "counts": {}}
     step = steps.setdefault(

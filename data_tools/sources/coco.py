@@ -17,6 +17,7 @@ without area are left out; each is counted. Images without captions are left out
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from data_tools.shards import DEFAULT_SAMPLES_PER_SHARD, Record
 from data_tools.sources.boxes import BoxProblem, iou, usable_box
 from data_tools.sources.coco_files import Entry, read_entries
 from data_tools.sources.images import ImageProblem, read_image
+from pipeline.base.border import shown
 from pipeline.base.languages import canonical
 from pipeline.data.schema import Region, Sample
 
@@ -130,7 +132,7 @@ def build(options: CocoOptions, out: Path, execution: ExecutionOptions) -> int:
     Raises:
         ValueError: an annotation file cannot be used, or too many images cannot.
     """
-    entries, without_caption = read_entries(options.captions, options.instances, list(options.fgovd))
+    entries, without_caption = read_entries(options.captions, options.instances, options.fgovd)
     if without_caption:
         print(f"{without_caption} images have no caption in {options.captions} and are left out", file=sys.stderr)
     _check_images(entries, options)
@@ -184,8 +186,10 @@ def _too_many(lost: int, total: int, what: str, limit: float) -> str:
 
 def _find_image(folder: Path, file_name: str) -> Path | None:
     """Below ``folder`` under its whole name or its last part: LVIS names val2017/x.jpg, COCO's folders hold x.jpg."""
+    root = os.path.abspath(folder)
     for candidate in (folder / file_name, folder / Path(file_name).name, folder / "images" / Path(file_name).name):
-        if candidate.is_file():
+        # An annotation that names /etc/x or ../x must not pack what lies outside of --images.
+        if Path(os.path.abspath(candidate)).is_relative_to(root) and candidate.is_file():
             return candidate
     return None
 
@@ -193,7 +197,9 @@ def _find_image(folder: Path, file_name: str) -> Path | None:
 def make_record(entry: Entry, images: Path, language: str, box_iou: float) -> Record:
     """Raises: ImageProblem."""
     path = _find_image(images, entry.file_name)
-    image = read_image(path if path is not None else images / entry.file_name)
+    if path is None:
+        raise ImageProblem("missing_image", f"{shown(entry.file_name)} is not below {images}")
+    image = read_image(path)
     width, height = entry.width or image.width, entry.height or image.height
     if abs(image.width * height - image.height * width) > SHAPE_TOLERANCE * image.width * height:
         raise ImageProblem(
@@ -228,7 +234,7 @@ def _regions(entry: Entry, width: int, height: int, box_iou: float) -> tuple[lis
             return usable_box((x / width, y / height, (x + w) / width, (y + h) / height))
         except BoxProblem as problem:
             counted[problem.kind] += 1
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             counted["box_malformed"] += 1
         return None
 

@@ -1,14 +1,87 @@
-"""COCO's, LVIS's and FG-OVD's annotation files, gathered by image."""
+"""COCO's, LVIS's and FG-OVD's annotation files, checked as they are read and gathered by image."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypeVar
 
-PixelBox = tuple[float, ...]  # x, y, width, height
+from pydantic import FailFast, Field, TypeAdapter
+from typing_extensions import TypedDict
+
+from pipeline.base.border import BorderError, read_bounded, shown, validated
+
+PixelBox = Any  # x, y, width, height; checked where the image's size is known, so that one bad box costs one box
+T = TypeVar("T")
+MAX_FILE_BYTES = 8 << 30  # LVIS' training annotations have 1.1 GB
+Id = Annotated[int, Field(strict=True)] | Annotated[str, Field(strict=True)]
+Text = Annotated[str, Field(strict=True)]
+Pixels = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+
+
+class CocoImage(TypedDict):
+    id: Id
+    file_name: NotRequired[Text | None]
+    coco_url: NotRequired[Text | None]  # LVIS
+    width: NotRequired[Pixels | None]
+    height: NotRequired[Pixels | None]
+
+
+class Caption(TypedDict):
+    image_id: Id
+    id: NotRequired[Id]
+    caption: Text
+
+
+class Instance(TypedDict):
+    image_id: Id
+    category_id: Id
+    id: NotRequired[Id]
+    bbox: PixelBox
+    iscrowd: NotRequired[Any]
+
+
+class Category(TypedDict):
+    id: Id
+    name: Text
+
+
+class CaptionFile(TypedDict):
+    images: Annotated[list[CocoImage], FailFast()]
+    annotations: Annotated[list[Caption], FailFast()]
+
+
+class InstanceFile(TypedDict):
+    images: Annotated[list[CocoImage], FailFast()]
+    annotations: Annotated[list[Instance], FailFast()]
+    categories: NotRequired[Annotated[list[Category], FailFast()]]
+
+
+class FgovdAnnotation(TypedDict):
+    image_id: Id
+    category_id: Id
+    neg_category_ids: list[Id]
+    bbox: PixelBox
+
+
+class FgovdFile(TypedDict):
+    images: Annotated[list[CocoImage], FailFast()]
+    annotations: Annotated[list[FgovdAnnotation], FailFast()]
+    categories: Annotated[list[Category], FailFast()]
+
+
+class FgovdRow(TypedDict):
+    img_path: Text
+    bbox: PixelBox
+    pos_expression: Annotated[list[Text], Field(min_length=1)]
+    neg_expression: list[Text]
+
+
+_CAPTIONS: TypeAdapter[CaptionFile] = TypeAdapter(CaptionFile)
+_INSTANCES: TypeAdapter[InstanceFile] = TypeAdapter(InstanceFile)
+_FGOVD: TypeAdapter[FgovdFile] = TypeAdapter(FgovdFile)
+_ROW: TypeAdapter[FgovdRow] = TypeAdapter(FgovdRow)
 
 
 @dataclass(frozen=True)
@@ -25,31 +98,20 @@ class Entry:
     fgovd: tuple[tuple[PixelBox, str, tuple[str, ...]], ...]  # box, phrase, negatives
 
 
-def read_entries(captions: Path, instances: Path, fgovd: list[Path]) -> tuple[list[Entry], int]:
+def read_entries(captions: Path, instances: Path, fgovd: Sequence[Path]) -> tuple[list[Entry], int]:
     """The images that have a caption, by key, and the number of images that have none.
 
     Raises:
-        ValueError: a file is missing, is not JSON, lacks a part, or two images would share a key.
+        ValueError: a file is missing, is not JSON, or holds a value that does not fit (named with its place); or two
+            images would share a key.
     """
-    caption_file, instance_file = (
-        _load(captions, ("images", "annotations")),
-        _load(instances, ("images", "annotations")),
-    )
-    images = {image["id"]: image for document in (instance_file, caption_file) for image in document["images"]}
-    texts: dict[Any, list[str]] = {}
+    caption_file, instance_file = _load(captions, _CAPTIONS), _load(instances, _INSTANCES)
+    images = {image["id"]: image for image in (*instance_file["images"], *caption_file["images"])}
+    texts: dict[int | str, list[str]] = {}
     for annotation in _in_order(caption_file["annotations"]):
-        text = " ".join(str(annotation.get("caption", "")).split())
-        if text:
+        if text := " ".join(annotation["caption"].split()):
             texts.setdefault(annotation["image_id"], []).append(text)
-    names = {c["id"]: c["name"].replace("_", " ") for c in instance_file.get("categories", [])}
-    objects: dict[Any, list[tuple[PixelBox, str, bool]]] = {}
-    for annotation in instance_file["annotations"]:
-        category = names.get(annotation["category_id"])
-        if category is None:
-            raise ValueError(f"{instances}: annotation {annotation.get('id')}: category {annotation['category_id']} is "
-                             "not among the file's categories; give the file whole")  # fmt: skip
-        entry = (tuple(annotation["bbox"]), category, bool(annotation.get("iscrowd", 0)))
-        objects.setdefault(annotation["image_id"], []).append(entry)
+    objects = _objects(instance_file, instances)
     rows: dict[str, list[tuple[PixelBox, str, tuple[str, ...]]]] = {}
     for path in fgovd:
         for stem, row in _fgovd_rows(path):
@@ -78,35 +140,39 @@ def read_entries(captions: Path, instances: Path, fgovd: list[Path]) -> tuple[li
     return [entries[key] for key in sorted(entries)], sum(image_id not in texts for image_id in images)
 
 
-def _in_order(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By id, so that which caption is the first does not depend on the file's order."""
-    return sorted(annotations, key=lambda annotation: annotation.get("id", 0))
+def _objects(document: InstanceFile, path: Path) -> dict[int | str, list[tuple[PixelBox, str, bool]]]:
+    names = {category["id"]: category["name"].replace("_", " ") for category in document.get("categories", [])}
+    objects: dict[int | str, list[tuple[PixelBox, str, bool]]] = {}
+    for annotation in document["annotations"]:
+        category = names.get(annotation["category_id"])
+        if category is None:
+            raise ValueError(
+                f"{path}: annotation {annotation.get('id')}: category {shown(annotation['category_id'])} is not among "
+                "the file's categories; give the file whole"
+            )
+        entry = (annotation["bbox"], category, bool(annotation.get("iscrowd", 0)))
+        objects.setdefault(annotation["image_id"], []).append(entry)
+    return objects
 
 
-def _file_name(image: dict[str, Any], path: Path) -> str:
-    if image.get("file_name"):
-        return image["file_name"]
-    if image.get("coco_url"):  # LVIS
-        return "/".join(image["coco_url"].split("/")[-2:])
-    raise ValueError(f"{path}: image {image['id']} has neither file_name nor coco_url; one of them is needed")
+def _in_order(annotations: list[Caption]) -> list[Caption]:
+    """By id, numbers before texts, so that which caption is the first does not depend on the file's order."""
+    return sorted(annotations, key=lambda a: (isinstance(a.get("id", 0), str), a.get("id", 0)))
 
 
-def _load(path: Path, parts: tuple[str, ...]) -> dict[str, Any]:
-    def lighter(record: dict[str, Any]) -> dict[str, Any]:
-        record.pop("segmentation", None)  # nine tenths of COCO's instance file, and nothing here reads it
-        return record
+def _file_name(image: CocoImage, path: Path) -> str:
+    name = image.get("file_name") or "/".join((image.get("coco_url") or "").split("/")[-2:])
+    if not name or not Path(name).stem.strip("."):
+        raise ValueError(f"{path}: image {image['id']} has neither file_name nor coco_url; one of them is needed")
+    if "\0" in name:
+        raise ValueError(f"{path}: image {image['id']} is called {shown(name)!r}; no file can be")
+    return name
 
+
+def _load(path: Path, adapter: TypeAdapter[T]) -> T:
     if not path.is_file():
         raise ValueError(f"annotation file {path} does not exist; give an existing COCO JSON file")
-    try:
-        with open(path, encoding="utf-8") as stream:
-            document = json.load(stream, object_hook=lighter)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); give a COCO annotation file") from error
-    for part in parts:
-        if not isinstance(document, dict) or not isinstance(document.get(part), list):
-            raise ValueError(f"{path} has no list {part!r}; give a COCO annotation file")
-    return document
+    return validated(adapter, read_bounded(path, MAX_FILE_BYTES), str(path), "give a COCO annotation file, whole")
 
 
 def _fgovd_rows(path: Path) -> Iterator[tuple[str, tuple[PixelBox, str, tuple[str, ...]]]]:
@@ -114,24 +180,25 @@ def _fgovd_rows(path: Path) -> Iterator[tuple[str, tuple[PixelBox, str, tuple[st
     if not path.is_file():
         raise ValueError(f"FG-OVD file {path} does not exist; give an existing file")
     if path.suffix == ".json":
-        document = _load(path, ("images", "annotations", "categories"))
-        names = {category["id"]: category["name"] for category in document["categories"]}
-        stems = {image["id"]: Path(_file_name(image, path)).stem for image in document["images"]}
-        for annotation in document["annotations"]:
-            negatives = tuple(names[number] for number in annotation["neg_category_ids"])
-            image_id, category = annotation["image_id"], annotation["category_id"]
-            yield stems[image_id], (tuple(annotation["bbox"]), names[category], negatives)
+        yield from _public_rows(path)
         return
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                phrase, negatives = row["pos_expression"][0], tuple(row["neg_expression"])
-                yield Path(row["img_path"]).stem, (tuple(row["bbox"]), phrase, negatives)
-            except (json.JSONDecodeError, KeyError, TypeError, IndexError) as error:
-                raise ValueError(
-                    f"{path}, line {number}: {type(error).__name__} {error}; each line must be a JSON object with "
-                    "img_path, bbox, pos_expression and neg_expression"
-                ) from error
+    for number, line in enumerate(read_bounded(path, MAX_FILE_BYTES).splitlines(), 1):
+        if not line.strip():
+            continue
+        remedy = "each line must be a JSON object with img_path, bbox, pos_expression and neg_expression"
+        row = validated(_ROW, line, f"{path}, line {number}", remedy)
+        yield Path(row["img_path"]).stem, (row["bbox"], row["pos_expression"][0], tuple(row["neg_expression"]))
+
+
+def _public_rows(path: Path) -> Iterator[tuple[str, tuple[PixelBox, str, tuple[str, ...]]]]:
+    document = _load(path, _FGOVD)
+    names = {category["id"]: category["name"] for category in document["categories"]}
+    stems = {image["id"]: Path(_file_name(image, path)).stem for image in document["images"]}
+    for number, annotation in enumerate(document["annotations"]):
+        wanted = [annotation["category_id"], *annotation["neg_category_ids"]]
+        strange = [shown(category) for category in wanted if category not in names]
+        if strange or annotation["image_id"] not in stems:
+            what = f"categories {', '.join(strange[:3])}" if strange else f"image {shown(annotation['image_id'])}"
+            raise BorderError(f"{path}: annotations[{number}] names {what}, which the file does not; give it whole")
+        phrase, *negatives = (names[category] for category in wanted)
+        yield stems[annotation["image_id"]], (annotation["bbox"], phrase, tuple(negatives))

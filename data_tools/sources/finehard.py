@@ -22,6 +22,7 @@ from typing import Any
 from data_tools.execution.command import print_summary
 from data_tools.execution.interface import Shard, Step
 from data_tools.execution.options import ExecutionOptions, options_from
+from data_tools.execution.reports import read_report
 from data_tools.execution.shard_work import REPORTS, WORK
 from data_tools.execution.shards import Drop
 from data_tools.execution.steps import RunSummary, run_shards
@@ -243,7 +244,7 @@ def _left_out(out: Path, name: str) -> Iterator[dict[str, Any]]:
     path = out / REPORTS / f"{name}.json"
     if not path.is_file():
         return  # an unfinished shard; the summary names it
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report = read_report(path)
     for drop in report["dropped"]:
         yield {"key": drop["key"], "kind": drop["reason"], "why": drop["detail"]}
     if not report["counts"]:

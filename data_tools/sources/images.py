@@ -69,7 +69,9 @@ def check_image(data: bytes, name: str, *, convert: bool = False) -> ImageFile:
         if known is not None and known not in formats:
             raise ImageProblem("unsupported_format", f"{name} is {known}; it must be JPEG, PNG or WebP") from error
         raise ImageProblem("unreadable_image", f"{name}: it is no kind of image that can be read") from error
-    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise ImageProblem("unreadable_image", f"{name}: {' '.join(str(error).split())[:160]}") from error
+    except DECODE_ERRORS as error:
         raise ImageProblem("unreadable_image", f"{name}: {' '.join(str(error).split())[:160]}") from error
     return ImageFile(data, EXTENSIONS[kind], width, height)
 

@@ -35,7 +35,7 @@ from data_tools.sources.pairs import add_language_arguments
 from data_tools.sources.table_rows import Columns, RowReader
 from data_tools.text.detection import check_language
 
-PARTS = ("image", "short_caption", "long_caption", "regions", "boxes", "phrases")
+PARTS: tuple[str, ...] = ("image", "short_caption", "long_caption", "regions", "boxes", "phrases")
 PARTS += ("negatives", "categories", "key")
 KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
 NUMBER_TYPES = ("int", "uint", "float", "double", "bool", "decimal")

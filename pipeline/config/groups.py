@@ -252,6 +252,11 @@ class Stage1Settings(Group):
         """Whether the stage reads boxes and trains what only the region losses reach."""
         return False
 
+    @property
+    def losses_of_negatives(self) -> dict[str, float]:
+        """The weights, by their settings' names, of losses whose members are regions with negatives."""
+        return {}
+
 
 class Stage2Settings(Stage1Settings):
     """Stage 1's settings and the region losses."""
@@ -265,3 +270,8 @@ class Stage2Settings(Stage1Settings):
     @property
     def trains_regions(self) -> bool:
         return True
+
+    @property
+    def losses_of_negatives(self) -> dict[str, float]:
+        names = ("fgt_weight", "cmr_weight", "tic_weight", "hard_inbatch_weight")
+        return {f"region_loss.{name}": getattr(self.region_loss, name) for name in names}

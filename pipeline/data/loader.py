@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -243,6 +243,18 @@ class Loader:
         )
 
 
+def _check_negatives(manifests: Sequence[Manifest], weights: Mapping[str, float]) -> None:
+    """A loss with a weight and no member would be 0 at every step of a run that looks well."""
+    weighted = {name: weight for name, weight in weights.items() if weight > 0}
+    if weighted and not any(manifest.negatives.any() for manifest in manifests):
+        counts = ", ".join(f"{m.folder}: {int(m.regions.sum()):,} regions, 0 negatives" for m in manifests)
+        raise IndexProblem(
+            f"{', '.join(f'{name} is {weight:g}' for name, weight in weighted.items())}, but no region has a negative "
+            f"({counts}), so these losses would be 0 at every step. Make negatives (python -m data_tools negatives "
+            "SHARDS --out NEW), build with FG-OVD rows (build coco --fgovd), or set these weights to 0"
+        )
+
+
 def make_loader(
     settings: DataSettings,
     tokenizer: Tokenizer,
@@ -256,6 +268,7 @@ def make_loader(
     start_step: int = 0,
     accumulation_steps: int = 1,
     with_regions: bool = False,
+    of_negatives: Mapping[str, float] | None = None,
     local_world_size: int | None = None,
 ) -> Loader:
     """The micro-batches of ``rank``, in order, from global optimizer step ``start_step`` on.
@@ -263,6 +276,7 @@ def make_loader(
     Args:
         text_lengths: tokens of short (and region) texts, and of long ones.
         micro_batch_size: images a rank and micro-batch; times ranks and accumulation it is the global batch.
+        of_negatives: losses that have members only where regions have negatives, with their weights.
         local_world_size: ranks on this machine, neighbours among all; None: ``rank`` is alone there.
 
     Raises:
@@ -285,6 +299,8 @@ def make_loader(
             f"no sample of {', '.join(settings.shards)} has a region, and stage 2 trains on them; "
             "give shards made with boxes (see docs/data_tools.md)"
         )
+    if with_regions:
+        _check_negatives(manifests, of_negatives or {})
     plan = Plan(manifests, settings, seed, global_batch_size)
     collator = Collator(settings, tokenizer, text_lengths, seed, with_regions)
     here = local_world_size or 1

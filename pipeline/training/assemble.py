@@ -196,6 +196,7 @@ def _make_loader(
         start_step=start_step,
         accumulation_steps=settings.train.accumulation_steps,
         with_regions=settings.trains_regions,
+        of_negatives=settings.losses_of_negatives,
         local_world_size=rank_info.local_world_size,
     )
 

@@ -148,3 +148,20 @@ def test_missing_folders_and_missing_manifests_name_the_remedy(tmp_path, tokeniz
     write_shards(tmp_path, [[("en", 128)]])
     with pytest.raises(IndexProblem, match="python -m data_tools index"):
         load(tmp_path)
+
+
+def test_losses_without_a_member_are_named_before_the_first_step(tmp_path, tokenizer):
+    write_shards(tmp_path, [[("en", 128)] * 4], regions=1)
+    for path in tmp_path.glob("*.tar"):
+        path.write_bytes(path.read_bytes().replace(b'"negatives"', b'"negativex"'))
+    index_folder(tmp_path)
+
+    def load(**weights):
+        return make_loader(
+            DataSettings(shards=[str(tmp_path)]), tokenizer, (24, 48), seed=0, global_batch_size=2, micro_batch_size=2,
+            rank=0, world_size=1, with_regions=True, of_negatives=weights,
+        )  # fmt: skip
+
+    with pytest.raises(IndexProblem, match=r"fgt_weight is 0\.5, but no region.*4 regions, 0 negatives.*--fgovd"):
+        load(fgt_weight=0.5, tic_weight=0.0)
+    load(fgt_weight=0.0).close()

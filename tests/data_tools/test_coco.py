@@ -209,3 +209,38 @@ def test_coco_mini_comes_whole_with_its_fgovd_rows(tmp_path):
     own = sum(sample.source["regions_counted"].get("fgovd_own_box", 0) for sample in samples.values())
     assert crowds == 24 and sum(len(sample.regions) for sample in samples.values()) == 2163 - crowds + own
     assert main(["verify", str(tmp_path), "--workers", "0"]) == 0
+
+
+@pytest.mark.parametrize("name", ["../outside.jpg", "{root}/outside.jpg", "images/../../outside.jpg"])
+def test_images_from_outside_of_the_folder_are_not_packed(folder, capsys, name):
+    write_image(folder.root / "outside.jpg", 9)
+    folder.images[0]["file_name"] = name.format(root=folder.root)
+    assert folder.build("--max-missing-share", "0.3") == 0
+    assert len(samples_of(folder.out)) == 3 and "missing_image 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"width": 1.5}, "images[0].width is 1.5"),
+        ({"width": -1}, "images[0].width is -1"),
+        ({"file_name": ["a"]}, "images[0].file_name is ['a']"),
+        ({"file_name": None}, "neither file_name nor coco_url"),
+        ({"id": None}, "images[0].id"),
+    ],
+)
+def test_a_damaged_value_is_named_with_file_place_and_rule(folder, capsys, change, words):
+    folder.images[0] |= change
+    assert folder.build() == 2
+    error = capsys.readouterr().err
+    assert words in error and ".json" in error and error.count("\n") == 1
+    assert not list(folder.root.rglob("*.tar"))
+
+
+@pytest.mark.parametrize("bbox", [[8, 8, 16], "box", None, [10**400, 0, 1, 1], [1, 2, {}, 4], [float("nan")] * 4])
+def test_a_damaged_box_costs_that_box(folder, bbox):
+    folder.instances[0]["bbox"] = bbox
+    assert folder.build() == 0
+    samples = samples_of(folder.out)
+    assert len(samples) == 4 and not samples["0000"].regions and samples["0001"].regions
+    assert samples["0000"].source["regions_counted"] == {"box_malformed": 1}

@@ -15,11 +15,12 @@ from collections import Counter
 import pytest
 
 from data_tools.execution import shard_work
-from data_tools.execution.jobs import InProcess
+from data_tools.execution.jobs import InProcess, StopRun
 from data_tools.execution.journal import Journal
 from data_tools.execution.local import LocalExecutor, WorkerFailed
 from data_tools.execution.shards import read_members
 from data_tools.execution.steps import FunctionStep, Step, run_step
+from data_tools.model_server.limits import SharedLimits
 from tests.data_tools.step_samples import Broken, Shout, contents, refuse_third, write_shards
 
 
@@ -195,3 +196,38 @@ def test_a_journal_survives_a_cut_line_and_forgets_other_settings(tmp_path):
     journal.close()
     assert Journal(tmp_path / "j", "one").get("c") == 3
     assert len(Journal(tmp_path / "j", "two")) == 0
+
+
+def test_a_damaged_line_of_a_journal_costs_its_answer_and_no_other(tmp_path):
+    journal = Journal(tmp_path / "j", "one")
+    for number in range(4):
+        journal.put(f"k{number}", {"text": f"答{number}"})
+    journal.close()
+    lines = (tmp_path / "j").read_bytes().splitlines(keepends=True)
+    lines[2] = b"\x00\xff" + lines[2][2:]
+    (tmp_path / "j").write_bytes(b"".join(lines))
+    journal = Journal(tmp_path / "j", "one")
+    assert "k1" not in journal and [journal.get(f"k{n}") for n in (0, 2, 3)] == [{"text": f"答{n}"} for n in (0, 2, 3)]
+    journal.put("k1", {"text": "again"})
+    journal.close()
+    assert len(Journal(tmp_path / "j", "one")) == 4
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"[1]", b'{"shard": 1}', b"\xff"])
+def test_a_shard_with_a_damaged_report_is_made_again(shards, tmp_path, undisturbed, damage):
+    step = Shout(tmp_path / "asked2")
+    assert run_step(step, shards, tmp_path / "out", executor=InProcess(), index=False).ok
+    report = next((tmp_path / "out" / "reports").glob("*.json"))
+    whole = report.read_bytes()
+    report.write_bytes(damage)
+    assert run_step(step, shards, tmp_path / "out", executor=InProcess(), index=False).ok
+    assert report.read_bytes() == whole
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b'{"requests": -1}', b'{"requests": 1e999}', b"\xff"])
+def test_a_damaged_account_is_named_with_its_remedy(tmp_path, damage):
+    limits = SharedLimits(2, budget_requests=5, folder=tmp_path)
+    limits.charge_request()
+    (tmp_path / "spent.json").write_bytes(damage)
+    with pytest.raises(StopRun, match="delete the file to count anew"):
+        limits.charge_request()

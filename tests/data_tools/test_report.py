@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import tarfile
+import tracemalloc
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -161,3 +164,48 @@ def test_samples_with_more_to_see_come_first():
     ranks = [rank_of(0, "k", *what) for what in ((True, True), (True, False), (False, False))]
     assert ranks == sorted(ranks)
     assert rank_of(0, "k", True, True) != rank_of(1, "k", True, True)
+
+
+def test_shards_that_stage_2_could_not_train_on_say_so_at_the_top(tmp_path):
+    for name, regions in (("none", ()), ("plain", (Region((0.1, 0.1, 0.5, 0.5), "a mug"),))):
+        write_shard(
+            tmp_path / name / "s-000000.tar",
+            [Record("a", picture(1), "png", Sample("de", 32, 24, "ein Becher", regions=regions))],
+        )
+    assert "No image has a region." in page(collect(tmp_path / "none"))
+    text = page(collect(tmp_path / "plain"))
+    assert "None of the 1 regions has a negative." in text and "data_tools negatives" in text
+    assert text.index('role="alert"') < text.index("<main>")
+
+
+def test_the_page_of_whole_shards_has_no_warning(shards):
+    assert 'role="alert"' not in page(collect(shards))
+
+
+def test_a_sparse_member_takes_no_memory_and_a_link_is_counted(tmp_path):
+    write_shard(tmp_path / "s-000000.tar", [Record("a", picture(1), "png", Sample("en", 32, 24, "a red mug"))])
+    whole = (tmp_path / "s-000000.tar").read_bytes().rstrip(b"\0")
+    extra = b""
+    for name, kind in (("b.json", tarfile.GNUTYPE_SPARSE), ("c.json", tarfile.SYMTYPE)):
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, "/etc/passwd"
+        header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+        header[483:495] = b"%011o\0" % ((8 << 30) - 1)  # the real size of a sparse file; nothing of it is stored
+        header[148:156] = b"%06o\0 " % (sum(header) - sum(header[148:156]) + 8 * 32)
+        extra += bytes(header)
+    padded = whole + bytes(-len(whole) % 512)
+    (tmp_path / "s-000000.tar").write_bytes(padded + extra + bytes(1024))
+    tracemalloc.start()
+    statistics = collect(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert statistics.samples == 1 and statistics.faults["unsafe_member"] == 2
+    assert peak < 64 << 20
+
+
+def test_a_damaged_report_is_counted_and_the_page_is_written(shards, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    for path in (copy / "reports").glob("*.json"):
+        path.write_bytes(b'{"shard": [')
+    assert "damaged_report" in page(collect(copy))

@@ -28,6 +28,10 @@ MODULES = {
     "instances": "annotations",
     "captions": "annotations",
     "fgovd": "annotations",
+    "coco": "building",
+    "table": "building",
+    "build_state": "building",
+    "provenance": "building",
 }
 
 
