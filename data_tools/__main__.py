@@ -7,6 +7,10 @@ import importlib
 import signal
 import sys
 
+from pipeline.base.border import shown
+
+MAX_ERROR_CHARACTERS = 4000  # settings of a shard may be named in one
+
 # command -> (module with add_arguments(parser) and run(arguments) -> exit status, one line of help)
 COMMANDS = {
     "scenes": ("data_tools.scenes.command", "draw the embedded training and test images with captions and boxes"),
@@ -52,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 128 + signal.SIGINT
     except (ValueError, OSError) as error:  # bad input: one line instead of a trace
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(error, MAX_ERROR_CHARACTERS)}", file=sys.stderr)
         return 2
 
 
