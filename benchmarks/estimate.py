@@ -309,6 +309,17 @@ def _count(work: Callable[[], None]) -> float:
     return counter.get_total_flops()
 
 
+def resident_and_reset() -> int:
+    """This process's resident memory in bytes; the count of the peak begins anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS:")
+
+
+def peak_resident() -> int:
+    """The highest resident memory since the count began, in bytes."""
+    return _status("VmHWM:")
+
+
 def _status(name: str) -> int:
     """Bytes of a line of /proc/self/status."""
     for line in Path("/proc/self/status").read_text().splitlines():

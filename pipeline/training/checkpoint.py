@@ -3,7 +3,7 @@
 Training waits only while each rank copies its share to host memory. A thread then writes the copy, flushes it, reads it
 back and, when every rank has succeeded, lets the main rank rename the folder. The threads of the ranks agree over a
 process group of their own, so that they never meet a collective of training. One checkpoint is written at a time; the
-copy is the only memory that it costs. The format is described in pipeline/checkpoint.
+copy is the only memory that it costs, and is kept for the next one. The format is described in pipeline/checkpoint.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -61,15 +61,22 @@ def take_snapshot(
     objective: dict[str, Any],
     rank_info: RankInfo,
     fingerprint: dict[str, Any] | None = None,
+    reuse: Mapping[str, Tensor] | None = None,
 ) -> Snapshot:
-    """Copy this rank's share; no collective, and nothing of the copy changes with the next update."""
+    """Copy this rank's share; no collective, and nothing of the copy changes with the next update.
+
+    ``reuse``: the tensors of an earlier snapshot that is written; their memory is taken again, because fresh memory
+    costs the kernel more time than the copying.
+    """
     began = time.monotonic()
     shapes, tensors = full_shapes(engine), {}
     for name, start, view in own_slices(engine, rank_info):
         whole = view.numel() == torch.Size(shapes[name.partition("/")[2]]).numel()
-        copied = view.to("cpu", torch.float32, non_blocking=True, copy=True)
-        key, shape = (name, shapes[name.partition("/")[2]]) if whole else (f"{name}@{start}", [-1])
-        tensors[key] = copied.reshape(shape)
+        key, shape = (name, shapes[name.partition("/")[2]]) if whole else (f"{name}@{start}", [view.numel()])
+        kept = (reuse or {}).get(key)
+        if kept is None or list(kept.shape) != list(shape):
+            kept = torch.empty(shape, dtype=torch.float32, pin_memory=view.is_cuda)
+        tensors[key] = kept.copy_(view.reshape(shape), non_blocking=True)
     if engine.device.type == "cuda":
         torch.cuda.synchronize(engine.device)
     objective = {name: tensor.detach().cpu().clone() for name, tensor in flat_tensors(objective).items()}

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pipeline.base.files import write_json
 from pipeline.base.ranks import RankInfo
 from pipeline.base.run_folder import RunFolder
@@ -31,6 +33,7 @@ class Saver:
         copies = settings.remote_folder if rank_info.is_main else None
         self._copies = RemoteCopies(copies, settings.keep_last_checkpoints) if copies else None
         self._written: dict[str, float] = {}
+        self._kept: dict[str, Tensor] = {}  # the memory of the newest copy
 
     def save(self, run: Run, must_succeed: bool) -> None:
         """Copy this rank's share and write it behind training; with ``must_succeed`` wait until it is whole.
@@ -96,7 +99,8 @@ class Saver:
     def _snapshot(self, run: Run) -> Snapshot:
         run.state.tracker_run_id = run.tracker.run_id
         objective = run.losses.state.state_dict()
-        snapshot = take_snapshot(run.engine, run.state, objective, self.rank_info, self.fingerprint)
+        snapshot = take_snapshot(run.engine, run.state, objective, self.rank_info, self.fingerprint, reuse=self._kept)
+        self._kept = snapshot.tensors
         self._written["checkpoint/wait_seconds"] = snapshot.seconds
         return snapshot
 
