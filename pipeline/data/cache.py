@@ -85,7 +85,7 @@ class LocalFolder:
         """The row index of a shard."""
         return self.folder / index_name(name)
 
-    def read(self, piece: Piece, row: int, start: int, end: int) -> bytes:
+    def read(self, piece: Piece, rows: ShardIndex, number: int, start: int, end: int) -> bytes:
         """Bytes ``start`` … ``end`` of a tar. Fewer where it ends; samples carry their own checksums."""
         path = self.folder / piece.name
         try:
@@ -142,47 +142,60 @@ class CachedFolder:
         self._ensure(path, 0, fetch)
         return path
 
-    def read(self, piece: Piece, row: int, start: int, end: int) -> bytes:
-        """Bytes ``start`` … ``end`` of a tar: a sample, ``row`` of its shard, in ``piece``. Raises as ``index``."""
+    def read(self, piece: Piece, rows: ShardIndex, number: int, start: int, end: int) -> bytes:
+        """Bytes ``start`` … ``end`` of a tar: sample ``number`` of a piece's index rows. Raises as ``index``."""
         path = self._path(piece)
         if not path.exists() and not self.is_home(piece):
-            path = self._path(piece, row)
-            self.fetch_sample(piece, row, start, end)
-            return self._files.read(path, 0, end - start)
-        self.fetch_piece(piece)
+            self.fetch_sample(piece, rows, number, start, end)
+            return self._files.read(self._path(piece, number), 0, end - start)
+        self.fetch_piece(piece, rows)
         return self._files.read(path, start - piece.start, end - start)
 
-    def fetch_piece(self, piece: Piece, rows: ShardIndex | None = None) -> bool:
+    def fetch_piece(self, piece: Piece, rows: ShardIndex) -> bool:
         """Have a piece in the cache; whether it was not there. Its bytes are compared with ``rows``, its index rows."""
 
         def fetch() -> bytes:
-            for attempt in range(CHECKSUM_ATTEMPTS):
-                parts = range(piece.start, piece.end, CHUNK_BYTES)
-                data = b"".join(
-                    self.transport.read(piece.name, low, min(low + CHUNK_BYTES, piece.end)) for low in parts
-                )
-                if rows is None or attempt + 1 == CHECKSUM_ATTEMPTS or _is_right(data, piece, rows):
-                    break
-                self.transport.patience.counts.add("retries")
-            return data  # bytes that stay wrong are the store's own; the samples in them are named when they are read
+            parts = range(piece.start, piece.end, CHUNK_BYTES)
+            return b"".join(self.transport.read(piece.name, low, min(low + CHUNK_BYTES, piece.end)) for low in parts)
 
+        fetch = self._checked(fetch, piece.start, rows, range(len(rows)))
         return self._ensure(self._path(piece), piece.end - piece.start, fetch)
 
-    def fetch_sample(self, piece: Piece, row: int, start: int, end: int) -> bool:
+    def fetch_sample(self, piece: Piece, rows: ShardIndex, number: int, start: int, end: int) -> bool:
         """Have the bytes of one sample in the cache; whether they were not there."""
-        path = self._path(piece, row)
-        return self._ensure(path, end - start, lambda: self.transport.read(piece.name, start, end))
+        fetch = self._checked(
+            lambda: self.transport.read(piece.name, start, end), start, rows, range(number, number + 1)
+        )
+        return self._ensure(self._path(piece, number), end - start, fetch)
 
-    def has(self, piece: Piece, row: int | None = None) -> bool:
-        """Whether a piece, or one sample, is in the cache."""
-        return self._path(piece).exists() or (row is not None and self._path(piece, row).exists())
+    def has(self, piece: Piece) -> bool:
+        """Whether a piece is in the cache."""
+        return self._path(piece).exists()
+
+    def _checked(self, fetch: Callable[[], bytes], start: int, rows: ShardIndex, numbers: range) -> Callable[[], bytes]:
+        """``fetch``, again where samples have not the checksums of their index.
+
+        Bytes that stay wrong are the store's own; the samples in them are named when they are read.
+        """
+
+        def checked() -> bytes:
+            for _ in range(CHECKSUM_ATTEMPTS - 1):
+                data = fetch()
+                if _is_right(data, start, rows, numbers):
+                    return data
+                self.transport.patience.counts.add("retries")
+            return fetch()
+
+        return checked
 
     def close(self) -> None:
         self._files.close()
 
-    def _path(self, piece: Piece, row: int | None = None) -> Path:
+    def _path(self, piece: Piece, number: int | None = None) -> Path:
         stem = piece.name.removesuffix(".tar")
-        return self.folder / (f"{stem}.{piece.number}.piece" if row is None else f"{stem}.{row}.sample")
+        return self.folder / (
+            f"{stem}.{piece.number}.piece" if number is None else f"{stem}.{piece.number}.{number}.sample"
+        )
 
     def _ensure(self, path: Path, size: int, fetch: Callable[[], bytes]) -> bool:
         if _touch(path):
@@ -265,13 +278,13 @@ class _Locks:
                 fcntl.lockf(file, fcntl.LOCK_UN, 1, place)
 
 
-def _is_right(data: bytes, piece: Piece, rows: ShardIndex) -> bool:
-    """Whether every member of every sample of a piece has the checksum that its index says."""
-    view = memoryview(data)
+def _is_right(data: bytes, start: int, rows: ShardIndex, numbers: range) -> bool:
+    """Whether the members of these samples have the checksums that their index says; ``data`` begins at ``start``."""
+    view, part_of = memoryview(data), slice(numbers.start, numbers.stop)
     for what in ("image", "json"):
-        columns = (getattr(rows, f"{what}_{part}").tolist() for part in ("offset", "length", "crc32"))
+        columns = (getattr(rows, f"{what}_{part}")[part_of].tolist() for part in ("offset", "length", "crc32"))
         for offset, length, expected in zip(*columns, strict=True):
-            low = offset - piece.start
+            low = offset - start
             if zlib.crc32(view[low : low + length]) != expected:
                 return False
     return True

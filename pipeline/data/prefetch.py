@@ -150,4 +150,4 @@ def fetch_need(reader: ShardReader, need: Need) -> None:
         row = reader.row(need.shard, need.language, ordinal)
         if not store.has(piece):
             with reader.naming(piece.name):
-                store.fetch_sample(piece, row, *reader.extent(rows, row - first_row))
+                store.fetch_sample(piece, rows, row - first_row, *reader.extent(rows, row - first_row))

@@ -112,7 +112,7 @@ class ShardReader:
         if not 0 <= start < end or end - start > 2 * LARGEST_MEMBER_BYTES:
             raise ReadFault("stale_index", f"members of {end - start} bytes at byte {start}", shard=name, key=key)
         try:
-            data = self.store.read(found.piece, row, start, end)
+            data = self.store.read(found.piece, index, number, start, end)
         except ShardUnavailable as error:
             raise ReadFault(error.kind, str(error), shard=name, key=key) from error
         except OSError as error:

@@ -147,7 +147,7 @@ def _all_reduce(
 
 
 def _limits(arguments: argparse.Namespace) -> Limits:
-    return Limits(arguments.max_clock_seconds, arguments.min_free_gigabytes)
+    return Limits(arguments.max_clock_seconds, arguments.min_free_gigabytes, arguments.images_per_second)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,6 +162,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run-folder", default="runs", metavar="DIR", help="where checkpoints will go (default: runs)")
     parser.add_argument("--min-free-gigabytes", type=float, default=20.0, metavar="GB", help="default: 20")
     parser.add_argument("--max-clock-seconds", type=float, default=5.0, metavar="S", help="default: 5")
+    parser.add_argument(
+        "--images-per-second", type=float, default=0.0, metavar="N",
+        help="that a host's devices will want (`python -m pipeline.estimate` says); default: no limit",
+    )  # fmt: skip
     parser.add_argument("--timeout-seconds", type=float, default=90.0, metavar="S", help="for a host (default: 90)")
     parser.add_argument("--megabytes", type=float, default=64.0, metavar="MB", help="of the all-reduce (default: 64)")
     parser.add_argument("--port", type=int, default=29511, help="of the all-reduce's master (default: 29511)")

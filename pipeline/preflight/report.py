@@ -13,6 +13,9 @@ from pathlib import Path
 from pipeline.base.provenance import git_revision, package_versions
 from pipeline.data.manifest import IndexProblem, load_manifest
 
+SAMPLED_SHARDS = 500  # that are looked at; a million would take longer than the limit of a host
+DECODE_SECONDS = 2.0
+
 
 @dataclass
 class HostReport:
@@ -28,6 +31,7 @@ class HostReport:
     shards: dict[str, str] = field(default_factory=dict)  # folder -> digest of its manifest
     shard_errors: dict[str, str] = field(default_factory=dict)
     num_samples: int = 0
+    images_per_second: float | None = None  # that all cores decode from the first local folder
 
 
 def make_report(run_folder: str, shard_folders: Sequence[str]) -> HostReport:
@@ -45,13 +49,15 @@ def make_report(run_folder: str, shard_folders: Sequence[str]) -> HostReport:
         try:
             report.shards[folder], num_samples = check_shards(folder)
             report.num_samples += num_samples
+            if report.images_per_second is None and "://" not in folder:
+                report.images_per_second = _decode_rate(folder)
         except (IndexProblem, OSError) as error:
             report.shard_errors[folder] = " ".join(str(error).split())
     return report
 
 
 def check_shards(folder: str) -> tuple[str, int]:
-    """Digest of a folder's manifest, and its number of samples, after every shard was found with its size.
+    """Digest of a folder's manifest, and its number of samples, after a sample of its shards was found with their size.
 
     Raises:
         IndexProblem: no folder, no manifest, or a shard that is missing or of another size.
@@ -59,8 +65,8 @@ def check_shards(folder: str) -> tuple[str, int]:
     """
     manifest = load_manifest(folder)
     if "://" not in folder:
-        for name, size in zip(manifest.shards, manifest.sizes.tolist(), strict=True):
-            path = Path(folder) / name
+        for number in sampled(len(manifest.shards)):
+            path, size = Path(folder) / manifest.shards[number], int(manifest.sizes[number])
             if not path.is_file():
                 raise IndexProblem(f"shard {path} of the manifest is not there; copy it, or index the folder again")
             if path.stat().st_size != size:
@@ -71,6 +77,19 @@ def check_shards(folder: str) -> tuple[str, int]:
             with open(Path(folder) / name, "rb") as file:
                 file.read(512)  # a tar's first header: the file can be read, not only listed
     return manifest.digest[:12], int(manifest.samples.sum())
+
+
+def sampled(count: int, most: int = SAMPLED_SHARDS) -> list[int]:
+    """At most ``most`` numbers below ``count``, the first and the last among them, evenly spread."""
+    if count <= most:
+        return list(range(count))
+    return sorted({round(number * (count - 1) / (most - 1)) for number in range(most)})
+
+
+def _decode_rate(folder: str) -> float:
+    from pipeline.preflight.decoding import images_per_second  # a loader's libraries; --help must stay quick
+
+    return images_per_second(load_manifest(folder), DECODE_SECONDS)
 
 
 def free_gigabytes(folder: str) -> float:

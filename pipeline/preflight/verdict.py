@@ -12,7 +12,7 @@ from pipeline.preflight.collective import Bandwidth
 from pipeline.preflight.report import HostReport
 
 MARK = "preflight-report "  # before JSON on stdout, because a login script may print lines of its own
-COLUMNS = ("ssh", "packages", "revision", "accelerators", "clock", "disk", "shards")
+COLUMNS = ("ssh", "packages", "revision", "accelerators", "clock", "disk", "shards", "decoding")
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Limits:
 
     clock_seconds: float = 5.0
     free_gigabytes: float = 20.0
+    images_per_second: float = 0.0  # that the devices of a host will want
 
 
 @dataclass
@@ -138,6 +139,19 @@ def _shards(host: Answer, reference: Answer, limits: Limits) -> tuple[str, str |
     return f"{report.num_samples} samples", None
 
 
+def _decoding(host: Answer, reference: Answer, limits: Limits) -> tuple[str, str | None]:
+    rate = host.report.images_per_second
+    if rate is None:
+        return "-", None
+    text = f"{rate:,.0f}/s"
+    if rate >= limits.images_per_second:
+        return text, None
+    return text, (
+        f"its cores decode {rate:,.0f} images/s of these shards, {limits.images_per_second:,.0f} are wanted; give the "
+        "job more cores, or store smaller images"
+    )
+
+
 CHECKS: dict[str, Callable[[Answer, Answer, Limits], tuple[str, str | None]]] = {
     "packages": _packages,
     "revision": _revision,
@@ -145,6 +159,7 @@ CHECKS: dict[str, Callable[[Answer, Answer, Limits], tuple[str, str | None]]] = 
     "clock": _clock,
     "disk": _disk,
     "shards": _shards,
+    "decoding": _decoding,
 }
 
 

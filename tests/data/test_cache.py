@@ -8,11 +8,13 @@ import os
 import random
 import threading
 import time
+import zlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 
 from pipeline.base.constants import PATCH_BUDGETS
@@ -22,6 +24,7 @@ from pipeline.data.cache import CachedFolder, Piece, check_remote
 from pipeline.data.index import index_folder, index_shard, write_manifest
 from pipeline.data.loader import make_loader
 from pipeline.data.manifest import IndexProblem, load_manifest
+from pipeline.data.shard_index import ShardIndex
 from pipeline.data.transport import Patience, ShardUnavailable, StoreCounts, StoreUnavailable, Transport
 from tests.data.shards import write_shards
 
@@ -41,6 +44,28 @@ def remote(tmp_path):
     return f"file://{folder}"
 
 
+def rows(*extents: tuple[int, int, bytes]) -> ShardIndex:
+    """Index rows of samples whose image and record are the same bytes: ``(start, end, content)`` each."""
+    columns = {
+        f"{what}_{part}": np.array([value(*extent) for extent in extents])
+        for what in ("image", "json")
+        for part, value in (
+            ("offset", lambda start, end, content: start),
+            ("length", lambda start, end, content: end - start),
+            ("crc32", lambda start, end, content: zlib.crc32(content)),
+        )
+    }
+    ones = np.ones(len(extents), dtype=np.int64)
+    keys = [str(number) for number in range(len(extents))]
+    return ShardIndex("s", keys, **columns, width=ones, height=ones, languages=("en",), language=ones - 1,
+                      num_regions=ones - 1, num_negatives=ones - 1)  # fmt: skip
+
+
+def of(number: int, start: int, end: int) -> tuple[ShardIndex, int, int, int]:
+    """What is read of a piece: one sample that is all its index speaks of."""
+    return rows((start, end, bytes([number]) * (end - start))), 0, start, end
+
+
 def piece(number: int, start: int = 0, end: int = 1000) -> Piece:
     return Piece(number, 0, f"s{number}.tar", start, end)
 
@@ -51,12 +76,12 @@ def cached(url: str, folder: Path, max_bytes: int = 100_000, seconds: float = 30
 
 def test_a_piece_is_fetched_once_and_read_by_its_place_in_the_tar(tmp_path, remote):
     store = cached(remote, tmp_path / "cache")
-    assert store.read(piece(1, 100, 900), 0, 150, 160) == b"\x01" * 10
+    assert store.read(piece(1, 100, 900), *of(1, 150, 160)) == b"\x01" * 10
     os.unlink(remote.removeprefix("file://") + "/s1.tar")
-    assert store.read(piece(1, 100, 900), 7, 890, 900) == b"\x01" * 10
+    assert store.read(piece(1, 100, 900), *of(1, 890, 900)) == b"\x01" * 10
     assert [path.stat().st_size for path in store.folder.glob("*.piece")] == [800]
     with pytest.raises(ShardUnavailable) as caught:
-        store.read(Piece(9, 0, "nothing.tar", 0, 10), 0, 0, 10)
+        store.read(Piece(9, 0, "nothing.tar", 0, 10), *of(9, 0, 10))
     assert caught.value.kind == "missing_shard"
     counts = store.transport.patience.counts.totals()
     assert counts == {"requests": 2, "bytes": 800, "retries": 0}
@@ -64,13 +89,13 @@ def test_a_piece_is_fetched_once_and_read_by_its_place_in_the_tar(tmp_path, remo
 
 def test_samples_of_pieces_of_other_machines_are_fetched_alone(tmp_path, remote):
     store = cached(remote, tmp_path / "cache", is_home=lambda piece: piece.shard == 1)
-    assert store.read(piece(2), 3, 500, 600) == b"\x02" * 100
-    assert store.read(piece(2), 3, 500, 600) == b"\x02" * 100
+    assert store.read(piece(2), *of(2, 500, 600)) == b"\x02" * 100
+    assert store.read(piece(2), *of(2, 500, 600)) == b"\x02" * 100
     assert store.transport.patience.counts.totals()["bytes"] == 100
-    assert [path.name for path in store.folder.glob("s*")] == ["s2.3.sample"]
-    store.fetch_piece(piece(2))
-    os.unlink(store.folder / "s2.3.sample")
-    assert store.read(piece(2), 3, 500, 600) == b"\x02" * 100, "a neighbour's whole piece serves too"
+    assert [path.name for path in store.folder.glob("s*")] == ["s2.0.0.sample"]
+    store.fetch_piece(piece(2), rows())
+    os.unlink(store.folder / "s2.0.0.sample")
+    assert store.read(piece(2), *of(2, 500, 600)) == b"\x02" * 100, "a neighbour's whole piece serves too"
 
 
 def test_an_index_with_other_bytes_than_the_manifest_says_is_refused(tmp_path, remote):
@@ -87,13 +112,13 @@ def test_an_index_with_other_bytes_than_the_manifest_says_is_refused(tmp_path, r
 def test_the_cache_stays_below_its_size_and_forgets_the_longest_unused(tmp_path, remote):
     store = cached(remote, tmp_path / "cache", 3000)
     for n in (0, 1, 2):
-        store.fetch_piece(piece(n))
+        store.fetch_piece(piece(n), rows())
         os.utime(store.folder / f"s{n}.0.piece", (n + 1, n + 1))
-    store.fetch_piece(piece(0))  # used again, so s1 is now the oldest
-    store.fetch_piece(piece(3))
+    store.fetch_piece(piece(0), rows())  # used again, so s1 is now the oldest
+    store.fetch_piece(piece(3), rows())
     assert sorted(p.name for p in store.folder.glob("*.piece")) == ["s0.0.piece", "s3.0.piece"]
     with pytest.raises(IndexProblem, match="raise data.cache_gigabytes"):
-        cached(remote, tmp_path / "small", 500).fetch_piece(piece(0))
+        cached(remote, tmp_path / "small", 500).fetch_piece(piece(0), rows())
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path, remote):
@@ -135,7 +160,7 @@ def test_a_network_that_fails_at_first_is_asked_again(tmp_path, remote, monkeypa
         return honest(self, *arguments)
 
     monkeypatch.setattr(Transport, "_range", flaky)
-    assert store.fetch_piece(piece(1))
+    assert store.fetch_piece(piece(1), rows())
     assert store.transport.patience.counts.totals()["retries"] == 4
 
 
@@ -151,7 +176,7 @@ def test_only_missing_and_forbidden_are_final(status, final):
 def test_a_body_that_is_cut_is_not_taken(tmp_path, remote):
     store = cached(remote, tmp_path / "cache", seconds=0.05)
     with pytest.raises(StoreUnavailable, match=r"1000 of 1500 bytes came.*it resumes"):
-        store.fetch_piece(piece(1, 0, 1500))
+        store.fetch_piece(piece(1, 0, 1500), rows())
     assert not list(store.folder.glob("*.piece"))
 
 
@@ -161,7 +186,7 @@ def test_a_store_that_stays_away_ends_it_with_the_setting_in_the_message(tmp_pat
 
     monkeypatch.setattr(Transport, "_range", gone)
     with pytest.raises(StoreUnavailable, match=r"data.store_patience_seconds = 0.2"):
-        cached(remote, tmp_path / "cache", seconds=0.2).fetch_piece(piece(1))
+        cached(remote, tmp_path / "cache", seconds=0.2).fetch_piece(piece(1), rows())
 
 
 def test_a_piece_whose_bytes_arrive_wrong_is_fetched_again(tmp_path, monkeypatch):
@@ -186,6 +211,21 @@ def test_a_piece_whose_bytes_arrive_wrong_is_fetched_again(tmp_path, monkeypatch
     assert kept == (folder / manifest.shards[0]).read_bytes()[whole.start : whole.end]
 
 
+def test_a_sample_whose_bytes_arrive_wrong_is_fetched_again_and_no_more_than_twice(tmp_path, remote, monkeypatch):
+    store = cached(remote, tmp_path / "cache", is_home=lambda piece: False)
+    honest, calls = Transport._range, []
+
+    def noisy(self, *arguments):
+        calls.append(1)
+        data = honest(self, *arguments)
+        return data if len(calls) == 2 else b"?" + data[1:]
+
+    monkeypatch.setattr(Transport, "_range", noisy)
+    assert store.read(piece(2), *of(2, 500, 600)) == b"\x02" * 100 and len(calls) == 2
+    assert store.read(piece(3), *of(3, 500, 600)) == b"?" + b"\x03" * 99, "the store's own bytes; the reader names them"
+    assert len(calls) == 5
+
+
 def load_index(folder, manifest):
     from pipeline.data.manifest import read_index
 
@@ -204,7 +244,7 @@ def _fetch_all(url: str, folder: str, log: str) -> None:
     Transport._range = slow
     store = cached(url, Path(folder))
     order = random.Random(os.getpid()).sample(range(5), 5)
-    threads = [threading.Thread(target=lambda: [store.fetch_piece(piece(n)) for n in order]) for _ in range(3)]
+    threads = [threading.Thread(target=lambda: [store.fetch_piece(piece(n), rows()) for n in order]) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -292,7 +332,7 @@ def test_making_room_removes_nothing_that_the_cache_did_not_make(tmp_path, remot
     store = cached(remote, tmp_path / "shards", 2000)
     (tmp_path / "shards" / "link").symlink_to(store.folder)
     for n in range(4):
-        store.fetch_piece(piece(n))
+        store.fetch_piece(piece(n), rows())
     assert (mine / "precious.tar").stat().st_size == 5000
     assert len(list(store.folder.glob("*.piece"))) <= 2
 
@@ -313,4 +353,5 @@ def test_a_server_that_sends_the_whole_object_for_a_range_is_understood(tmp_path
     store = cached(remote, tmp_path / "cache")
     (Path(remote.removeprefix("file://")) / "s4.tar").write_bytes(bytes(range(200)))
     monkeypatch.setattr(Transport, "_range", lambda self, *arguments: bytes(range(200)))
-    assert store.read(piece(4, 50, 100), 0, 60, 63) == bytes([60, 61, 62])
+    one = rows((60, 63, bytes([60, 61, 62])))
+    assert store.read(piece(4, 50, 100), one, 0, 60, 63) == bytes([60, 61, 62])

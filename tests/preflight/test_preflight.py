@@ -16,7 +16,7 @@ from pipeline.data.schema import Sample
 from pipeline.preflight.__main__ import main
 from pipeline.preflight.hostfile import Host, HostfileError, launcher_environment, read_hostfile, remote_command
 from pipeline.preflight.launched import check_ranks
-from pipeline.preflight.report import HostReport, make_report
+from pipeline.preflight.report import HostReport, make_report, sampled
 from pipeline.preflight.verdict import HostRow, Limits, judge
 from tests.ranks import run_ranks
 
@@ -61,13 +61,14 @@ def test_equal_hosts_have_no_fault():
         ("accelerators", {"accelerators": []}, "0 accelerators"),
         ("clock", {"clock": 90.0}, "clock differs by +90.0 s"),
         ("disk", {"free_gigabytes": 3.0}, "3.0 GB free"),
+        ("decoding", {"images_per_second": 300.0}, "its cores decode 300 images/s"),
         ("shards", {"shards": {"shards/train": "d2"}}, "other shards than on node1"),
         ("shards", {"shards": {}, "shard_errors": {"shards/train": "分片不存在"}}, "分片不存在"),
     ],
 )
 def test_a_fault_is_named_with_the_line_of_the_hostfile(column, changes, words):
     rows = [row(1), row(4, **changes)]
-    faults = judge(rows, Limits())
+    faults = judge(rows, Limits(images_per_second=500.0))
     assert len(faults) == 1 and faults[0].startswith("line 4 (node4 slots=8): ") and words in faults[0]
     assert rows[1].cells[column].startswith("FAIL") and not any("FAIL" in cell for cell in rows[0].cells.values())
 
@@ -134,6 +135,8 @@ def test_shards_that_are_cut_or_missing_are_found(tmp_path):
         for key in ("a", "b"):
             writer.write(key, _png(), "png", Sample("zh", 16, 16, short_caption="红杯子"))
     good = make_report(str(tmp_path), [str(folder)])
+    assert good.images_per_second > 0
+    assert sampled(10**6)[0] == 0 and sampled(10**6)[-1] == 10**6 - 1 and len(sampled(10**6)) == 500
     assert good.num_samples == 2 and len(good.shards[str(folder)]) == 12 and good.free_gigabytes > 0
     shards = sorted(folder.glob("*.tar"))
     shards[0].write_bytes(shards[0].read_bytes()[:-512])
