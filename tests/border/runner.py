@@ -9,6 +9,7 @@ import selectors
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from typing import Any
 from tests.border.damage import Damage
 from tests.border.formats import load_format
 
-HANG_SECONDS = 20.0
+HANG_SECONDS = 20.0  # of processor time
+STILL_SECONDS = 300.0  # for what waits without using any
 START_SECONDS = 120.0  # the first case of a format imports what reads it
 CORPUS = Path(__file__).with_name("corpus")
 GOOD = ("named", "harmless")
@@ -72,9 +74,7 @@ class Child:
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         limit = HANG_SECONDS if request["format"] in self._warm else START_SECONDS
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._answers, selectors.EVENT_READ)
-            ready = selector.select(limit)
+        ready = self._wait(process, limit)
         line = self._answers.readline() if ready else ""
         if line:
             self._warm.add(request["format"])
@@ -82,6 +82,16 @@ class Child:
         self.close()
         what = "crash" if ready else "hang"
         return {"outcome": what, "text": f"status {process.returncode}", "seconds": limit, "megabytes": 0}
+
+    def _wait(self, process: subprocess.Popen, limit: float) -> bool:
+        """Whether an answer came; the limit is of the process's own time, so that a busy machine makes no hang."""
+        end, used = time.monotonic() + STILL_SECONDS, _cpu_seconds(process.pid)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._answers, selectors.EVENT_READ)
+            while not (ready := bool(selector.select(1.0))):
+                if _cpu_seconds(process.pid) - used > limit or time.monotonic() > end:
+                    break
+        return ready
 
     def close(self) -> None:
         if self._process is not None:
@@ -108,6 +118,14 @@ class Child:
         os.close(writing)
         self._answers = os.fdopen(reading, encoding="utf-8")
         return self._process
+
+
+def _cpu_seconds(process: int) -> float:
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:  # it ended
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def generated(name: str, base: Path, numbers: Iterable[int]) -> Iterator[tuple[int, Damage]]:

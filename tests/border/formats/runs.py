@@ -55,7 +55,8 @@ def read_settings(folder: Path) -> Any:
 
 def check_settings(settings: Stage2Settings) -> str | None:
     values = settings.model_dump(mode="json")
-    again = load_settings(Stage2Settings, None, [f"{name}={json.dumps(value)}" for name, value in values.items()])
+    overrides = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in values.items()]
+    again = load_settings(Stage2Settings, None, overrides)
     return None if again == settings else "they do not read back as they are"
 
 
