@@ -156,7 +156,7 @@ def test_failed_samples_stop_a_build_unless_they_are_accepted(photographs, detec
 
 
 def test_wrong_steps_are_refused_before_anything_is_made(photographs, tmp_path, capsys):
-    command = ["build", "folder", "--images", str(photographs), "--out", str(tmp_path / "out")]
+    command = ["build", "folder", "--images", str(photographs), "--out", str(tmp_path / "out"), "--language", "en"]
     assert main([*command, "--then", "captoins --server x"]) == 2
     assert "must begin with one of" in capsys.readouterr().err
     with pytest.raises(SystemExit):
