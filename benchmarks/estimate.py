@@ -18,8 +18,17 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.reporting import Row, benchmark_parser, report
+
+if TYPE_CHECKING:  # imported where they are used, so that memory is measured before torch is loaded
+    import torch
+
+    from pipeline.base.ranks import RankInfo
+    from pipeline.config import Stage1Settings
+    from pipeline.data.batch import Batch
+    from pipeline.model import FGCLIP2Config
 
 ROOT = Path(__file__).resolve().parents[1]
 # name -> width, MLP width, layers of each tower, heads, rows of the token table, images of a micro-batch
@@ -175,7 +184,7 @@ def predict(case: Case, measured: Measured, material: Path) -> tuple[float, floa
     return memory.total, flops.total
 
 
-def settings_of(case: Case, material: Path):
+def settings_of(case: Case, material: Path) -> Stage1Settings:
     """Settings of the measured stage."""
     from pipeline.config import Stage1Settings, Stage2Settings, load_settings
 
@@ -189,7 +198,7 @@ def settings_of(case: Case, material: Path):
     return load_settings(Stage2Settings if case.stage == 2 else Stage1Settings, None, overrides)
 
 
-def config_of(case: Case):
+def config_of(case: Case) -> FGCLIP2Config:
     """The model's configuration."""
     from pipeline.model import FGCLIP2Config
     from pipeline.model.configuration import stretched_length
@@ -251,7 +260,7 @@ def measure_here(case: Case, out: Path) -> None:
     prepare_moments(engine)
     losses = StageLosses(settings)
 
-    def step(batch, named: Callable[[str], None]) -> None:
+    def step(batch: Batch, named: Callable[[str], None]) -> None:
         embeddings = engine(batch, regions=case.stage == 2)
         named("forward")
         output = losses(embeddings, batch)
@@ -288,7 +297,9 @@ def measure_here(case: Case, out: Path) -> None:
     dist.destroy_process_group()
 
 
-def _load_code(build_engine: Callable, settings, rank_info, device) -> None:
+def _load_code(
+    build_engine: Callable[..., Any], settings: Stage1Settings, rank_info: RankInfo, device: torch.device
+) -> None:
     """Have DeepSpeed import what it imports at its first engine: code is no memory of a model."""
     import torch
 

@@ -24,12 +24,12 @@ PACKAGES = ("pipeline", "stages", "data_tools", "launch", "benchmarks")
 # A longer name is looked at first: a package's command line may stand higher than the package.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.base",),
-    ("pipeline.config", "pipeline.model", "pipeline.objectives", "pipeline.drawing", "pipeline.model_card"),
-    ("pipeline.data",),
+    ("pipeline.config", "pipeline.model", "pipeline.objectives", "pipeline.drawing"),
+    ("pipeline.data", "pipeline.checkpoint"),
     ("pipeline.tracking",),
     ("pipeline.evaluation", "pipeline.export"),
     ("pipeline.training", "data_tools"),
-    ("pipeline.preflight", "pipeline.export.__main__"),
+    ("pipeline.preflight", "pipeline.estimate"),
     ("stages", "launch", "benchmarks"),
 )
 BOX_WIDTH, BOX_HEIGHT, ROW_HEIGHT, FIGURE_WIDTH = 2.0, 0.62, 1.25, 12.0

@@ -74,9 +74,10 @@ def main() -> int:
             f"train.run_folder={run}",
             f"data.shards=[{data / 'train'}]",
             f"tokenizer.path={tokenizer}",
+            f"evaluation.data={data / 'test'}",
         ]
         if stage == "stage2":
-            command += [f"model.start_from={out / 'stage1'}", f"tracking.parent_run={out / 'stage1'}"]
+            command += [f"model.start_from={out / 'stage1'}", f"tracking.continues={out / 'stage1'}"]
         step(
             seconds,
             stage,

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 RENAMED: dict[str, str] = {
     "data.levels": "data.patch_budgets",
     "data.one_level_per_batch": "data.one_budget_per_batch",
+    "tracking.parent_run": "tracking.continues",
 }
 
 # Settings that are gone, and what to do instead. A settings.yaml that holds one is read without it.

@@ -200,7 +200,15 @@ class TrackingSettings(Group):
     uri: str | None = None
     experiment: str = "fine-grained-vlm"
     run_name: str | None = None
-    parent_run: str | None = None  # a run folder whose MLflow run this one continues (stage 2 names stage 1's)
+    description: str | None = None  # Markdown, above what the run says of itself
+    tags: dict[str, str] = Field(default_factory=dict)
+    continues: str | None = None  # a run folder that this run goes on from; None: the one of model.start_from
+    group: str | None = None  # the name of a study: its runs (seeds, ablations) stand under one parent run
+    metrics: Literal["usual", "all"] = "usual"  # what the store gets; metrics.jsonl has all of them
+    system_metrics: bool = True  # processors, memory, network and devices of every host
+    upload_model: bool = False  # copy the exported weights into the store; False: note where they are
+    register_as: str | None = None  # the name of a registered model of which the export becomes a version
+    register_alias: str = "newest"
 
 
 class EvaluationSettings(Group):
@@ -211,6 +219,7 @@ class EvaluationSettings(Group):
     data: str | None = None  # the evaluation set's folder
     shards: list[str] = []  # held-out shards: the training losses on them, without an update, as validation/…
     validation_batches: int = Field(8, ge=1)  # of them, always the same
+    pictures_every_steps: int | None = Field(None, ge=1)  # fixed images of ``data`` with boxes, scores and a map
 
 
 class Stage1Settings(Group):

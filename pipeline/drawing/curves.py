@@ -15,17 +15,17 @@ from pipeline.drawing.fonts import drawable, replace_unknown
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # name -> (steps, values)
 # What a reader looks at first; curves of other names are drawn when they are asked for.
 FIRST_METRICS = (
-    "loss",
-    "global_short",
-    "global_long",
-    "fgv",
-    "fgt",
-    "cmr",
-    "tic",
-    "cmr/margin",
-    "gradient_norm",
-    "images_per_second",
-    "data_wait_share",
+    "loss/total",
+    "loss/global_short",
+    "loss/global_long",
+    "loss/fgv",
+    "loss/fgt",
+    "loss/cmr",
+    "loss/tic",
+    "region/cmr_margin",
+    "health/gradient_norm",
+    "speed/images_per_second",
+    "data/wait_share",
 )
 
 
@@ -69,4 +69,5 @@ def draw_curves(runs: Mapping[str, Curves], names: Sequence[str] | None = None, 
 def default_metrics(present: set[str]) -> list[str]:
     """Names in the order a reader wants them; counts and learning rates last."""
     first = [name for name in FIRST_METRICS if name in present]
-    return first + sorted(present - set(first), key=lambda name: (bool(re.match("count/|replaced/", name)), name))
+    others = sorted(present - set(first), key=lambda name: (bool(re.match("data/(count|replaced)_", name)), name))
+    return first + others

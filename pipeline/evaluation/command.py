@@ -142,7 +142,8 @@ def score(name: str, task: Task, model_path: str, options: TaskOptions, work: Wo
     if run_folder_of(model_path) is not None and not work.no_tracking:
         from pipeline.tracking.scores import log_scores
 
-        log_scores(model_path, {name: result["scores"]})
+        files = [work.json_file] if work.json_file else []
+        log_scores(model_path, {name: result["scores"]}, data=options.data, files=files)
     return 0
 
 

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pipeline.base.ranks import RankError, read_rank_info
-from pipeline.preflight.collective import Bandwidth
+from pipeline.preflight.bandwidth import Bandwidth
 from pipeline.preflight.hostfile import SSH, SSH_FAILED, Host, HostfileError, read_hostfile, remote_command, run_remote
 from pipeline.preflight.report import HostReport, make_report
 from pipeline.preflight.verdict import MARK, HostRow, Limits, conclude, judge

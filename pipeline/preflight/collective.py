@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-
-@dataclass(frozen=True)
-class Bandwidth:
-    """``gigabytes_per_second`` is algorithm bandwidth: bytes of the tensor over the time of one all-reduce."""
-
-    ranks: int
-    megabytes: float
-    seconds: float
-    gigabytes_per_second: float
-    right: bool
+from pipeline.preflight.bandwidth import Bandwidth
 
 
 def measure(device: torch.device, megabytes: float, repeats: int = 3) -> Bandwidth:

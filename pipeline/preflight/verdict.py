@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.base.files import write_json
-from pipeline.preflight.collective import Bandwidth
+from pipeline.preflight.bandwidth import Bandwidth
 from pipeline.preflight.report import HostReport
 
 MARK = "preflight-report "  # before JSON on stdout, because a login script may print lines of its own

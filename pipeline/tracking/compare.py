@@ -145,8 +145,8 @@ def _from_mlflow(run_id: str, uri: str | None) -> RunView:
     curves, scores = {}, {}
     for name, points in histories.items():
         points = sorted(points, key=lambda point: (point.step, point.timestamp))
-        if name.startswith("score/"):
-            scores[name.removeprefix("score/")] = points[-1].value
+        if name.startswith("evaluation/"):
+            scores[name.removeprefix("evaluation/").replace(".", "/")] = points[-1].value
         else:
             curves[name] = ([point.step for point in points], [point.value for point in points])
     versions = {n.removeprefix("version."): v for n, v in run.data.tags.items() if n.startswith("version.")}

@@ -14,35 +14,12 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from mlflow.tracking import MlflowClient
-from sqlalchemy import make_url
 
 from pipeline.base.files import set_aside, write_aside
+from pipeline.tracking.address import SQLITE, sqlite_path, sqlite_uri
 
-SQLITE = "sqlite:///"
 LOCK_SECONDS = 1.0
 TABLES = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name IN ('alembic_version', 'runs')"
-ENCODED = {"%": "%25", "?": "%3F"}  # what SQLAlchemy takes for an escape, or for the beginning of a query
-
-
-def sqlite_uri(path: Path) -> str:
-    """The address of a database file, whatever its folder is called.
-
-    Raises:
-        ValueError: a name with % or ? and a SQLAlchemy before 2.1, which reads no escapes.
-    """
-    text = str(path)
-    if any(letter in text for letter in ENCODED):
-        text = "".join(ENCODED.get(letter, letter) for letter in text)
-        if make_url(SQLITE + text).database != str(path):
-            raise ValueError(f"{path} has % or ? in its name, which this SQLAlchemy cannot open; install 2.1 or later")
-    return SQLITE + text
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The database file of a sqlite address, else None."""
-    if not uri.startswith(SQLITE):
-        return None
-    return Path(make_url(uri).database or "").resolve()
 
 
 def probe(uri: str) -> None:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pipeline.tracking.data_sets import DataSet
+
 END_TIMEOUT_SECONDS = 20.0  # how long the end of a run waits for its store
 
 
 class RefusedError(ValueError):
     """A tracking store will never take this value, however often it is sent."""
+
+
+@dataclass(frozen=True)
+class TrackedModel:
+    """Weights that a run made: a checkpoint, or its export."""
+
+    name: str  # "checkpoint-00000120", "export"
+    folder: Path
+    step: int
+    width: int  # D of its embeddings
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 class Tracker(Protocol):
@@ -30,6 +44,18 @@ class Tracker(Protocol):
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Hand a file to the store, under ``folder`` of the run's artifacts."""
+
+    def log_images(self, step: int, images: Mapping[str, Image.Image]) -> None:
+        """Show images by step: each name is a row of MLflow's image grid. Names are ASCII."""
+
+    def log_data(self, data: Sequence[DataSet]) -> None:
+        """Note which data sets the run reads."""
+
+    def log_checkpoints(self, checkpoints: Sequence[TrackedModel]) -> None:
+        """The checkpoints that are kept now: new ones become models of the store, those that are gone leave it."""
+
+    def log_export(self, model: TrackedModel) -> None:
+        """The run's result becomes a model of the store, registered where the settings say so."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
@@ -54,6 +80,18 @@ class NoTracking:
         """Nothing."""
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """Nothing."""
+
+    def log_images(self, step: int, images: Mapping[str, Image.Image]) -> None:
+        """Nothing."""
+
+    def log_data(self, data: Sequence[DataSet]) -> None:
+        """Nothing."""
+
+    def log_checkpoints(self, checkpoints: Sequence[TrackedModel]) -> None:
+        """Nothing."""
+
+    def log_export(self, model: TrackedModel) -> None:
         """Nothing."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:

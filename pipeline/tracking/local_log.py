@@ -2,6 +2,7 @@
 
 A line is ``{"step": 120, "time": 1700000000.0, "values": {"loss/total": 3.1, …}}``; numbers that JSON has no word for
 are the strings "nan", "inf" and "-inf". For every name the steps strictly ascend, so a curve holds each step once.
+Names are those of ``metric_names``; files of earlier versions are read under them, too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pipeline.base.border import read_lines
 from pipeline.base.files import set_aside, write_aside
 from pipeline.base.run_folder import METRICS
+from pipeline.tracking.metric_names import grouped_metrics
 
 MAX_LINE_BYTES = 1 << 20  # assumption: a hundred times the longest line of a run
 MAX_TIME = 1e11  # seconds since 1970; MLflow keeps milliseconds in 64 bits
@@ -75,7 +77,7 @@ def _parse(line: bytes) -> Entry | None:
         record = _LINE.validate_json(line)
     except ValidationError:
         return None
-    return Entry(record.step, record.time, record.values)
+    return Entry(record.step, record.time, grouped_metrics(record.values))
 
 
 @dataclass

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,39 @@ def shorten(text: str, limit: int = MAX_VALUE_LENGTH) -> str:
 
 
 def run_tags(settings: Stage1Settings, run_folder: Path) -> dict[str, str]:
-    """Versions, revision, host, stage and number of processes of a run."""
+    """Versions, revision, host, stage, number of processes, source and description of a run; then its own tags."""
     revision = git_revision()
     tags = {f"version.{name}": version for name, version in package_versions().items()}
-    tags |= describe_host() | {"stage": type(settings).__name__.removesuffix("Settings").lower()}
-    tags |= {"run_folder": str(run_folder.resolve()), "world_size": str(read_rank_info().world_size)}
-    return tags | ({"git_revision": revision, "mlflow.source.git.commit": revision} if revision else {})
+    tags |= describe_host() | {"stage": stage_name(settings), "run_folder": str(run_folder.resolve())}
+    tags |= {"world_size": str(read_rank_info().world_size)}
+    tags |= {"mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
+    tags |= {"mlflow.note.content": description_of(settings, run_folder)}
+    tags |= {"git_revision": revision, "mlflow.source.git.commit": revision.removesuffix("-dirty")} if revision else {}
+    return tags | settings.tracking.tags
+
+
+def stage_name(settings: Stage1Settings) -> str:
+    """``stage1`` or ``stage2``."""
+    return type(settings).__name__.removesuffix("Settings").lower()
+
+
+def description_of(settings: Stage1Settings, run_folder: Path) -> str:
+    """Markdown: what is trained on what, for the top of the run's page."""
+    chosen, optimizer = settings.train, settings.optimizer
+    length = f"{chosen.max_steps} steps" if chosen.max_steps else f"{chosen.epochs:g} epochs"
+    lines = [
+        f"**{stage_name(settings)}** from {settings.model.start_from or f'random weights ({settings.model.preset})'}",
+        f"- data: {', '.join(settings.data.shards)}",
+        f"- {length} of {chosen.global_batch_size} images, {chosen.precision}, seed {chosen.seed}, "
+        f"peak learning rate {optimizer.peak_learning_rate:g}",
+        f"- files: `{run_folder}`",
+    ]
+    own = [settings.tracking.description, ""] if settings.tracking.description else []
+    return "\n".join([*own, *lines])
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's user may have no name
+        return "unknown"

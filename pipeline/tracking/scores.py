@@ -11,23 +11,37 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.files import write_json
+from pipeline.tracking.address import find_run
+from pipeline.tracking.data_sets import any_set
 from pipeline.tracking.local_log import Entry, read_entries
+from pipeline.tracking.metric_names import grouped_metrics
 
 SCORES_FILE = "scores.json"
 
 
-def log_scores(folder: str | Path, scores: Mapping[str, Any], step: int | None = None) -> bool:
-    """Add scores to the run that made a checkpoint: merged into RUN/scores.json, and as metrics ``score/GROUP/NAME``.
+def log_scores(
+    folder: str | Path,
+    scores: Mapping[str, Any],
+    step: int | None = None,
+    *,
+    data: Sequence[str | Path] = (),
+    files: Sequence[str | Path] = (),
+) -> bool:
+    """Add scores to the run that made a checkpoint: merged into RUN/scores.json, and as metrics ``evaluation/…``.
 
     Args:
         folder: a run folder, its final/ or one of its checkpoints.
         scores: numbers by name; groups may nest, as ``{"fgovd": {"hard": 0.41, "by_language": {"zh": 0.4}}}``.
         step: optimizer step of the checkpoint; by default that of its folder's name, else the run's last.
+        data: what was evaluated on; noted as data sets of the run.
+        files: results to keep beside the run, under ``evaluation``.
 
     Returns:
         Whether MLflow has them. False, with a line on stderr, where there is no run or its store does not answer.
     """
-    from pipeline.tracking.store import STORE_ERRORS, Store, find_run  # MLflow takes seconds to import
+    # here, because MLflow takes seconds to import
+    from pipeline.tracking.logged_models import link_metrics, run_models
+    from pipeline.tracking.store import STORE_ERRORS, Store
 
     try:
         found = find_run(folder)
@@ -38,8 +52,17 @@ def log_scores(folder: str | Path, scores: Mapping[str, Any], step: int | None =
         if run_id is None:
             return _refuse(f"{run_folder} has no MLflow run yet")
         step = _step_of(Path(folder), run_folder) if step is None else step
-        values = {f"score/{name}": value for name, value in flatten_scores(scores).items()}
-        Store.connect(address, run_id, {}, {}, status=None).write([Entry(step, time.time(), values)])
+        values = grouped_metrics({f"score/{name}": value for name, value in flatten_scores(scores).items()})
+        entry = Entry(step, time.time(), values)
+        store = Store.connect(address, run_id, {}, {}, status=None)
+        store.write([entry])
+        sets = [any_set(path) for path in data]
+        store.log_data(sets)
+        for model in run_models(store):
+            if model.tags.get("step") == str(step):
+                link_metrics(store, model.model_id, entry, sets)
+        for file in files:
+            store.log_artifact(file, "evaluation")
     except STORE_ERRORS as error:
         return _refuse(" ".join(str(error).split())[:300])
     return True
@@ -51,7 +74,7 @@ def log_table(folder: str | Path, name: str, columns: Sequence[str], rows: Seque
     Returns:
         Whether MLflow has it. False, with a line on stderr, where there is no run or its store does not answer.
     """
-    from pipeline.tracking.store import STORE_ERRORS, Store, find_run  # MLflow takes seconds to import
+    from pipeline.tracking.store import STORE_ERRORS, Store  # MLflow takes seconds to import
 
     try:
         found = find_run(folder)

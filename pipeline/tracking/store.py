@@ -12,26 +12,30 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from alembic.util import CommandError
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
-from pydantic import Field, TypeAdapter
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_DATASET_CONTEXT,
+    MLFLOW_LOGGED_IMAGES,
+    MLFLOW_PARENT_RUN_ID,
+)
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipeline.base.border import BorderError, read_bounded, validated
-from pipeline.base.files import write_json
-from pipeline.base.run_folder import RunFolder
-from pipeline.config import Stage1Settings
-from pipeline.tracking.database import prepare_database, probe, remove_stray_folder, sqlite_path, sqlite_uri
+from pipeline.tracking.address import RunAddress, page_of
+from pipeline.tracking.data_sets import DataSet
+from pipeline.tracking.database import prepare_database, probe, remove_stray_folder
+from pipeline.tracking.images import FOLDER, SavedImage
 from pipeline.tracking.interface import RefusedError
 from pipeline.tracking.local_log import Entry
+from pipeline.tracking.metric_names import is_usual
 from pipeline.tracking.parameters import shorten
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error, OSError, ValueError)
@@ -44,20 +48,10 @@ HTTP_LIMITS = {
     "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # a header could ask for a year
 }
 REGISTRATION = "registration"  # tag
-MAX_ADDRESS = 4096  # characters of an address or a name in tracking.json
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # of MLflow's page, beside generative ones
 MAX_NAME_LENGTH = 250
 MAX_TAG_LENGTH = 8000
 FORBIDDEN_IN_NAMES = re.compile(r"[^/\w.\- ]")
-
-
-@dataclass(frozen=True)
-class RunAddress:
-    """Which store and experiment a run belongs to, and under which name."""
-
-    uri: str
-    experiment: str
-    artifact_location: str | None  # None: the server's choice
-    run_name: str
 
 
 @dataclass
@@ -67,6 +61,7 @@ class Store:
     address: RunAddress
     run_id: str
     client: MlflowClient
+    takes_all: bool = True  # False: only the usual metrics
     held: dict[str, set[int]] = field(default_factory=dict)
 
     @classmethod
@@ -144,11 +139,15 @@ class Store:
         """The metrics of ``entry`` whose steps are not in ``held``."""
         milliseconds = int(entry.time * 1000)
         rows = []
-        for name, value in entry.values.items():
-            name = metric_name(name)
-            if entry.step not in self.held.get(name, ()):
+        for full_name, value in entry.values.items():
+            name = metric_name(full_name)
+            if self.takes(full_name) and entry.step not in self.held.get(name, ()):
                 rows.append(Metric(name, value, milliseconds, entry.step))
         return rows
+
+    def takes(self, name: str) -> bool:
+        """Whether this store gets a metric."""
+        return self.takes_all or is_usual(name)
 
     def write(self, entries: Iterable[Entry]) -> None:
         """Write entries in as few calls as the store's limits allow."""
@@ -177,6 +176,53 @@ class Store:
         rows = [RunTag(name, value) for name, value in _limited(tags).items()]
         if rows:
             self._log_batch(tags=rows)
+
+    def log_data(self, data: Sequence[DataSet]) -> None:
+        """Note data sets as inputs of the run; the store keeps each once."""
+        probe(self.address.uri)
+        inputs = [
+            DatasetInput(
+                Dataset(one.name, one.digest, "local", json.dumps({"uri": one.source}), None, one.profile),
+                [InputTag(MLFLOW_DATASET_CONTEXT, one.context)],
+            )
+            for one in data
+        ]
+        if inputs:
+            self.client.log_inputs(self.run_id, inputs)
+
+    def log_step_image(self, image: SavedImage) -> None:
+        """Put an image where MLflow's page looks for images by step."""
+        for path in (image.full, image.small):
+            self.log_artifact(path, FOLDER)
+        self.set_tags({MLFLOW_LOGGED_IMAGES: "True"})
+
+    def join_group(self, name: str) -> None:
+        """Stand under the parent run of a study, which is made where there is none.
+
+        Two runs may make it in the same moment; all of them then take the oldest.
+        """
+        probe(self.address.uri)
+        experiment = self.client.get_run(self.run_id).info.experiment_id
+
+        def oldest() -> str | None:
+            found = self.client.search_runs(
+                [experiment], filter_string=f"tags.study = {quoted(name)}", order_by=["attributes.start_time ASC"]
+            )
+            return min(found, key=lambda run: (run.info.start_time, run.info.run_id)).info.run_id if found else None
+
+        parent = oldest()
+        if parent is None:
+            made = self.client.create_run(experiment, run_name=name, tags={"study": name}).info.run_id
+            self.client.set_terminated(made)
+            parent = oldest() or made
+            if parent != made:
+                self.client.delete_run(made)
+        self.set_tags({MLFLOW_PARENT_RUN_ID: parent})
+
+    def page(self) -> tuple[str | None, str]:
+        """The command that shows the store, if there is need of one, and the address of this run's page."""
+        experiment = self.client.get_run(self.run_id).info.experiment_id
+        return page_of(self.address, experiment, self.run_id)
 
     def log_artifact(self, path: str | Path, folder: str | None) -> None:
         """Copy a file into the run's artifacts."""
@@ -211,16 +257,6 @@ class Store:
         self.client.set_terminated(self.run_id, status=status)
 
 
-def run_address(settings: Stage1Settings, run_folder: str | Path) -> RunAddress:
-    """Where a run is tracked: its own setting, else what MLFLOW_TRACKING_URI says, else sqlite beside the run."""
-    folder = Path(run_folder).resolve()
-    uri = settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(folder.parent / "mlflow.db")
-    path = sqlite_path(uri)
-    # without a location of its own an experiment's artifacts land in whatever folder the process was started from
-    location = (path.parent / "mlflow-artifacts" / settings.tracking.experiment).as_uri() if path else None
-    return RunAddress(uri, settings.tracking.experiment, location, settings.tracking.run_name or folder.name)
-
-
 def metric_name(name: str) -> str:
     """``name`` with what MLflow refuses replaced; letters of every script stay."""
     return FORBIDDEN_IN_NAMES.sub("_", name).strip("/")[:MAX_NAME_LENGTH]
@@ -240,72 +276,13 @@ def quieten_mlflow() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-def save_run(run_folder: str | Path, address: RunAddress, run_id: str | None, registration: str | None = None) -> None:
-    """Write tracking.json, from which evaluation, later stages and sync find the run."""
-    record = {"run_id": run_id} | asdict(address) | ({"registration": registration} if registration else {})
-    write_json(RunFolder.at(run_folder).tracking, record)
-
-
-@dataclass(frozen=True)
-class _Record:
-    """What tracking.json holds."""
-
-    run_id: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,64}$")] | None
-    uri: Annotated[str, Field(min_length=1, max_length=MAX_ADDRESS)]
-    experiment: Annotated[str, Field(min_length=1, max_length=MAX_ADDRESS)]
-    artifact_location: Annotated[str, Field(max_length=MAX_ADDRESS)] | None
-    run_name: Annotated[str, Field(max_length=MAX_ADDRESS)]
-    registration: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
-
-
-_RECORD: TypeAdapter[_Record] = TypeAdapter(_Record)
-
-
-def find_run(folder: str | Path) -> tuple[Path, str | None, RunAddress] | None:
-    """The run folder that ``folder`` is or lies in (as its final/ or a checkpoint), its MLflow run and where that is.
-
-    None where no tracking.json is found; the run's id is None when no store ever answered.
-
-    Raises:
-        ValueError: tracking.json is damaged.
-    """
-    folder = Path(folder).resolve()
-    for candidate in (folder, *list(folder.parents)[:2]):
-        if RunFolder.at(candidate).tracking.is_file():
-            record = _read_record(candidate)
-            address = RunAddress(record.uri, record.experiment, record.artifact_location, record.run_name)
-            return candidate, record.run_id, address
-    return None
-
-
-def find_registration(run_folder: str | Path) -> str | None:
-    """The name under which the run of this very folder was being registered, if it was."""
-    return _read_record(Path(run_folder)).registration if RunFolder.at(run_folder).tracking.is_file() else None
-
-
-def _read_record(folder: Path) -> _Record:
-    path = RunFolder.at(folder).tracking
-    try:
-        return validated(_RECORD, read_bounded(path), "it does not fit")
-    except BorderError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it, and the next resume begins a new run") from error
-
-
-def parent_tags(settings: Stage1Settings) -> dict[str, str]:
-    """Tags that point to the run this one continues: the one named in the settings, else the one it starts from."""
-    folder = settings.tracking.parent_run or settings.model.start_from
-    found = find_run(folder) if folder else None
-    if found is None:
-        return {}
-    tags = {"parent_run_folder": str(found[0])}
-    return tags | ({"mlflow.parentRunId": found[1]} if found[1] else {})
-
-
 def _experiment(client: MlflowClient, address: RunAddress) -> str:
     found = client.get_experiment_by_name(address.experiment)
     if found is None:
         try:
-            return client.create_experiment(address.experiment, artifact_location=address.artifact_location)
+            return client.create_experiment(
+                address.experiment, artifact_location=address.artifact_location, tags=EXPERIMENT_TAGS
+            )
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run made it in this very moment
                 raise
@@ -317,3 +294,15 @@ def _experiment(client: MlflowClient, address: RunAddress) -> str:
 
 def _limited(tags: dict[str, str]) -> dict[str, str]:
     return {metric_name(name): shorten(str(value), MAX_TAG_LENGTH) for name, value in tags.items()}
+
+
+def quoted(text: str) -> str:
+    """``text`` as a value of a search, in quotes; MLflow's searches know no escapes.
+
+    Raises:
+        RefusedError: the text has both kinds of quotes.
+    """
+    if "'" in text and '"' in text:
+        raise RefusedError(f"{text!r} has single and double quotes, which MLflow cannot search for; leave one kind out")
+    mark = '"' if "'" in text else "'"
+    return f"{mark}{text}{mark}"

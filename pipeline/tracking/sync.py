@@ -13,9 +13,10 @@ from pathlib import Path
 from pipeline.base.border import one_line, shown
 from pipeline.base.run_folder import RunFolder
 from pipeline.config import SettingsError, read_saved_settings
+from pipeline.tracking.address import find_registration, find_run, save_run
 from pipeline.tracking.local_log import read_entries
 from pipeline.tracking.parameters import settings_as_text
-from pipeline.tracking.store import STORE_ERRORS, Store, find_registration, find_run, save_run
+from pipeline.tracking.store import STORE_ERRORS, Store
 
 ENTRIES_PER_CHUNK = 500
 TIMEOUT_SECONDS = 60.0  # assumption: ten times what the first making of tables takes
@@ -40,7 +41,8 @@ def sync_run(folder: str | Path, on_progress: Callable[[], None] = lambda: None)
         raise ValueError(f"{folder} holds no tracking.json; give the folder of a run made with tracking.enabled=true")
     run_folder, run_id, address = found
     settings_file = RunFolder.at(run_folder).settings
-    params = settings_as_text(read_saved_settings(settings_file)) if settings_file.is_file() else {}
+    settings = read_saved_settings(settings_file) if settings_file.is_file() else None
+    params = settings_as_text(settings) if settings else {}
     tags = {"run_folder": str(run_folder)} if run_id is None else {}
     registration = find_registration(run_folder) if run_id is None else None
     store = Store.connect(
@@ -48,6 +50,7 @@ def sync_run(folder: str | Path, on_progress: Callable[[], None] = lambda: None)
     )
     on_progress()
     save_run(run_folder, address, store.run_id)
+    store.takes_all = settings is not None and settings.tracking.metrics == "all"
     store.load_held()
     on_progress()
     entries, num_values = read_entries(run_folder), 0

@@ -17,8 +17,11 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
@@ -27,10 +30,14 @@ from PIL import Image
 from pipeline.base.border import one_line
 from pipeline.base.distributed import current_rank
 from pipeline.base.run_folder import FIGURES, RunFolder
-from pipeline.config import Stage1Settings
+from pipeline.config import Stage1Settings, TrackingSettings
 from pipeline.drawing.save import save_picture
-from pipeline.tracking.interface import END_TIMEOUT_SECONDS, NoTracking, RefusedError, Tracker
+from pipeline.tracking.address import find_registration, find_run, lineage_tags, run_address, save_run
+from pipeline.tracking.data_sets import TRAINING, DataSet
+from pipeline.tracking.images import SavedImage, save_step_image
+from pipeline.tracking.interface import END_TIMEOUT_SECONDS, NoTracking, RefusedError, TrackedModel, Tracker
 from pipeline.tracking.local_log import Entry, LocalLog, read_entries
+from pipeline.tracking.metric_names import grouped_metrics
 from pipeline.tracking.parameters import run_tags, settings_as_text
 
 if TYPE_CHECKING:  # MLflow takes seconds to import, so the thread does it
@@ -44,19 +51,35 @@ ENTRIES_PER_CHUNK = 500
 MAX_WAITING_VALUES = 500_000  # about 100 MB; beyond it the store is brought up to date from the local file
 
 
+@dataclass(frozen=True)
+class Action:
+    """A call of the store that waits for its turn."""
+
+    call: Callable[[Store], None]
+    counts: bool = True  # as lost, if the store never takes it
+
+
 class RunTracker(Tracker):
     """Made by :func:`start_tracking`. ``run_id`` is None until the store has answered."""
 
-    def __init__(self, run_folder: Path, local: LocalLog, open_store: Callable[[], Store] | None) -> None:
+    def __init__(
+        self,
+        run_folder: Path,
+        local: LocalLog,
+        open_store: Callable[[], Store] | None,
+        settings: TrackingSettings | None = None,
+    ) -> None:
         """``open_store`` makes the MLflow side, in the thread; None keeps metrics in the local file only."""
-        self.run_folder, self.local = run_folder, local
+        self.run_folder, self.local, self.settings = run_folder, local, settings or TrackingSettings()
         self.run_id: str | None = None
         self.lost = 0  # metric values, tags and files that never reached the store; known after end()
         self._open_store = open_store
         self._store: Store | None = None
         self._entries: deque[Entry] = deque()
         self._waiting_values = 0
-        self._actions: deque[tuple[str, tuple[Any, ...]]] = deque()  # calls of the store other than metrics, in order
+        self._actions: deque[Action] = deque()  # calls of the store other than metrics, in order
+        self._last: Entry | None = None  # the newest metrics
+        self._data: tuple[DataSet, ...] = ()  # what the run trains on
         self._behind = False  # the memory overflowed: read the local file again once the store is back
         self._condition = threading.Condition()
         self._idle = self._ready = self._stopping = self._hurry = self._failing = self._dead = False
@@ -77,9 +100,11 @@ class RunTracker(Tracker):
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Record the metrics of an optimizer step. A step that a name already has is left out."""
-        entry = self.local.fresh(Entry(int(step), time.time(), {name: float(v) for name, v in values.items()}))
+        numbers = grouped_metrics({name: float(value) for name, value in values.items()})
+        entry = self.local.fresh(Entry(int(step), time.time(), numbers))
         if entry is None:
             return
+        self._last = entry
         self.local.append(entry)
         with self._condition:
             if self._thread is None or self._behind:
@@ -104,11 +129,49 @@ class RunTracker(Tracker):
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Hand a file to the store, under ``folder`` of the run's artifacts."""
-        self._later("log_artifact", (path, folder))
+        self._later(lambda store: store.log_artifact(path, folder))
+
+    def log_images(self, step: int, images: Mapping[str, Image.Image]) -> None:
+        """Save images under RUN/figures/images and hand them to the store, which shows them by step."""
+        for name, image in images.items():
+            try:
+                saved = save_step_image(self.run_folder, name, step, image)
+            except OSError as error:
+                self.lost += 1
+                _say(f"image {name} was not saved: {error}")
+                continue
+            self._later(partial(_log_step_image, saved))
+
+    def log_data(self, data: Sequence[DataSet]) -> None:
+        """Note which data sets the run reads."""
+        self._data = (*self._data, *(one for one in data if one.context == TRAINING))
+        known = tuple(data)
+        self._later(lambda store: store.log_data(known))
+
+    def log_checkpoints(self, checkpoints: Sequence[TrackedModel]) -> None:
+        """The checkpoints that are kept now become the store's; needs to be told all of them each time."""
+        kept, entry, data = tuple(checkpoints), self._last, self._data
+        self._later(lambda store: _logged_models().sync_checkpoints(store, kept, entry, data))
+
+    def log_export(self, model: TrackedModel) -> None:
+        """The run's result as a model of the store; registered where the settings say so."""
+        entry, data, chosen = self._last, self._data, self.settings
+        self._later(
+            lambda store: _logged_models().log_export(
+                store,
+                model,
+                entry,
+                data,
+                upload=chosen.upload_model,
+                register_as=chosen.register_as,
+                alias=chosen.register_alias,
+            )
+        )
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
-        self._later("set_tags", ({name: str(value) for name, value in tags.items()},))
+        texts = {name: str(value) for name, value in tags.items()}
+        self._later(lambda store: store.set_tags(texts))
 
     def flush(self, timeout_seconds: float = END_TIMEOUT_SECONDS) -> bool:
         """Wait until everything logged so far is in the store; False when that takes longer."""
@@ -125,7 +188,7 @@ class RunTracker(Tracker):
         """Write what waits, end the run as FINISHED, FAILED or KILLED, and count what the store never got."""
         if self._stopping:
             return
-        self._later("terminate", (status,))
+        self._later(lambda store: store.terminate(status), counts=False)
         self.flush(timeout_seconds)
         with self._condition:
             self._stopping = True
@@ -134,7 +197,7 @@ class RunTracker(Tracker):
             self._thread.join(LAST_ATTEMPT_SECONDS)  # an attempt under way may still succeed; count after it
         with self._condition:
             in_file_only = self._count_behind() if self._behind else 0
-            self.lost += self._waiting_values + in_file_only + sum(name != "terminate" for name, _ in self._actions)
+            self.lost += self._waiting_values + in_file_only + sum(action.counts for action in self._actions)
         if self.local.waiting:
             _say(f"{len(self.local.waiting)} lines could not be written to {RunFolder.at(self.run_folder).metrics}")
         if self.lost:
@@ -143,10 +206,10 @@ class RunTracker(Tracker):
                 f"python -m pipeline.tracking.sync {self.run_folder}"
             )
 
-    def _later(self, action: str, arguments: tuple[Any, ...]) -> None:
+    def _later(self, call: Callable[[Store], None], counts: bool = True) -> None:
         with self._condition:
             if self._thread is not None and not self._stopping:
-                self._actions.append((action, arguments))
+                self._actions.append(Action(call, counts))
                 self._condition.notify_all()
 
     def _count_behind(self) -> int:
@@ -201,8 +264,8 @@ class RunTracker(Tracker):
                     if self._entries and self._entries[0] is entry:  # the queue is cleared when it overflows
                         self._entries.popleft()
                         self._waiting_values -= len(entry.values)
-        for name, arguments in actions:
-            self._attempt(1, getattr(store, name), *arguments)
+        for action in actions:
+            self._attempt(1, action.call, store)
             with self._condition:
                 self._actions.popleft()
 
@@ -271,7 +334,7 @@ def start_tracking(
     if settings.tracking.enabled:
         tags = run_tags(settings, run_folder) | ({"resumed_at_step": str(resume_step)} if resume_step else {})
         opener = _store_opener(settings, run_folder, resume_run_id, resuming, tags)
-    tracker = RunTracker(run_folder, local, opener)
+    tracker = RunTracker(run_folder, local, opener, settings.tracking)
     tracker.start(behind=resuming)
     return tracker
 
@@ -283,28 +346,44 @@ def _store_opener(
     registration = uuid.uuid4().hex  # one for all attempts: an attempt whose answer was lost may have made the run
 
     def open_store() -> Store:
-        from pipeline.tracking import store as stores  # imports MLflow
+        from pipeline.tracking.store import Store  # imports MLflow
 
         nonlocal registration
-        address = stores.run_address(settings, run_folder)
-        known = stores.find_run(run_folder) if resuming else None
+        address = run_address(settings, run_folder)
+        known = find_run(run_folder) if resuming else None
         wanted = run_id or (known[1] if known else None)
         if wanted is None:
-            registration = (stores.find_registration(run_folder) if resuming else None) or registration
-            stores.save_run(run_folder, address, None, registration)
-        store = stores.Store.connect(
+            registration = (find_registration(run_folder) if resuming else None) or registration
+            save_run(run_folder, address, None, registration)
+        store = Store.connect(
             address,
             wanted,
             settings_as_text(settings),
-            tags | stores.parent_tags(settings),
+            tags | lineage_tags(settings),
             registration=registration if wanted is None else None,
         )
+        store.takes_all = settings.tracking.metrics == "all"
+        if settings.tracking.group:
+            store.join_group(settings.tracking.group)
         store.load_held()
         store.start_system_metrics()
-        stores.save_run(run_folder, address, store.run_id)
+        save_run(run_folder, address, store.run_id)
+        command, page = store.page()
+        print(f"tracking: {page}" + (f"  (shown by: {command})" if command else ""), flush=True)
         return store
 
     return open_store
+
+
+def _log_step_image(image: SavedImage, store: Store) -> None:
+    store.log_step_image(image)
+
+
+def _logged_models() -> ModuleType:
+    """Imports MLflow, so only the thread asks for it."""
+    from pipeline.tracking import logged_models
+
+    return logged_models
 
 
 def _say(text: str) -> None:

@@ -25,7 +25,6 @@ from pipeline.data.tokenizer import Tokenizer, load_tokenizer
 from pipeline.export.folder import ExportError, check_export_folder, export_model
 from pipeline.model import FGCLIP2, FGCLIP2Config, preset_config
 from pipeline.supervise.attempts import AttemptLog, note_verdict
-from pipeline.tracking.figures import draw_losses
 from pipeline.tracking.interface import Tracker
 from pipeline.tracking.tracker import start_tracking
 from pipeline.training.checkpoint import restore_moments
@@ -35,9 +34,11 @@ from pipeline.training.evaluation import LIMIT_SECONDS, evaluation_callback
 from pipeline.training.full_state import full_state_dict, prepare_moments
 from pipeline.training.health import group_table
 from pipeline.training.heartbeat import Heartbeat
+from pipeline.training.host_metrics import HostMetrics
 from pipeline.training.loop import train
 from pipeline.training.losses import StageLosses
 from pipeline.training.optimizer import freeze_region_parameters, parameter_groups
+from pipeline.training.pictures import pictures_callback
 from pipeline.training.recomputation import describe, recomputation_of
 from pipeline.training.resume import choose_checkpoint, noted_attempt, run_folder_held, settle_changes
 from pipeline.training.run import Engine, Run
@@ -45,6 +46,7 @@ from pipeline.training.saver import Saver
 from pipeline.training.stacks import Stacks
 from pipeline.training.state import TrainState
 from pipeline.training.stragglers import Speed
+from pipeline.training.tracked import describe_inputs, describe_result
 
 EXPORT_LIMIT_SECONDS = 3600.0  # assumption: a few gigabytes to a slow file system, and reading them back
 
@@ -207,7 +209,10 @@ def _start_tracker(start: Start) -> Tracker:
     # A run that was killed before its first checkpoint is resumed too: from step 0, in the same MLflow run.
     resumes = start.settings.train.resume != "never" and start.folder.metrics.is_file()
     resume_step = start.state.step if start.checkpoint or resumes else None
-    return start_tracking(start.settings, start.folder.path, start.state.tracker_run_id, resume_step)
+    tracker = start_tracking(start.settings, start.folder.path, start.state.tracker_run_id, resume_step)
+    if start.rank_info.is_main:
+        describe_inputs(start.settings, start.folder, tracker)
+    return tracker
 
 
 def _write_provenance(folder: RunFolder, settings: Stage1Settings) -> None:
@@ -224,7 +229,10 @@ def _drive(start: Start, tracker: Tracker, attempt: AttemptLog | None) -> int:
         _announce(start)
     engine, losses = _make_engine_and_losses(start)
     patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=LIMIT_SECONDS))
-    callbacks = [evaluation_callback(settings, start.model.config, start.tokenizer, patient)]
+    callbacks = [
+        evaluation_callback(settings, start.model.config, start.tokenizer, patient),
+        pictures_callback(settings, start.model.config, start.tokenizer),
+    ]
     if attempt is not None:
         attempt.at_step(start.state.step)
         callbacks.insert(0, lambda run: attempt.at_step(run.state.step))
@@ -260,13 +268,14 @@ def _drive(start: Start, tracker: Tracker, attempt: AttemptLog | None) -> int:
             saver=saver,
             speed=speed,
             callbacks=[callback for callback in callbacks if callback is not None],
+            host_metrics=HostMetrics(rank_info, start.device) if settings.tracking.system_metrics else None,
         )
         status = train(run)
         if status == 0:
             heartbeat.beat(run.state.step, "export", allowed_seconds=EXPORT_LIMIT_SECONDS)
             _export(run, start, patient)
             if rank_info.is_main:
-                tracker.log_figure("losses", draw_losses(start.folder.path))
+                describe_result(run)
     saver.close()
     dist.destroy_process_group(patient)
     return status

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from pipeline.data.batch import Batch
 from pipeline.model import Embeddings
-from pipeline.training.failure import NonFiniteStep, bundle_folder, write_rank_bundle
+from pipeline.training.bundle import write_rank_bundle
+from pipeline.training.failure import NonFiniteStep, bundle_folder
 from pipeline.training.first_losses import check_first_losses
+from pipeline.training.flops import step_flops
 from pipeline.training.health import embedding_health, gradient_norms, norm_problems
 from pipeline.training.losses import LossOutput
 from pipeline.training.metrics import Progress, reduce_metrics
@@ -54,13 +56,22 @@ def train(run: Run) -> int:
                 if finished or result.stop or result.save or run.saver.wanted or is_due:
                     run.saver.save(run, must_succeed=finished or result.stop)
                     last_saved = time.monotonic()
+                    _tell_checkpoints(run)
                 if result.stop:
                     run.saver.finish()
+                    _tell_checkpoints(run)
                     return 128 + (stop.received or 15)
         finally:
             progress.close()
     run.saver.finish()
+    _tell_checkpoints(run)
     return 0
+
+
+def _tell_checkpoints(run: Run) -> None:
+    """Tracking hears which checkpoints are on disk now; one that is still being written is told the next time."""
+    if run.rank_info.is_main:
+        run.tracker.log_checkpoints(kept_models(run))
 
 
 def _step(run: Run, wants_stop: bool, wants_save: bool) -> StepResult:
@@ -97,6 +108,7 @@ def _step(run: Run, wants_stop: bool, wants_save: bool) -> StepResult:
         run.engine.step()
         share = 1 / settings.accumulation_steps
         result.total += share * float(output.total.detach())
+        result.flops += step_flops(run.engine.module.config, batch, run.settings.trains_regions)
         for name, value in output.parts.items():
             result.parts[name] = result.parts.get(name, 0.0) + share * float(value)
         for name, value in output.counters.items():
@@ -105,6 +117,7 @@ def _step(run: Run, wants_stop: bool, wants_save: bool) -> StepResult:
     run.losses.state.advance(state.step + 1)
     state.step += 1
     state.samples_seen += settings.global_batch_size
+    state.flops += result.flops * run.rank_info.world_size
     result.health.update({f"learning_rate/{name}": rate for name, rate in rates.items()})
     return result
 
@@ -164,6 +177,7 @@ def _log(run: Run, result: StepResult, step_seconds: float, progress: Progress) 
         **run.saver.metrics(),
         "step_seconds": step_seconds,
         "data_wait_share": result.wait_seconds / step_seconds,
+        **(run.host_metrics.sample() if run.host_metrics else {}),
     }
     sums = {
         **{f"count/{name}": value for name, value in result.counters.items()},
@@ -174,6 +188,8 @@ def _log(run: Run, result: StepResult, step_seconds: float, progress: Progress) 
     metrics |= speed
     metrics["images_per_second"] = run.settings.train.global_batch_size / metrics["step_seconds"]
     metrics["samples_seen"] = float(run.state.samples_seen)
+    metrics["training_hours"] = run.state.seconds / 3600
+    metrics["training_flops"] = run.state.flops
     metrics["skipped_steps"] = float(run.state.skipped_in_all)
     if run.state.step == 1:
         _warn_of_a_wrong_start(run, metrics)

@@ -17,6 +17,7 @@ from pipeline.data.streaming import StreamingLoader
 from pipeline.model import FGCLIP2, Embeddings
 from pipeline.tracking.interface import Tracker
 from pipeline.training.heartbeat import Heartbeat
+from pipeline.training.host_metrics import HostMetrics
 from pipeline.training.losses import StageLosses
 from pipeline.training.state import TrainState
 
@@ -64,6 +65,7 @@ class Run:
     # Called on every rank with the run after a step's update; they do side effects only, never mathematics.
     callbacks: list[Callable[[Run], None]] = field(default_factory=list)
     last_metrics: dict[str, float] = field(default_factory=dict)
+    host_metrics: HostMetrics | None = None  # None: not asked for
 
 
 @dataclass
@@ -75,5 +77,6 @@ class StepResult:
     counters: dict[str, float] = field(default_factory=dict)
     health: dict[str, float] = field(default_factory=dict)
     wait_seconds: float = 0.0
+    flops: float = 0.0  # of this rank
     stop: bool = False
     save: bool = False

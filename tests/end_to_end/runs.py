@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from pipeline.checkpoint.folder import OBJECTIVE
 from pipeline.checkpoint.tensors import read_tensors
 from pipeline.tracking.local_log import read_entries
+from pipeline.tracking.metric_names import grouped_name
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 240
@@ -119,13 +120,15 @@ def run_stage(stage: str, settings: list[str], processes: int, log: Path) -> Non
 
 
 def curves(run: Path, *names: str) -> dict[str, dict[int, float]]:
-    """Logged values by name and step; a step that is there twice fails."""
+    """Logged values by the loop's own names and by step; a step that is there twice fails, an empty curve too."""
     found: dict[str, dict[int, float]] = {name: {} for name in names}
     for entry in read_entries(run):
         for name in names:
-            if name in entry.values:
+            value = entry.values.get(grouped_name(name))
+            if value is not None:
                 assert entry.step not in found[name], f"step {entry.step} of {name} is there twice"
-                found[name][entry.step] = entry.values[name]
+                found[name][entry.step] = value
+    assert all(found.values()), f"{run} has no curve of {[name for name, curve in found.items() if not curve]}"
     return found
 
 

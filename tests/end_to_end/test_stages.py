@@ -29,7 +29,7 @@ def _settings(material: Material, folder: Path, stage: str, *further: str, start
     settings = material.settings(folder / stage, f"train.max_steps={STEPS}", "train.threads_per_rank=2", *further)
     if stage == "stage2":
         begin = start or folder / "stage1"
-        settings += [f"model.start_from={begin}", f"tracking.parent_run={begin}"]
+        settings += [f"model.start_from={begin}", f"tracking.continues={begin}"]
     return settings
 
 

@@ -115,7 +115,9 @@ def test_an_interrupt_ends_with_its_own_status(fake, scenes, monkeypatch, capsys
 
 def test_scores_go_to_the_run_that_made_the_checkpoint(our_run, scenes, monkeypatch):  # noqa: F811
     told = []
-    monkeypatch.setattr("pipeline.tracking.scores.log_scores", lambda folder, scores: told.append((folder, scores)))
+    monkeypatch.setattr(
+        "pipeline.tracking.scores.log_scores", lambda folder, scores, **more: told.append((folder, scores))
+    )
     command = ["scenes", str(our_run), "--data", str(scenes)]
     assert main(command) == 0 and main([*command, "--no-tracking"]) == 0
     ((folder, scores),) = told

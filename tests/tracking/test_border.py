@@ -16,8 +16,8 @@ from pipeline.config import Stage1Settings, load_settings
 from pipeline.tracking import database
 from pipeline.tracking import store as store_module
 from pipeline.tracking import tracker as tracker_module
-from pipeline.tracking.database import prepare_database, sqlite_path, sqlite_uri
-from pipeline.tracking.store import find_run
+from pipeline.tracking.address import find_run, sqlite_path, sqlite_uri
+from pipeline.tracking.database import prepare_database
 from pipeline.tracking.sync import main as sync_main
 from pipeline.tracking.tracker import start_tracking
 

@@ -49,7 +49,7 @@ def test_differing_settings_and_scores_stand_side_by_side_and_curves_are_drawn(r
     assert record["settings that differ"]["optimizer.peak_learning_rate"] == ["0.001", "0.0005"]
     assert record["settings that differ"]["region_loss.fgt_weight"] == ["-", "0.5"]
     assert record["scores"]["fgovd/hard"] == ["0.0010", "0.0005"]
-    assert record["last values"]["loss"] == ["1", "1"] and record["last step"]["step"] == ["5", "5"]
+    assert record["last values"]["loss/total"] == ["1", "1"] and record["last step"]["step"] == ["5", "5"]
     with Image.open(out) as picture:
         assert picture.width > 400 and len(picture.convert("RGB").getcolors(10**7)) > 10
 
@@ -79,6 +79,6 @@ def test_curves_hold_every_point_of_every_run(runs):
     figure = draw_losses(*(folder for folder, _ in runs))
     lines = figure.axes[0].get_lines()
     assert [list(line.get_xdata()) for line in lines] == [[1, 2, 3, 4, 5]] * 2
-    assert figure.axes[0].get_title() == "loss"
+    assert figure.axes[0].get_title() == "loss/total"
     with pytest.raises(ValueError, match="none of"):
         draw_curves({"a": {}})

@@ -19,10 +19,10 @@ from mlflow.tracking import MlflowClient
 from pipeline.base.run_folder import METRICS
 from pipeline.config import Stage1Settings, Stage2Settings, dump_settings, load_settings
 from pipeline.tracking import tracker as tracker_module
+from pipeline.tracking.address import find_run
 from pipeline.tracking.interface import NoTracking, Tracker
 from pipeline.tracking.local_log import read_curves
 from pipeline.tracking.scores import log_scores, log_table
-from pipeline.tracking.store import find_run
 from pipeline.tracking.sync import main as sync_main
 from pipeline.tracking.tracker import start_tracking
 
@@ -58,7 +58,8 @@ def curve(run: Path, name: str) -> list[tuple[int, float]]:
 
 def test_a_run_holds_settings_versions_metrics_figures_and_lies_beside_the_run_folder(tmp_path):
     run = tmp_path / "runs" / "stage1"
-    settings = settings_of(Stage1Settings, "data.short_caption_prefix={zh: 一张照片}", "tracking.run_name=erster")
+    settings = settings_of(Stage1Settings, "data.short_caption_prefix={zh: 一张照片}", "tracking.run_name=erster",
+                           "tracking.metrics=all")  # fmt: skip
     tracker = start_tracking(settings, run)
     tracker.log(10, {"loss/total": 2.5, "loss/图像": 1.0, "odd:name": 3.0, "loss/nan": math.nan})
     tracker.log_figure("curves", _figure())
@@ -70,14 +71,16 @@ def test_a_run_holds_settings_versions_metrics_figures_and_lies_beside_the_run_f
     assert stored.data.params["optimizer.peak_learning_rate"] == "1e-06"
     assert "一张照片" in stored.data.params["data.short_caption_prefix"]
     assert stored.data.tags["version.torch"].startswith("2.") and stored.data.tags["note"] == "第一"
-    assert stored.data.metrics["loss/图像"] == 1.0 and stored.data.metrics["odd_name"] == 3.0
+    assert stored.data.metrics["loss/图像"] == 1.0 and stored.data.metrics["health/odd_name"] == 3.0
     assert math.isnan(stored.data.metrics["loss/nan"]) and math.isnan(read_curves(run)["loss/nan"][1][0])
     assert stored.info.artifact_uri.startswith((tmp_path / "runs").as_uri())
     assert [item.path for item in client_of(run).list_artifacts(tracker.run_id, "figures")] == ["figures/curves.png"]
 
 
 def test_a_long_setting_is_cut_and_more_than_a_hundred_metrics_and_params_are_written(run):
-    settings = settings_of(Stage1Settings, "data.shards=[" + ", ".join(f"长路径{n}" for n in range(2000)) + "]")
+    settings = settings_of(
+        Stage1Settings, "data.shards=[" + ", ".join(f"长路径{n}" for n in range(2000)) + "]", "tracking.metrics=all"
+    )
     tracker = start_tracking(settings, run)
     tracker.log(1, {f"value/{n}": n for n in range(2500)})
     tracker.end()
@@ -100,7 +103,7 @@ def test_tracking_switched_off_keeps_the_local_file_only(tmp_path):
     tracker = start_tracking(settings_of(Stage1Settings, "tracking.enabled=false"), tmp_path / "run")
     tracker.log(1, {"a": 1.0})
     tracker.end()
-    assert read_curves(tmp_path / "run") == {"a": ([1], [1.0])} and not (tmp_path / "mlflow.db").exists()
+    assert read_curves(tmp_path / "run") == {"health/a": ([1], [1.0])} and not (tmp_path / "mlflow.db").exists()
 
 
 def test_after_a_resume_the_same_run_holds_each_step_once(run):
@@ -115,7 +118,7 @@ def test_after_a_resume_the_same_run_holds_each_step_once(run):
         second.log(step, {"loss": float(step)})
     second.end()
     once = [(step, float(step)) for step in range(1, 10)]
-    assert curve(run, "loss") == once and list(zip(*read_curves(run)["loss"], strict=True)) == once
+    assert curve(run, "loss/total") == once and list(zip(*read_curves(run)["loss/total"], strict=True)) == once
     stored = client_of(run).get_run(second.run_id)
     assert stored.data.params["train.max_steps"] == "None"
     assert stored.data.tags["resumed_with.train.max_steps"] == "9" and stored.data.tags["resumed_at_step"] == "4"
@@ -137,8 +140,8 @@ def test_a_kill_between_the_local_line_and_the_store_leaves_no_gap(run):
     resumed = start_tracking(settings_of(), run, resume_step=4)
     resumed.log(5, {"loss": 5.0})
     resumed.end()
-    assert curve(run, "loss") == [(step, float(step)) for step in range(1, 6)]
-    assert read_curves(run)["loss"][0] == [1, 2, 3, 4, 5]
+    assert curve(run, "loss/total") == [(step, float(step)) for step in range(1, 6)]
+    assert read_curves(run)["loss/total"][0] == [1, 2, 3, 4, 5]
 
 
 def test_a_new_run_in_an_old_folder_sets_the_old_metrics_aside(run):
@@ -148,19 +151,20 @@ def test_a_new_run_in_an_old_folder_sets_the_old_metrics_aside(run):
         tracker.log(1, {"loss": value})
         tracker.end()
         ids.append(tracker.run_id)
-    assert len(set(ids)) == 2 and read_curves(run)["loss"] == ([1], [2.0])
-    assert json.loads((run / "metrics.1.jsonl").read_text())["values"] == {"loss": 1.0}
+    assert len(set(ids)) == 2 and read_curves(run)["loss/total"] == ([1], [2.0])
+    assert json.loads((run / "metrics.1.jsonl").read_text())["values"] == {"loss/total": 1.0}
 
 
 def test_stage_2_points_to_the_run_it_continues(tmp_path, run):
     parent = start_tracking(settings_of(), tmp_path / "stage1")
     parent.end()
     (tmp_path / "stage1" / "final").mkdir()
-    for override in (f"tracking.parent_run={tmp_path / 'stage1'}", f"model.start_from={tmp_path / 'stage1' / 'final'}"):
+    for override in (f"tracking.continues={tmp_path / 'stage1'}", f"model.start_from={tmp_path / 'stage1' / 'final'}"):
         child = start_tracking(settings_of(Stage2Settings, override), tmp_path / "stage2")
         child.end()
         tags = client_of(tmp_path / "stage2").get_run(child.run_id).data.tags
-        assert tags["mlflow.parentRunId"] == parent.run_id and tags["stage"] == "stage2"
+        assert tags["continues.run_id"] == parent.run_id and tags["stage"] == "stage2"
+        assert "mlflow.parentRunId" not in tags
 
 
 def test_a_locked_store_delays_metrics_and_loses_none(run, tmp_path):
@@ -173,7 +177,7 @@ def test_a_locked_store_delays_metrics_and_loses_none(run, tmp_path):
     lock.execute("ROLLBACK")
     lock.close()
     tracker.end()
-    assert tracker.lost == 0 and len(curve(run, "loss")) == 50
+    assert tracker.lost == 0 and len(curve(run, "loss/total")) == 50
 
 
 def test_a_store_locked_from_the_start_is_counted_and_synced_later(run, tmp_path, capsys):
@@ -187,10 +191,10 @@ def test_a_store_locked_from_the_start_is_counted_and_synced_later(run, tmp_path
     tracker.end(timeout_seconds=0.5)
     lock.execute("ROLLBACK")
     lock.close()
-    assert tracker.lost == 10 and len(read_curves(run)["loss"][0]) == 10
+    assert tracker.lost == 10 and len(read_curves(run)["loss/total"][0]) == 10
     (run / "settings.yaml").write_text(dump_settings(settings_of()), encoding="utf-8")
     assert sync_main([str(run)]) == 0 and "10 values" in capsys.readouterr().out
-    assert [step for step, _ in curve(run, "loss")] == list(range(1, 11))
+    assert [step for step, _ in curve(run, "loss/total")] == list(range(1, 11))
     assert sync_main([str(run)]) == 0 and ": 0 values" in capsys.readouterr().out
 
 
@@ -206,7 +210,7 @@ def test_a_full_store_delays_metrics_and_loses_none(run):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     tracker.end()
     assert tracker.lost == 0
-    assert [step for step, _ in curve(run, "loss")] == read_curves(run)["loss"][0] == list(range(1, 201))
+    assert [step for step, _ in curve(run, "loss/total")] == read_curves(run)["loss/total"][0] == list(range(1, 201))
 
 
 def test_a_store_that_is_gone_is_counted_and_one_that_comes_back_is_brought_up_to_date(tmp_path, empty_database):
@@ -220,7 +224,7 @@ def test_a_store_that_is_gone_is_counted_and_one_that_comes_back_is_brought_up_t
     assert not tracker.flush(timeout_seconds=0.5)
     (tmp_path / "unmounted").rename(tmp_path / "store")
     assert tracker.flush()
-    assert len(MlflowClient(uri).get_metric_history(tracker.run_id, "loss")) == 5
+    assert len(MlflowClient(uri).get_metric_history(tracker.run_id, "loss/total")) == 5
     shutil.rmtree(tmp_path / "store")
     train(tracker, range(6, 10))
     tracker.end(timeout_seconds=0.5)
@@ -250,7 +254,7 @@ def test_an_overflowing_memory_is_refilled_from_the_local_file(run, tmp_path, mo
     lock.execute("ROLLBACK")
     lock.close()
     tracker.end()
-    assert tracker.lost == 0 and [step for step, _ in curve(run, "loss")] == list(range(1, 101))
+    assert tracker.lost == 0 and [step for step, _ in curve(run, "loss/total")] == list(range(1, 101))
 
 
 def test_a_value_that_mlflow_refuses_is_counted_and_holds_up_nothing(run, tmp_path):
@@ -258,7 +262,7 @@ def test_a_value_that_mlflow_refuses_is_counted_and_holds_up_nothing(run, tmp_pa
     tracker.log_artifact(tmp_path / "never made.png")
     tracker.log(1, {"loss": 1.0})
     tracker.end()
-    assert tracker.lost == 1 and curve(run, "loss") == [(1, 1.0)]
+    assert tracker.lost == 1 and curve(run, "loss/total") == [(1, 1.0)]
 
 
 def test_system_metrics_are_kept_when_mlflow_is_asked_for_them(run, monkeypatch):
@@ -281,7 +285,7 @@ def test_scores_join_the_run_that_made_the_checkpoint(run, tmp_path, capsys):
     (run / "checkpoints" / "step-000007").mkdir(parents=True)
     assert log_scores(run / "final", {"fgovd": {"hard": 0.4, "by_language": {"zh": 0.3}, "data": "text"}})
     assert log_scores(run / "checkpoints" / "step-000007", {"fgovd": {"hard": 0.2}, "t2i_r1": 0.5})
-    assert curve(run, "score/fgovd/hard") == [(12, 0.4), (7, 0.2)]
+    assert curve(run, "evaluation/fgovd.hard") == [(12, 0.4), (7, 0.2)]
     assert client_of(run).get_run(tracker.run_id).info.status == "FINISHED"
     scores = json.loads((run / "scores.json").read_text())
     assert scores == {"fgovd": {"hard": 0.2, "by_language": {"zh": 0.3}, "data": "text"}, "t2i_r1": 0.5}

@@ -12,8 +12,8 @@ import yaml
 
 from pipeline.config import SettingsError, Stage2Settings, dump_settings, load_settings, read_saved_settings
 from pipeline.preflight.hostfile import Host, HostfileError, read_hostfile
+from pipeline.tracking.address import find_run
 from pipeline.tracking.local_log import read_curves
-from pipeline.tracking.store import find_run
 from tests.border.damage import Damage, damage_bytes, damage_document
 from tests.border.formats import Format
 

@@ -1,0 +1,54 @@
+"""Pictures of fixed test images every so many steps, made by rank 0 while the others wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.distributed as dist
+
+from pipeline.config import SettingsError, Stage1Settings
+from pipeline.data.tokenizer import Tokenizer
+from pipeline.evaluation.learning_pictures import learning_pictures
+from pipeline.evaluation.models.fgclip2 import FGCLIP2Evaluation
+from pipeline.export.folder import model_with_weights
+from pipeline.model import FGCLIP2Config
+from pipeline.training.full_state import full_state_dict
+from pipeline.training.run import Run
+
+LIMIT_SECONDS = 3600.0  # assumption: a few dozen images on one rank
+
+
+def pictures_callback(
+    settings: Stage1Settings, config: FGCLIP2Config, tokenizer: Tokenizer
+) -> Callable[[Run], None] | None:
+    """A callback for the loop, or None where ``evaluation.pictures_every_steps`` is null.
+
+    Raises:
+        SettingsError: pictures are asked for without data.
+    """
+    every_steps, data = settings.evaluation.pictures_every_steps, settings.evaluation.data
+    if every_steps is None:
+        return None
+    if not data:
+        raise SettingsError(
+            f"evaluation.pictures_every_steps is {every_steps}, but evaluation.data is null; name a folder of shards, "
+            "or set evaluation.pictures_every_steps=null"
+        )
+
+    def show(run: Run) -> None:
+        if run.state.step % every_steps and run.state.step not in (1, run.total_steps):
+            return
+        run.heartbeat.beat(run.state.step, "pictures", allowed_seconds=LIMIT_SECONDS)
+        weights = full_state_dict(run.engine.module)  # collective: ZeRO 3 gathers
+        if run.rank_info.is_main:
+            copy = model_with_weights(config, weights)
+            if not settings.trains_regions:
+                copy.copy_heads_for_stage2()
+            prefixes = {str(language): prefix for language, prefix in settings.data.short_caption_prefix.items()}
+            model = FGCLIP2Evaluation(
+                copy.to(run.device).eval(), tokenizer, patch_budgets=settings.data.patch_budgets, prefixes=prefixes
+            )
+            run.tracker.log_images(run.state.step, learning_pictures(model, data))
+        dist.barrier()
+
+    return show
