@@ -9,7 +9,7 @@ import argparse
 import ast
 import random
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -27,9 +27,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.config", "pipeline.model", "pipeline.objectives", "pipeline.drawing"),
     ("pipeline.data", "pipeline.checkpoint"),
     ("pipeline.tracking",),
-    ("pipeline.evaluation", "pipeline.export"),
+    ("pipeline.evaluation", "pipeline.export", "pipeline.training.optimizer"),
+    ("pipeline.estimate",),
     ("pipeline.training", "data_tools"),
-    ("pipeline.preflight", "pipeline.estimate"),
+    ("pipeline.preflight",),
     ("stages", "launch", "benchmarks"),
 )
 BOX_WIDTH, BOX_HEIGHT, ROW_HEIGHT, FIGURE_WIDTH = 2.0, 0.62, 1.25, 12.0
@@ -48,19 +49,27 @@ def project_modules(root: Path = ROOT) -> dict[str, Path]:
 
 
 def imports_of(path: Path, modules: Iterable[str]) -> set[str]:
-    """The project's modules that a file imports, also inside functions and for types only.
+    """The project's modules that a file imports when it runs, also inside functions.
 
     ``from package import name`` counts as the module ``package.name`` where there is one.
     """
     known = set(modules)
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _statements(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= (names & known) or {node.module}
     return found & known
+
+
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under ``if TYPE_CHECKING:``, which never run."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from _statements(node)
 
 
 def import_graph(root: Path = ROOT) -> dict[str, set[str]]:

@@ -162,7 +162,7 @@ def loader_rate(
         world_size=1,
         with_regions=with_regions,
     ) as loader:
-        for _ in range(settings.num_workers * (settings.prefetch_batches + 1)):
+        for _ in range(loader.num_workers * (settings.prefetch_batches + 1)):
             next(loader)  # what was read ahead while nobody waited would count as speed
         start, count = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:

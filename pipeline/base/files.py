@@ -116,11 +116,6 @@ def replace_folder(partial: str | Path, folder: str | Path, *, durable: bool = F
     shutil.rmtree(old, ignore_errors=True)
 
 
-def rename(partial: str | Path, path: str | Path) -> None:
-    """Give a whole file its name; for writers that several processes share and that know their partial files."""
-    os.replace(partial, path)
-
-
 def set_aside(path: str | Path) -> Path:
     """Move an old file out of the way, as ``NAME.1.EXTENSION``, ``NAME.2.EXTENSION`` …; its new path."""
     path = Path(path)

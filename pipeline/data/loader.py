@@ -200,6 +200,11 @@ class Loader:
         return self.plan.steps_per_epoch(epoch)
 
     @property
+    def num_workers(self) -> int:
+        """Decoding processes of this rank; 0: this process decodes."""
+        return self._batches.num_workers
+
+    @property
     def buffer_bytes(self) -> int:
         """Host memory that batches read ahead take at most, over all workers."""
         return self._batches.pool.num_bytes
