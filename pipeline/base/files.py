@@ -116,6 +116,11 @@ def replace_folder(partial: str | Path, folder: str | Path, *, durable: bool = F
     shutil.rmtree(old, ignore_errors=True)
 
 
+def move(path: str | Path, target: str | Path) -> None:
+    """Move a whole file or folder to another name of the same file system, in one step."""
+    os.replace(path, target)
+
+
 def set_aside(path: str | Path) -> Path:
     """Move an old file out of the way, as ``NAME.1.EXTENSION``, ``NAME.2.EXTENSION`` …; its new path."""
     path = Path(path)

@@ -10,13 +10,13 @@ The folder is written aside, read back, and renamed when every rank has succeede
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 import zlib
 from collections.abc import Collection
 from pathlib import Path
 
+from pipeline.base.files import move
 from pipeline.base.run_folder import RunFolder
 from pipeline.checkpoint.record import RECORD, CheckpointError, read_record
 
@@ -103,7 +103,7 @@ def set_aside_later(run_folder: str | Path, step: int | None) -> Path | None:
     target = parent / f"abandoned-{1 + max([int(name) for name in taken if name.isdigit()], default=0)}"
     target.mkdir()
     for folder in reversed(later):  # the newest first: a kill in between leaves no line with a gap
-        os.replace(folder, target / folder.name)
+        move(folder, target / folder.name)
     return target
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import fsspec
 
-from pipeline.base.files import write_folder_aside
+from pipeline.base.files import move, write_folder_aside
 from pipeline.checkpoint.folder import checkpoint_folder, list_checkpoints, step_of, verify_checkpoint
 from pipeline.checkpoint.record import RECORD, CheckpointError
 
@@ -121,7 +121,7 @@ def _fetch(system: Any, source: str, target: Path) -> None:
             system.get_file(entry, str(inside / posixpath.basename(entry)))
         verify_checkpoint(inside)
         for path in list(inside.iterdir()):
-            path.rename(partial / path.name)
+            move(path, partial / path.name)
         inside.rmdir()
 
 

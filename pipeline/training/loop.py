@@ -25,6 +25,7 @@ from pipeline.training.metrics import Progress, reduce_metrics
 from pipeline.training.optimizer import learning_rate, set_learning_rates
 from pipeline.training.run import Run, StepResult
 from pipeline.training.signals import StopRequest
+from pipeline.training.tracked import kept_models
 
 
 def train(run: Run) -> int:
