@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from benchmarks.reporting import benchmark_parser
+from tests.border.damage import Damage
 from tests.border.formats import MODULES, load_format
 from tests.border.runner import GOOD, Child, Tally, corpus, generated, run_format
 
@@ -27,6 +29,11 @@ def line_of(tally: Tally) -> str:
     )
 
 
+def _damages(name: str, cases: int, base: Path) -> list[tuple[int | str, Damage]]:
+    """The corpus, then generated ones."""
+    return [*corpus(name), *generated(name, base, range(cases))]
+
+
 def main() -> int:
     parser = benchmark_parser("benchmarks.border", __doc__ or "")
     parser.add_argument("--formats", nargs="+", choices=list(MODULES), default=list(MODULES), metavar="NAME")
@@ -36,9 +43,7 @@ def main() -> int:
     print(HEADER, "|---" * HEADER.count("| ") + "|", sep="\n", flush=True)
     try:
         for name in arguments.formats:
-            tally = run_format(
-                child, name, lambda base, name=name: [*corpus(name), *generated(name, base, range(arguments.cases))]
-            )
+            tally = run_format(child, name, partial(_damages, name, arguments.cases))
             print(line_of(tally), flush=True)
             findings += tally.findings
             rows.append({"format": name, **tally.outcomes, "slowest_seconds": tally.slowest_seconds})

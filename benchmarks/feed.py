@@ -89,12 +89,12 @@ def synthetic_manifest(samples: int, sample_bytes: float) -> Manifest:
     counts = np.empty((shards * pieces, len(shares)), dtype=np.uint16)
     for low in range(0, len(counts), CHUNK):
         counts[low : low + CHUNK] = draws.multinomial(each, shares, size=len(counts[low : low + CHUNK]))
-    counts = counts.reshape(-1, len(LANGUAGE_SHARES), len(BUDGET_SHARES))
-    whole = counts.reshape(shards, pieces, *counts.shape[1:]).sum(1, dtype=np.int32)
+    by_group = counts.reshape(-1, len(LANGUAGE_SHARES), len(BUDGET_SHARES))
+    whole = by_group.reshape(shards, pieces, *by_group.shape[1:]).sum(1, dtype=np.int32)
     totals = whole.sum((1, 2), dtype=np.int64)
     rows = np.tile(np.arange(pieces) * each, shards)
     starts = (rows * sample_bytes).astype(np.int64)
-    table = PieceTable(np.arange(shards + 1) * pieces, rows, starts, starts + int(each * sample_bytes), counts)
+    table = PieceTable(np.arange(shards + 1) * pieces, rows, starts, starts + int(each * sample_bytes), by_group)
     sizes = (totals * sample_bytes).astype(np.int64)
     nothing = [""] * shards
     return Manifest(
@@ -177,10 +177,10 @@ def _fetch(
     rate = min(connections * arguments.connection_megabytes * 1e6, arguments.node_gigabytes * 1e9)
     # It may begin when what lies ahead of training leaves room.
     begin, limit = node.ready_at, settings.prefetch_gigabytes * 1e9 * arguments.ranks
-    lying = sum(size for _, size in node.ahead)
+    lying = sum((size for _, size in node.ahead), 0.0)
     while node.ahead and lying + length > limit:
-        used_at, size = node.ahead.popleft()
-        begin, lying = max(begin, used_at), lying - size
+        used_at, used_bytes = node.ahead.popleft()
+        begin, lying = max(begin, used_at), lying - used_bytes
     node.ahead.append((now, length))
     latency = requests * arguments.latency_milliseconds / 1e3 / connections
     node.ready_at = begin + length / rate + latency

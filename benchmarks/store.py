@@ -173,7 +173,7 @@ def load(shards: str, tokenizer: Tokenizer, cache: Path | None, **settings: floa
         window_shards=4,
         cache_folder=str(cache) if cache else None,
         prefetch_gigabytes=0.01,
-        **settings,  # type: ignore[arg-type]  # of the fields' own types
+        **settings,
     )
     return make_loader(
         made,
