@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import SettingsError, Stage1Settings, flatten
+from pipeline.config import DataSettings, SettingsError, Stage1Settings, flatten
 from pipeline.data.manifest import load_manifest
 
 # The plan of the batches is a function of these: with another value step n has other samples than it had.
@@ -61,7 +61,7 @@ def make_fingerprint(settings: Stage1Settings) -> dict[str, Any]:
     fingerprint = {
         "stage": "stage2" if settings.trains_regions else "stage1",
         "tokenizer": _tokenizer_digest(Path(settings.tokenizer.path)),
-        "shards": _shards_digest(settings.data.shards),
+        "shards": _shards_digest(settings.data),
         "settings": kept,
     }
     return json.loads(json.dumps(fingerprint))  # tuples and lists must compare equal after a file
@@ -127,12 +127,13 @@ def _tokenizer_digest(folder: Path) -> str:
     raise FileNotFoundError(f"{folder} holds none of {', '.join(TOKENIZER_FILES)}; give tokenizer.path such a folder")
 
 
-def _shards_digest(folders: list[str]) -> str:
+def _shards_digest(data: DataSettings) -> str:
     """Of the shards' contents, in order: equal for copies elsewhere, whatever they were counted with."""
     digest = hashlib.sha256()
-    for folder in folders:
-        manifest = load_manifest(folder)
-        digest.update(manifest.digest.encode("ascii"))
+    for folder in data.shards:
+        # Tars that are streamed have no manifest; their names are all that is known of them.
+        known = folder if data.streaming else load_manifest(folder, cache_folder=data.cache_folder).digest
+        digest.update(known.encode("utf-8"))
     return digest.hexdigest()
 
 
