@@ -42,6 +42,7 @@ def measure(case: Case, folder: Path, repeats: int) -> list[Row]:
 
     from pipeline.base.distributed import join_process_group
     from pipeline.base.ranks import RankInfo
+    from pipeline.base.run_folder import CHECKPOINTS
     from pipeline.model import FGCLIP2
     from pipeline.training.checkpoint import take_snapshot, write_snapshot
     from pipeline.training.engine import build_engine
@@ -67,7 +68,7 @@ def measure(case: Case, folder: Path, repeats: int) -> list[Row]:
         began = time.perf_counter()
         snapshot = take_snapshot(engine, TrainState(step=step), objective, rank_info, reuse=kept)
         copied = time.perf_counter()
-        target = folder / "checkpoints" / f"step-{step:08d}"
+        target = folder / CHECKPOINTS / f"step-{step:08d}"
         write_snapshot(snapshot, target, rank_info)
         waits.append(copied - began)
         writes.append(time.perf_counter() - began)
