@@ -228,11 +228,12 @@ def measure_here(case: Case, out: Path) -> None:
     from pipeline.base.distributed import device_of, join_process_group
     from pipeline.base.ranks import read_rank_info
     from pipeline.data.loader import make_loader
+    from pipeline.data.slices import Division
     from pipeline.data.tokenizer import load_tokenizer
     from pipeline.model import FGCLIP2
+    from pipeline.training.cached import every_scale
     from pipeline.training.engine import build_engine
     from pipeline.training.full_state import prepare_moments
-    from pipeline.training.loop import _every_scale
     from pipeline.training.losses import StageLosses
     from pipeline.training.optimizer import freeze_region_parameters
 
@@ -242,8 +243,8 @@ def measure_here(case: Case, out: Path) -> None:
     loader = make_loader(
         settings.data, load_tokenizer(settings.tokenizer.path),
         (config.text_config.max_position_embeddings, config.text_config.longtext_len), seed=0,
-        global_batch_size=settings.train.global_batch_size, micro_batch_size=SIZES[case.size][5], rank=rank_info.rank,
-        world_size=rank_info.world_size, with_regions=case.stage == 2,
+        global_batch_size=settings.train.global_batch_size, rank=rank_info.rank,
+        division=Division(rank_info.world_size), with_regions=case.stage == 2,
     )  # fmt: skip
     next(loader)
     _load_code(build_engine, settings, rank_info, device_of(rank_info))
@@ -264,7 +265,7 @@ def measure_here(case: Case, out: Path) -> None:
         embeddings = engine(batch, regions=case.stage == 2)
         named("forward")
         output = losses(embeddings, batch)
-        total = output.total + _every_scale(embeddings)
+        total = output.total + every_scale(embeddings)
         named("losses")
         engine.backward(total)
         del embeddings, output, total

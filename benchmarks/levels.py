@@ -95,9 +95,7 @@ def measure(
         (text.max_position_embeddings, text.longtext_len),
         seed=0,
         global_batch_size=arguments.batch,
-        micro_batch_size=arguments.batch,
         rank=0,
-        world_size=1,
     ) as loader:
         next(loader)  # starts the worker
         start = time.perf_counter()

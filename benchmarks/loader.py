@@ -31,6 +31,7 @@ from pipeline.data.index import index_folder, index_shard, write_manifest
 from pipeline.data.loader import make_loader
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.schema import Region, Sample
+from pipeline.data.slices import Division
 from pipeline.data.tokenizer import Tokenizer, load_tokenizer
 
 BATCH = 32
@@ -157,9 +158,7 @@ def loader_rate(
         TEXT_LENGTHS,
         seed=0,
         global_batch_size=BATCH,
-        micro_batch_size=BATCH,
         rank=0,
-        world_size=1,
         with_regions=with_regions,
     ) as loader:
         for _ in range(loader.num_workers * (settings.prefetch_batches + 1)):
@@ -200,9 +199,8 @@ def first_batch_seconds(folder: Path, tokenizer: Tokenizer, step: int) -> float:
         TEXT_LENGTHS,
         seed=0,
         global_batch_size=SIMULATED_GLOBAL_BATCH,
-        micro_batch_size=SIMULATED_GLOBAL_BATCH // SIMULATED_RANKS,
         rank=7,
-        world_size=SIMULATED_RANKS,
+        division=Division(SIMULATED_RANKS),
         start_step=step,
     ) as loader:
         next(loader)
@@ -215,6 +213,7 @@ start = time.perf_counter()
 from pipeline.config import DataSettings
 from pipeline.data.manifest import load_manifest
 from pipeline.data.plan import Plan
+from pipeline.data.slices import Division
 plan = Plan([load_manifest(sys.argv[1])], DataSettings(), 0, int(sys.argv[2]))
 plan.batch(0, plan.steps_per_epoch() - 1)
 seconds = time.perf_counter() - start

@@ -181,9 +181,6 @@ def load(shards: str, tokenizer: Tokenizer, cache: Path | None, **settings: floa
         TEXT_LENGTHS,
         seed=0,
         global_batch_size=BATCH,
-        micro_batch_size=BATCH,
-        rank=0,
-        world_size=1,
     )
 
 

@@ -70,7 +70,7 @@ class DataSettings(Group):
     keep_aspect_ratio: bool = True  # False: every image is stretched to the largest square of its budget
     window_shards: int = Field(16, ge=1)  # samples are shuffled within windows of this many shuffled shards
     keep_last_batch: bool = False  # a last, smaller batch of each group instead of dropping and counting the remainder
-    last_batch_multiple: int = Field(8, ge=1)  # its size is one of these; ranks x accumulation_steps must divide it
+    last_batch_multiple: int = Field(8, ge=1)  # its size is a multiple of this
     num_workers: int | None = Field(None, ge=0)  # decoding processes a rank; None: the cores that it may use, less one
     prefetch_batches: int = Field(2, ge=1)  # a worker
     max_regions_per_image: int = Field(4, ge=1)
@@ -165,7 +165,13 @@ class TrainSettings(Group):
     run_folder: str = "runs/run"
     seed: int = Field(0, ge=0, le=MAX_SEED)
     global_batch_size: int = Field(256, ge=1)  # images an optimizer step, over all ranks
-    accumulation_steps: int = Field(1, ge=1)  # micro-batches an optimizer step; they shrink the pool of negatives
+    # Images of a rank that pass through the model at one time: a number, {patch budget: number}, or "auto" (from the
+    # device's memory). None: accumulation_steps says how many micro-batches a rank makes of its share.
+    micro_batch_size: int | Literal["auto"] | dict[int, int] | None = None
+    accumulation_steps: int = Field(1, ge=1)
+    # cached: the losses of a step are those of its whole global batch, for one more forward; separate: each
+    # micro-batch is a batch of its own, with as many fewer negatives
+    accumulation: Literal["cached", "separate"] = "cached"
     epochs: float | None = Field(1.0, gt=0, le=1e6)
     max_steps: int | None = Field(None, ge=1)  # overrides epochs
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -190,6 +196,19 @@ class TrainSettings(Group):
     def _length(self) -> TrainSettings:
         if self.epochs is None and self.max_steps is None:
             raise ValueError("epochs and max_steps are both null; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _micro_batches(self) -> TrainSettings:
+        size = self.micro_batch_size
+        sizes = size.values() if isinstance(size, dict) else [size] if isinstance(size, int) else []
+        if any(number < 1 for number in sizes):
+            raise ValueError(f"micro_batch_size is {size}; it must be at least 1 image")
+        if size is not None and self.accumulation_steps > 1:
+            raise ValueError(
+                f"micro_batch_size is {size} and accumulation_steps {self.accumulation_steps}; the one follows from "
+                "the other, so give one of them"
+            )
         return self
 
 

@@ -64,6 +64,29 @@ class Batch:
         with_tensors(self, note)
         return found
 
+    def stand_in(self) -> Batch:
+        """One grey patch with empty texts, of this batch's shapes and on its device, without regions.
+
+        For a rank that has no image of a micro-batch and must go through the same modules as the others.
+        """
+
+        def zeros(like: Tensor) -> Tensor:
+            return like.new_zeros(1, *like.shape[1:])
+
+        mask = zeros(self.pixel_attention_mask)
+        mask[:, 0] = 1
+        return replace(
+            self,
+            keys=[""],
+            pixel_values=zeros(self.pixel_values),
+            pixel_attention_mask=mask,
+            spatial_shapes=zeros(self.spatial_shapes) + 1,
+            short_ids=zeros(self.short_ids),
+            short_valid=zeros(self.short_valid),
+            long_ids=zeros(self.long_ids),
+            long_valid=zeros(self.long_valid),
+        )
+
     def tensors(self) -> dict[str, Tensor]:
         return {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
 

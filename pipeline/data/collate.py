@@ -102,9 +102,15 @@ class Collator:
         self.short_length, self.long_length = text_lengths
 
     def __call__(
-        self, pixels: PixelBuffer, keys: list[str], samples: list[Sample], epoch: int, replaced: dict[str, int]
+        self,
+        pixels: PixelBuffer,
+        keys: list[str],
+        samples: list[Sample],
+        epoch: int,
+        language: str,
+        replaced: dict[str, int],
     ) -> Batch:
-        language = samples[0].language
+        """The batch of some images, which may be none, and their records."""
         prefixes: Mapping[Any, str] = self.settings.short_caption_prefix
         prefix = prefixes.get(language, "")
         short = [prefix + sample.short_caption if sample.short_caption else "" for sample in samples]
@@ -123,9 +129,9 @@ class Collator:
             pixel_attention_mask=pixels.mask,
             spatial_shapes=pixels.shapes,
             short_ids=short_ids[: len(short)].clone(),
-            short_valid=torch.tensor([sample.short_caption is not None for sample in samples]),
+            short_valid=torch.tensor([sample.short_caption is not None for sample in samples], dtype=torch.bool),
             long_ids=self.tokenizer(long, self.long_length),
-            long_valid=torch.tensor([sample.long_caption is not None for sample in samples]),
+            long_valid=torch.tensor([sample.long_caption is not None for sample in samples], dtype=torch.bool),
             region_ids=pad_rows(short_ids[len(short) :], num_rows),
             region_text_hash=pad_rows(hashes, num_rows),
             replaced=replaced,

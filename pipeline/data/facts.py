@@ -5,7 +5,8 @@ Shape letters: B images, R regions, U distinct region texts, H regions with nega
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,6 +54,9 @@ def facts_of(batch: Batch, num_region_texts: int | None = None) -> HostFacts:
     Args:
         num_region_texts: U, where ``region_ids`` is padded.
     """
+    if not len(batch):  # the model runs the stand-in, and the losses get no row
+        nothing = LossRows(None, None, None, None, None)
+        return replace(facts_of(batch.stand_in(), 0), rows=nothing, counts=(0,) * len(KINDS), real_patches=0)
     regions = region_layout(batch.boxes, batch.region_image, batch.spatial_shapes)
     grids = batch.spatial_shapes[batch.region_image]
     rows, counts = loss_rows(batch, side_tables(batch.boxes, grids, regions.longest_side, regions.most_samples)[2])
@@ -76,6 +80,49 @@ def loss_rows(batch: Batch, has_area: Tensor) -> tuple[LossRows, tuple[int, ...]
         None if count == len(keep) else keep.nonzero().squeeze(1) for keep, count in zip(kept, counts, strict=True)
     ]
     return LossRows(*numbers), counts
+
+
+def joined_facts(batches: Sequence[Batch]) -> HostFacts | None:
+    """Those of several batches as one, as far as losses read them; None where a batch has none.
+
+    The layouts, which only the model reads, are the first batch's.
+    """
+    found = [batch.facts for batch in batches if batch.facts is not None]
+    if len(found) < len(batches):
+        return None
+    lengths = {  # what the row numbers of each kind count
+        "short": [len(batch.short_valid) for batch in batches],
+        "long": [len(batch.long_valid) for batch in batches],
+        "region": [len(batch.boxes) for batch in batches],
+        "hard": [len(batch.hard_region) for batch in batches],
+        "altered": [
+            facts.counts[KINDS.index("hard")] * (batch.hard_index.shape[1] - 1)
+            for batch, facts in zip(batches, found, strict=True)
+        ],
+    }
+    rows = {
+        entry.name: _joined_rows([getattr(facts.rows, entry.name) for facts in found], lengths[entry.name])
+        for entry in fields(LossRows)
+    }
+    return replace(
+        found[0],
+        rows=LossRows(**rows),
+        counts=tuple(map(sum, zip(*(facts.counts for facts in found), strict=True))),
+        real_patches=sum(facts.real_patches for facts in found),
+        num_region_texts=sum(facts.num_region_texts for facts in found),
+    )
+
+
+def _joined_rows(parts: Sequence[Tensor | None], lengths: Sequence[int]) -> Tensor | None:
+    """Numbers into the rows of all parts together."""
+    if all(part is None for part in parts):
+        return None
+    device = next(part.device for part in parts if part is not None)
+    first, found = 0, []
+    for part, length in zip(parts, lengths, strict=True):
+        found.append(first + (torch.arange(length, device=device) if part is None else part))
+        first += length
+    return torch.cat(found)
 
 
 def bucketed(number: int) -> int:

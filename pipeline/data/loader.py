@@ -1,162 +1,35 @@
 """This rank's batches, in the plan's order, endlessly over the epochs, from any step on.
 
 The position is one number, the global optimizer step: resuming at step n is planning batch n. A unit of work is a
-whole micro-batch of this rank; loader workers take them in turn and hand them back in order, so their number changes
-speed and nothing else.
+micro-batch of this rank (pipeline/data/slices.py says how many a step has); loader workers take them in turn and hand
+them back in order, so their number changes speed and nothing else.
 """
 
 from __future__ import annotations
 
-import itertools
-import logging
-import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader
 
 from pipeline.base.ranks import loader_workers
 from pipeline.config import DataSettings
 from pipeline.data.batch import Batch
 from pipeline.data.cache import check_remote
-from pipeline.data.collate import Collator, PixelBuffer
-from pipeline.data.faults import DataFaultLimit, check_share
-from pipeline.data.images import ImageFault
+from pipeline.data.collate import Collator
+from pipeline.data.faults import check_share
 from pipeline.data.manifest import IndexProblem, Manifest, load_manifest
-from pipeline.data.memory import BufferPool
-from pipeline.data.patches import PATCH_VALUES
-from pipeline.data.plan import Plan, PlannedBatch, rank_slice
+from pipeline.data.micro_batches import Failed, MicroBatches, Shipped, Unit
+from pipeline.data.plan import Plan
 from pipeline.data.prefetch import Prefetcher
-from pipeline.data.reader import RawSample, ReadFault, ShardReader
 from pipeline.data.share import NodeShare
+from pipeline.data.slices import Division
 from pipeline.data.sources import Sources
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.transport import Patience, StoreCounts, StoreUnavailable
-
-HELD_BATCHES = 3  # slots a worker beside those read ahead: one being filled, and what the training step still holds
-MAX_ATTEMPTS = 64  # replacements tried for one slot; with half of all samples lost, 64 fail once in 10^19
-TERM_GRACE_SECONDS = 40.0  # more than the 30 that DeepSpeed's launcher waits before it sends SIGKILL
-log = logging.getLogger(__name__)
-
-
-class Shipped(NamedTuple):
-    """A batch on its way from a worker: its pixels are in ``slot`` of the pool, or in the batch where it is None."""
-
-    batch: Batch
-    slot: int | None
-    shape: tuple[int, ...]
-
-
-class Failed(NamedTuple):
-    """What ended the work of a worker: raised again, as one line, in the training process."""
-
-    error: type[DataFaultLimit] | type[StoreUnavailable]
-    message: str
-
-
-class MicroBatches(Dataset):
-    """Micro-batch ``i`` of this rank: part ``i % accumulation_steps`` of global batch ``i // accumulation_steps``."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        collator: Collator,
-        rank: int,
-        world_size: int,
-        accumulation_steps: int,
-        sources: Sources,
-        num_workers: int,
-    ) -> None:
-        self.plan, self.sources, self.collator, self.settings = plan, sources, collator, collator.settings
-        self.num_workers = num_workers
-        self.rank, self.world_size, self.accumulation_steps = rank, world_size, accumulation_steps
-        largest = plan.batch_size // (world_size * accumulation_steps) * max(plan.patch_budgets) * PATCH_VALUES
-        self.pool = BufferPool(num_workers, self.settings.prefetch_batches + HELD_BATCHES, largest)
-        self._readers: list[ShardReader] = []
-        self._process: int | None = None
-        self._planned: tuple[tuple[int, int], PlannedBatch] | None = None
-
-    def __getitem__(self, index: int) -> Shipped | Failed:
-        try:
-            return self._batch(index)
-        except (DataFaultLimit, StoreUnavailable) as error:
-            return Failed(type(error), str(error))
-
-    def _batch(self, index: int) -> Shipped:
-        step, part = divmod(index, self.accumulation_steps)
-        planned = self._plan_of(self.plan.locate(step))
-        mine = rank_slice(len(planned), self.rank, self.world_size, part, self.accumulation_steps)
-        slots = range(mine.start, mine.stop)
-        shape = (len(slots), planned.patch_budget, PATCH_VALUES)
-        worker = get_worker_info()
-        buffer = self.pool.take(worker.id if worker else 0)
-        values = torch.empty(shape, dtype=torch.uint8) if buffer is None else self.pool.view(buffer, shape)
-        pixels = PixelBuffer(values, self.settings)
-        replaced: Counter[str] = Counter()
-        raws = [self._read(planned, slot, place, pixels, replaced) for place, slot in enumerate(slots)]
-        keys, samples = [raw.key for raw in raws], [raw.sample for raw in raws]
-        batch = self.collator(pixels, keys, samples, planned.epoch, dict(replaced))
-        # The way to the training process is by slot number; torch would copy the pixels to fresh memory.
-        return Shipped(batch, None, shape) if buffer is None else Shipped(_without_pixels(batch), buffer, shape)
-
-    def close(self) -> None:
-        for reader in self._readers:
-            reader.close()
-        self._readers = []
-
-    def _plan_of(self, place: tuple[int, int]) -> PlannedBatch:
-        if self._planned is None or self._planned[0] != place:
-            self._planned = (place, self.plan.batch(*place))
-        return self._planned[1]
-
-    def _read(
-        self, planned: PlannedBatch, slot: int, place: int, pixels: PixelBuffer, replaced: Counter[str]
-    ) -> RawSample:
-        """The sample of a slot with its image put into ``pixels``, or the first replacement that can be read."""
-        entry = int(planned.shards[slot]), int(planned.ordinals[slot])
-        for attempt in range(MAX_ATTEMPTS):
-            shard, key = "?", "?"
-            try:
-                raw = self._read_entry(*entry, planned.language)
-                shard, key = raw.shard, raw.key
-                pixels.put(place, raw.image, raw.sample.width, raw.sample.height)
-                return raw
-            except ReadFault as fault:
-                kind, message = fault.kind, str(fault)
-            except ImageFault as fault:
-                kind, message = fault.kind, f"{shard}: {key}: {fault.kind}: {fault}"
-            replaced[kind] += 1
-            log.warning("epoch %d batch %d slot %d is replaced: %s", planned.epoch, planned.number, slot, message)
-            entry = self.plan.replacement(planned, slot, attempt)
-        raise DataFaultLimit(
-            f"epoch {planned.epoch} batch {planned.number} slot {slot}: {MAX_ATTEMPTS} samples in a row cannot be read "
-            f"(last: {message}); check the shards with `python -m data_tools verify`"
-        )
-
-    def _read_entry(self, shard: int, ordinal: int, language: str) -> RawSample:
-        source, number = self.plan.source_of(shard)
-        reader = self._readers_here()[source]
-        return reader.read(number, reader.row(number, language, ordinal))
-
-    def _readers_here(self) -> list[ShardReader]:
-        if self._process != os.getpid():  # a forked worker must not share its parent's file positions
-            self._readers, self._process = self.sources.readers(), os.getpid()
-        return self._readers
-
-
-class _From(Sampler):
-    """``start``, ``start`` + 1, … without end."""
-
-    def __init__(self, start: int) -> None:
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.start)
+from pipeline.data.transport import Patience, StoreCounts
+from pipeline.data.workers import prepare_worker
 
 
 class Loader:
@@ -164,7 +37,7 @@ class Loader:
 
     def __init__(self, batches: MicroBatches, start_step: int) -> None:
         self._batches, self._settings, self.plan = batches, batches.settings, batches.plan
-        self._next_index = start_step * batches.accumulation_steps
+        self._next = batches.units_of(start_step)[0]
         self._iterator: Iterator[Shipped | Failed] | None = None
         self._prefetcher = _make_prefetcher(batches) if batches.sources.is_remote else None
         self._faults: Counter[str] = Counter()
@@ -179,8 +52,13 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def upcoming(self) -> Unit:
+        """Which micro-batch the next call of ``next`` gives; without reading it."""
+        return self._next
+
     def __next__(self) -> Batch:
-        """
+        """This rank's next micro-batch, which may be empty.
+
         Raises:
             DataFaultLimit: the share of faulty samples is above ``max_fault_share``.
             StoreUnavailable: a remote store was away for longer than ``store_patience_seconds``.
@@ -188,9 +66,12 @@ class Loader:
         if self._iterator is None:
             self._iterator = iter(self._torch_loader())
         if self._prefetcher is not None:
-            self._prefetcher.at(self._next_index)
+            self._prefetcher.at(self._next.step)
         batch = self._receive(next(self._iterator))
-        self._next_index += 1
+        if self._next.part + 1 < self._next.parts:
+            self._next = self._next._replace(part=self._next.part + 1)
+        else:
+            self._next = self._batches.units_of(self._next.step + 1)[0]
         self._samples += len(batch)
         self._faults.update(batch.replaced)
         check_share(self._faults, self._samples, self._settings)
@@ -205,9 +86,20 @@ class Loader:
         return self._batches.num_workers
 
     @property
+    def num_buffers(self) -> int:
+        """Micro-batches that are in host memory at most, over all workers."""
+        return self._batches.pool.num_buffers
+
+    @property
     def buffer_bytes(self) -> int:
         """Host memory that batches read ahead take at most, over all workers."""
         return self._batches.pool.num_bytes
+
+    def regions_per_sample(self) -> float:
+        """The mean over all samples, of those that are read: at most ``data.max_regions_per_image`` of each."""
+        regions = sum(int(manifest.regions.sum()) for manifest in self._batches.sources.manifests)
+        samples = sum(int(manifest.samples.sum()) for manifest in self._batches.sources.manifests)
+        return min(regions / max(samples, 1), float(self._settings.max_regions_per_image))
 
     def fault_counts(self) -> dict[str, int]:
         """Faults met by this loader since it was made, by kind."""
@@ -239,7 +131,7 @@ class Loader:
         return DataLoader(
             self._batches,
             batch_size=None,
-            sampler=_From(self._next_index),
+            sampler=self._batches.units_from(self._next),
             collate_fn=_as_it_is,
             num_workers=workers,
             prefetch_factor=self._settings.prefetch_batches if workers else None,
@@ -267,11 +159,9 @@ def make_loader(
     *,
     seed: int,
     global_batch_size: int,
-    micro_batch_size: int,
-    rank: int,
-    world_size: int,
+    rank: int = 0,
+    division: Division = Division(),  # noqa: B008 - frozen
     start_step: int = 0,
-    accumulation_steps: int = 1,
     with_regions: bool = False,
     of_negatives: Mapping[str, float] | None = None,
     local_world_size: int | None = None,
@@ -280,24 +170,13 @@ def make_loader(
 
     Args:
         text_lengths: tokens of short (and region) texts, and of long ones.
-        micro_batch_size: images a rank and micro-batch; times ranks and accumulation it is the global batch.
+        division: how a global batch is divided among ranks and micro-batches.
         of_negatives: losses that have members only where regions have negatives, with their weights.
         local_world_size: ranks on this machine, neighbours among all; None: ``rank`` is alone there.
 
     Raises:
-        IndexProblem: shards, index, weights or sizes that do not fit, each with its remedy.
+        IndexProblem: shards, index or weights that do not fit, each with its remedy.
     """
-    slices = world_size * accumulation_steps
-    if global_batch_size % slices or global_batch_size // slices != micro_batch_size:
-        raise IndexProblem(
-            f"a global batch of {global_batch_size} is not {world_size} ranks x {accumulation_steps} micro-batches x "
-            f"{micro_batch_size} images; change train.global_batch_size or train.accumulation_steps"
-        )
-    if settings.keep_last_batch and settings.last_batch_multiple % slices:
-        raise IndexProblem(
-            f"data.last_batch_multiple is {settings.last_batch_multiple}; a kept last batch must divide among "
-            f"{world_size} ranks x {accumulation_steps} accumulation steps, so make it a multiple of {slices}"
-        )
     manifests = [_manifest(folder, settings) for folder in settings.shards]
     if with_regions and not any(manifest.regions.any() for manifest in manifests):
         raise IndexProblem(
@@ -309,10 +188,10 @@ def make_loader(
     plan = Plan(manifests, settings, seed, global_batch_size)
     collator = Collator(settings, tokenizer, text_lengths, seed, with_regions)
     here = local_world_size or 1
-    share = NodeShare(plan.copy(), manifests, rank // here * here, here, world_size, accumulation_steps)
-    sources = Sources(manifests, settings, share)
+    share = NodeShare(plan.copy(), manifests, rank // here * here, here, division)
     workers = loader_workers(settings.num_workers, here)
-    return Loader(MicroBatches(plan, collator, rank, world_size, accumulation_steps, sources, workers), start_step)
+    sources = Sources(manifests, settings, share)
+    return Loader(MicroBatches(plan, collator, rank, division, sources, workers), start_step)
 
 
 def _manifest(folder: str, settings: DataSettings) -> Manifest:
@@ -334,26 +213,5 @@ def _make_prefetcher(batches: MicroBatches) -> Prefetcher:
     )
 
 
-def _without_pixels(batch: Batch) -> Batch:
-    return replace(batch, pixel_values=torch.empty(0))
-
-
 def _as_it_is(shipped: Any) -> Any:
     return shipped
-
-
-def prepare_worker(_: int) -> None:
-    """Let the training process decide: it ends its workers itself, after the checkpoint that a signal asks for.
-
-    Ctrl-C reaches the whole process group, and DeepSpeed's launcher sends SIGTERM to every process below it. A worker
-    that died of either would fail the step in hand. It ends a while after SIGTERM all the same, so that it
-    does not outlive a parent that is killed.
-    """
-
-    def end_later(number: int, frame: object) -> None:
-        timer = threading.Timer(TERM_GRACE_SECONDS, os._exit, [128 + number])
-        timer.daemon = True
-        timer.start()
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, end_later)

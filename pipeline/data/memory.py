@@ -31,6 +31,11 @@ class BufferPool:
         self._used = mmap.mmap(-1, count)
 
     @property
+    def num_buffers(self) -> int:
+        """Over all workers."""
+        return len(self._used)
+
+    @property
     def num_bytes(self) -> int:
         """What all slots take once they have been filled to their end."""
         return len(self._memory)

@@ -1,6 +1,6 @@
 """Fetches in the background what this rank will read next, where sources are remote.
 
-One thread walks the plan ahead of training and lists what each micro-batch of this rank needs: its own pieces, and
+One thread walks the plan ahead of training and lists what this rank needs for each step: its own pieces, and
 single samples of others. Others fetch, several at once, in the order of need. The cache's locks keep the ranks of a
 machine, their workers and these threads from fetching twice. What is not there in time is fetched by whoever needs it.
 """
@@ -13,13 +13,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from pipeline.data.cache import CachedFolder
-from pipeline.data.plan import Plan, rank_slice
+from pipeline.data.plan import Plan
 from pipeline.data.reader import ReadFault, ShardReader
 from pipeline.data.shard_index import IndexProblem
 from pipeline.data.share import Need, NodeShare
 from pipeline.data.transport import StoreUnavailable
 
-BATCHES_AHEAD = 256  # micro-batches that are looked at, at most, where all they need is there already
+BATCHES_AHEAD = 256  # steps that are looked at, at most, where all they need is there already
 REMEMBERED = 100_000  # needs that were seen to; older ones are looked up again
 
 
@@ -47,17 +47,17 @@ class Prefetcher:
         self._share, self._rank, self._make_readers = share, rank, make_readers
         self._connections, self._ahead_bytes = connections, ahead_bytes
         self._current, self._next = -1, 0
-        self._ahead: deque[tuple[int, int]] = deque()  # micro-batch, new bytes that it needs
+        self._ahead: deque[tuple[int, int]] = deque()  # step, new bytes that it needs
         self._condition = threading.Condition()
         self._tasks: queue.Queue[Need | None] = queue.Queue(maxsize=4 * connections)
         self._threads: list[threading.Thread] = []
         self._closed = False
 
-    def at(self, index: int) -> None:
-        """Training asks for micro-batch ``index`` of this rank."""
+    def at(self, step: int) -> None:
+        """Training asks for batches of ``step``."""
         with self._condition:
-            self._current, self._next = index, max(self._next, index)
-            while self._ahead and self._ahead[0][0] < index:
+            self._current, self._next = step, max(self._next, step)
+            while self._ahead and self._ahead[0][0] < step:
                 self._ahead.popleft()
             self._condition.notify_all()
             if not self._threads:
@@ -79,9 +79,9 @@ class Prefetcher:
         """List needs in order, as long as not too much lies ahead of training."""
         plan, readers = self._share.plan, self._make_readers()
         seen: dict[tuple[int, int, int, tuple[int, ...]], None] = {}
-        while (index := self._turn()) is not None:
+        while (step := self._turn()) is not None:
             new_bytes = 0
-            for need in rank_needs(self._share, plan, self._rank, index):
+            for need in rank_needs(self._share, plan, self._rank, step):
                 name = (need.source, need.shard, need.piece, () if need.whole else need.ordinals)
                 if name in seen or not isinstance(readers[need.source].store, CachedFolder):
                     continue
@@ -93,13 +93,13 @@ class Prefetcher:
             while len(seen) > REMEMBERED:
                 seen.pop(next(iter(seen)))
             with self._condition:
-                self._ahead.append((index, new_bytes))
-                self._next = max(self._next, index + 1)
+                self._ahead.append((step, new_bytes))
+                self._next = max(self._next, step + 1)
         for _ in range(self._connections):
             self._tasks.put(None)
 
     def _turn(self) -> int | None:
-        """The next micro-batch to look at, when it may be; None at the end."""
+        """The next step to look at, when it may be; None at the end."""
         with self._condition:
             while not self._closed:
                 ahead = sum(length for _, length in self._ahead)
@@ -121,11 +121,11 @@ class Prefetcher:
                 self._give_up()  # the workers, which may wait for this very piece, say what happened
 
 
-def rank_needs(share: NodeShare, plan: Plan, rank: int, index: int) -> list[Need]:
-    """What micro-batch ``index`` of a rank reads; micro-batches are counted over all steps and their parts."""
-    step, part = divmod(index, share.parts)
+def rank_needs(share: NodeShare, plan: Plan, rank: int, step: int) -> list[Need]:
+    """What a rank reads for a step."""
     batch = plan.batch(*plan.locate(step))
-    return share.needs(batch, rank_slice(len(batch), rank, share.world_size, part, share.parts))
+    slices = share.division.read_by(len(batch), rank, batch.patch_budget)
+    return [need for part in slices for need in share.needs(batch, part)]
 
 
 def bytes_of(share: NodeShare, need: Need) -> int:

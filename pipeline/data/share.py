@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.data.manifest import Manifest
-from pipeline.data.plan import Plan, PlannedBatch, rank_slice
+from pipeline.data.plan import Plan, PlannedBatch
 from pipeline.data.plan.locality import is_home, place_of
+from pipeline.data.slices import Division
 
 CACHE_SLACK = 1.25  # assumption: shares of nodes differ by less, and eviction has room to work
 
@@ -34,20 +35,16 @@ class NodeShare:
     """The ranks of one machine, neighbours among all ranks, and what of each global batch is theirs."""
 
     def __init__(
-        self, plan: Plan, manifests: Sequence[Manifest], first_rank: int, num_ranks: int, world_size: int, parts: int
+        self, plan: Plan, manifests: Sequence[Manifest], first_rank: int, num_ranks: int, division: Division
     ) -> None:
-        """``parts``: accumulation steps."""
         self.plan, self.manifests = plan, manifests
-        self.num_ranks, self.world_size, self.parts = num_ranks, world_size, parts
-        last = first_rank + num_ranks - 1
-        size = plan.batch_size
-        self.slices = [
-            slice(
-                rank_slice(size, first_rank, world_size, part, parts).start,
-                rank_slice(size, last, world_size, part, parts).stop,
-            )
-            for part in range(parts)
-        ]
+        self.num_ranks, self.division = num_ranks, division
+        # where a separate micro-batch is a part of its own, its number depends on the patch budget: this is the largest
+        firsts, lasts = (
+            division.read_by(plan.batch_size, rank, max(plan.patch_budgets))
+            for rank in (first_rank, first_rank + num_ranks - 1)
+        )
+        self.slices = [slice(first.start, last.stop) for first, last in zip(firsts, lasts, strict=True)]
 
     def is_home(self, source: int, shard: int, piece: int) -> bool:
         """Whether batches keep (nearly) all samples of a piece for this machine."""
@@ -75,5 +72,5 @@ class NodeShare:
         """Bytes of a cache from which nothing is removed that is needed again, and ``ahead_bytes`` of every rank."""
         sizes = np.concatenate([manifest.sizes for manifest in self.manifests])
         alive = self.plan.alive_bytes(sizes)
-        share = self.num_ranks / self.world_size
+        share = self.num_ranks / self.division.world_size
         return int(CACHE_SLACK * (alive * share + ahead_bytes * self.num_ranks))

@@ -36,12 +36,14 @@ from pipeline.data.batch import Batch
 from pipeline.data.collate import Collator, PixelBuffer
 from pipeline.data.faults import DataFaultLimit, check_share
 from pipeline.data.images import ImageFault, image_size
-from pipeline.data.loader import prepare_worker
+from pipeline.data.micro_batches import Unit
 from pipeline.data.patches import PATCH_VALUES
 from pipeline.data.resolution import level_of
 from pipeline.data.schema import IMAGE_EXTENSIONS, Sample, SampleError, parse_sample
 from pipeline.data.shard_index import IndexProblem
+from pipeline.data.slices import Division
 from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.workers import prepare_worker
 
 CAPTION_KEYS = ("caption", "text")  # of a KEY.json that is not this project's, where there is no KEY.txt
 NOTICE = (
@@ -149,14 +151,16 @@ class TarStream(IterableDataset):
                 del bucket[slot]
             return None
         faults, tally.faults = dict(tally.faults), Counter()
-        return self.collator(pixels, [key for key, *_ in bucket], [sample for *_, sample in bucket], 0, faults)
+        samples = [sample for *_, sample in bucket]
+        return self.collator(pixels, [key for key, *_ in bucket], samples, 0, samples[0].language, faults)
 
 
 class StreamingLoader:
     """What ``Loader`` is to an index: iterates over this rank's batches; close it, or use it as a context."""
 
-    def __init__(self, stream: TarStream, num_workers: int, steps_per_epoch: int) -> None:
+    def __init__(self, stream: TarStream, num_workers: int, steps_per_epoch: int, first: Unit) -> None:
         self._stream, self._workers, self._steps = stream, num_workers, steps_per_epoch
+        self._next = first
         self._iterator: Iterator[Batch | DataFaultLimit] | None = None
         self._faults: Counter[str] = Counter()
         self._samples = 0
@@ -170,6 +174,10 @@ class StreamingLoader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def upcoming(self) -> Unit:
+        """Which micro-batch the next call of ``next`` gives; without reading it."""
+        return self._next
+
     def __next__(self) -> Batch:
         """
         Raises:
@@ -180,10 +188,21 @@ class StreamingLoader:
         batch = next(self._iterator)
         if isinstance(batch, DataFaultLimit):
             raise batch
+        step, part, parts, size = self._next
+        self._next = Unit(step, part + 1, parts, size) if part + 1 < parts else Unit(step + 1, 0, parts, size)
         self._samples += len(batch)
         self._faults.update(batch.replaced)
         check_share(self._faults, self._samples, self._stream.settings)
         return batch
+
+    @property
+    def num_buffers(self) -> int:
+        """Micro-batches that are read ahead at most, over all workers."""
+        return self._workers * self._stream.settings.prefetch_batches
+
+    def regions_per_sample(self) -> float:
+        """At most; nobody has counted the tars."""
+        return float(self._stream.settings.max_regions_per_image)
 
     @property
     def buffer_bytes(self) -> int:
@@ -225,9 +244,8 @@ def make_streaming_loader(
     *,
     seed: int,
     global_batch_size: int,
-    micro_batch_size: int,
-    rank: int,
-    world_size: int,
+    rank: int = 0,
+    division: Division = Division(),  # noqa: B008 - frozen
     start_step: int = 0,
     with_regions: bool = False,
     local_world_size: int | None = None,
@@ -235,8 +253,16 @@ def make_streaming_loader(
     """As ``loader.make_loader``, from tars without an index.
 
     Raises:
-        IndexProblem: no shard is named, or a folder that holds none.
+        IndexProblem: no shard is named, or a folder that holds none, or a global batch that does not divide.
     """
+    world_size, parts = division.world_size, division.most_parts(global_batch_size, settings.patch_budgets)
+    micro_batch_size, rest = divmod(global_batch_size, world_size * parts)
+    if rest or not micro_batch_size:
+        raise IndexProblem(
+            f"train.global_batch_size is {global_batch_size}; with data.streaming it must be a multiple of ranks times "
+            f"micro-batches ({world_size} x {parts}); change train.global_batch_size, train.micro_batch_size or "
+            "train.accumulation_steps, or index the shards"
+        )
     urls = expand(settings.shards)
     if rank == 0:
         log.warning("%s", NOTICE)
@@ -248,7 +274,8 @@ def make_streaming_loader(
         )  # fmt: skip
     collator = Collator(settings, tokenizer, text_lengths, seed, with_regions)
     stream = TarStream(urls, settings, collator, micro_batch_size, (rank, world_size, seed, start_step))
-    return StreamingLoader(stream, workers, max(1, settings.streaming_epoch_samples // global_batch_size))
+    steps = max(1, settings.streaming_epoch_samples // global_batch_size)
+    return StreamingLoader(stream, workers, steps, Unit(start_step, 0, parts, global_batch_size))
 
 
 def expand(shards: Iterable[str]) -> list[str]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.base.ranks import loader_workers
 from pipeline.config import SettingsError, Stage1Settings
-from pipeline.data.loader import HELD_BATCHES
+from pipeline.data.micro_batches import HELD_BATCHES
+from pipeline.data.slices import Division
 from pipeline.estimate.devices import Device
+from pipeline.estimate.fitting import is_checkpointed, largest_fitting, largest_micro_batches, memory_of
 from pipeline.estimate.flops import Flops, count_flops
 from pipeline.estimate.inputs import Data, is_trained, model_config, read_data, read_zero, sharding_of, work_of
-from pipeline.estimate.memory import FLOAT, PATCH_VALUES, Memory, Sharding, Work, memory_at_peak
+from pipeline.estimate.memory import FLOAT, PATCH_VALUES, Memory, Sharding, Work
 from pipeline.estimate.pieces import Piece, trace_pieces
 from pipeline.estimate.timing import StepTime, cores_to_decode, step_time
 from pipeline.model import FGCLIP2Config
+from pipeline.training.micro_batches import make_division
 
 CONTEXT_GIGABYTES = 1.5  # assumption: CUDA's context, cuBLAS' and NCCL's workspaces on a device
 USABLE_SHARE = 0.92  # assumption: of the rest; the allocator's fragments need their room
@@ -32,6 +35,8 @@ class AtBudget:
     checkpointed: bool
     memory: dict[int, Memory]  # by ZeRO stage
     largest_micro_batch: dict[int, int]
+    micro_batch: int  # images of the largest on a device
+    micro_batches: int  # a device and step
     flops: Flops
     time: StepTime
     cores: float  # that decode, a device
@@ -45,8 +50,6 @@ class Estimate:
     device: Device
     devices: int
     zero: int
-    micro_batch: int
-    accumulation: int
     parameters: int
     trained: int
     budgets: list[AtBudget]
@@ -98,19 +101,15 @@ def make_estimate(settings: Stage1Settings, devices: int, device: Device) -> Est
     """
     notes: list[str] = []
     config, data = model_config(settings, notes), read_data(settings, notes)
-    accumulation = settings.train.accumulation_steps
-    micro, rest = divmod(settings.train.global_batch_size, devices * accumulation)
-    if rest or not micro:
-        raise SettingsError(
-            f"train.global_batch_size is {settings.train.global_batch_size}; it must be a multiple of devices times "
-            f"train.accumulation_steps ({devices} x {accumulation}); change one of the three"
-        )
     zero = int(read_zero(settings).get("stage", 0))
     if zero not in (1, 2, 3):
         raise SettingsError(f"{settings.train.deepspeed_config} has ZeRO stage {zero}; stages 1, 2 and 3 are estimated")
     shardings = {s: sharding_of(settings, config, devices, s, on_cpu=device.is_cpu) for s in (1, 2, 3)}
+    division = make_division(
+        settings, devices, lambda: largest_micro_batches(settings, config, shardings[zero], usable_bytes(device))
+    )
     budgets = [
-        at_budget(settings, config, data, micro, patches, share, shardings, zero, device)
+        at_budget(settings, config, data, division, patches, share, shardings, zero, device)
         for patches, share in data.budgets.items()
     ]
     seconds = sum(at.share * at.time.total for at in budgets)
@@ -125,8 +124,6 @@ def make_estimate(settings: Stage1Settings, devices: int, device: Device) -> Est
         device=device,
         devices=devices,
         zero=zero,
-        micro_batch=micro,
-        accumulation=accumulation,
         parameters=total,
         trained=trained,
         budgets=budgets,
@@ -135,7 +132,7 @@ def make_estimate(settings: Stage1Settings, devices: int, device: Device) -> Est
         use=sum(at.share * at.time.use * at.time.total for at in budgets) / seconds,
         images_per_second=images,
         feed_bytes_per_second=images * data.bytes_a_sample,
-        host_memory=_host_memory(settings, micro, max(data.budgets), checkpoint, devices, per_host, total),
+        host_memory=_host_memory(settings, division, data, checkpoint, devices, per_host, total),
         host_cores=cores + per_host,
         checkpoint_bytes=checkpoint,
         checkpoint_copy_seconds=checkpoint / devices / (1e9 * device.host_link * device.bandwidth_use),
@@ -149,7 +146,7 @@ def at_budget(
     settings: Stage1Settings,
     config: FGCLIP2Config,
     data: Data,
-    micro: int,
+    division: Division,
     patches: int,
     share: float,
     shardings: dict[int, Sharding],
@@ -161,7 +158,13 @@ def at_budget(
     pieces = trace_pieces(
         config, patches, train.precision, settings.trains_regions, lambda n: is_trained(n, settings.trains_regions)
     )
+    batch = train.global_batch_size
+    parts, images = division.parts(batch, patches), division.slice_size(batch)
+    micro = -(-images // parts)
+    shardings = {stage: replace(one, accumulation=parts) for stage, one in shardings.items()}
+    cached = parts > 1 and not division.separate
     work = work_of(settings, config, micro, patches, data)
+    whole = work_of(settings, config, images, patches, data) if cached else None
     flops = flops_of(settings, pieces, work, shardings[zero].ranks, config, data.regions_an_image)
     time = step_time(
         pieces,
@@ -171,44 +174,24 @@ def at_budget(
         device,
         train.precision,
         checkpointed=checkpointed,
-        accumulation=train.accumulation_steps,
+        accumulation=parts,
+        cached=cached,
     )
     rate = train.global_batch_size / time.total / shardings[zero].ranks
     return AtBudget(
         patches=patches,
         share=share,
         checkpointed=checkpointed,
-        memory={stage: memory_of(settings, pieces, work, one, config) for stage, one in shardings.items()},
+        memory={stage: memory_of(settings, pieces, work, one, config, whole) for stage, one in shardings.items()},
         largest_micro_batch={
-            stage: _largest(settings, pieces, config, data, patches, one, device) for stage, one in shardings.items()
+            stage: largest_fitting(settings, pieces, config, data, patches, one, usable_bytes(device), whole)
+            for stage, one in shardings.items()
         },
+        micro_batch=micro,
+        micro_batches=parts,
         flops=flops,
         time=time,
         cores=cores_to_decode(rate, patches),
-    )
-
-
-def is_checkpointed(settings: Stage1Settings, patches: int) -> bool:
-    """Whether the settings recompute activations at a patch budget; ``auto`` counts as if it had to."""
-    model = settings.model
-    return model.gradient_checkpointing == "auto" or (
-        model.gradient_checkpointing is True and patches >= model.checkpoint_from_patches
-    )
-
-
-def memory_of(
-    settings: Stage1Settings, pieces: list[Piece], work: Work, sharding: Sharding, config: FGCLIP2Config
-) -> Memory:
-    """The peak of a micro-batch under the settings."""
-    return memory_at_peak(
-        pieces,
-        work,
-        sharding,
-        checkpointed=is_checkpointed(settings, work.patches),
-        width=config.vision_config.hidden_size,
-        exchange=settings.global_loss.exchange,
-        chunk_size=settings.global_loss.chunk_size,
-        negatives=settings.data.max_negatives,
     )
 
 
@@ -229,38 +212,23 @@ def flops_of(
     )
 
 
-def _largest(
-    settings: Stage1Settings,
-    pieces: list[Piece],
-    config: FGCLIP2Config,
-    data: Data,
-    patches: int,
-    sharding: Sharding,
-    device: Device,
-) -> int:
-    """Images of the largest micro-batch that fits; 0 where not even one does."""
-
-    def fits(images: int) -> bool:
-        work = work_of(settings, config, images, patches, data)
-        return memory_of(settings, pieces, work, sharding, config).total <= usable_bytes(device)
-
-    low, high = 0, 1
-    while fits(high) and high < 1 << 20:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
 def _host_memory(
-    settings: Stage1Settings, micro: int, patches: int, checkpoint: float, devices: int, per_host: int, total: int
+    settings: Stage1Settings,
+    division: Division,
+    counted: Data,
+    checkpoint: float,
+    devices: int,
+    per_host: int,
+    total: int,
 ) -> float:
     """Bytes of one host: processes, loader slots, the copy that a checkpoint is written from."""
-    data = settings.data
+    data, batch = settings.data, settings.train.global_batch_size
     workers = loader_workers(data.num_workers, per_host)
     slots = max(workers, 1) * (data.prefetch_batches + HELD_BATCHES)
-    loader = slots * micro * patches * PATCH_VALUES + 1e9 * WORKER_GIGABYTES * workers
+    if not division.separate:  # a step holds its micro-batches
+        slots += division.most_parts(batch, counted.budgets) - 1
+    patches = division.most_patches(batch, counted.budgets)
+    loader = slots * patches * PATCH_VALUES + 1e9 * WORKER_GIGABYTES * workers
     start = FLOAT * total  # every rank makes the model in host memory before it goes to the device
     return per_host * (1e9 * PROCESS_GIGABYTES + loader + max(checkpoint / devices, start))
 

@@ -133,7 +133,6 @@ def sharding_of(settings: Stage1Settings, config: FGCLIP2Config, ranks: int, sta
         prefetch_bucket=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
         max_reuse=int(zero.get("stage3_max_reuse_distance", 1e9)),
         on_cpu=on_cpu,
-        accumulation=settings.train.accumulation_steps,
     )
 
 

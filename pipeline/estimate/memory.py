@@ -14,7 +14,7 @@ On CPUs the bucket costs only what is written into it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.estimate.pieces import Piece
 
@@ -105,22 +105,36 @@ def memory_at_peak(
     exchange: str = "gather",
     chunk_size: int = 2048,
     negatives: int = 10,
+    share: Work | None = None,
 ) -> Memory:
     """The highest of the moments of a step.
 
     Args:
+        share: a rank's part of the global batch, where cached embeddings make one step of several micro-batches; the
+            losses are then of all of it, while no activations are kept.
         checkpointed: layers keep their input only and run again in the backward.
         width: D of the embeddings.
         exchange, chunk_size: of L_global.
         negatives: K of a region.
     """
-    moments = [
-        _forward(pieces, work, sharding, checkpointed, _losses(work, sharding, width, exchange, chunk_size, negatives)),
-        *_backward(pieces, work, sharding, checkpointed),
-        _reduction(work, sharding),
-        _update(work, sharding),
-    ]
+    whole = work if share is None else share
+    losses = _losses(whole, sharding, width, exchange, chunk_size, negatives)
+    moments = [*_backward(pieces, work, sharding, checkpointed), _reduction(work, sharding), _update(work, sharding)]
+    if share is None:
+        moments.append(_forward(pieces, work, sharding, checkpointed, losses))
+    else:
+        moments.append(_forward(pieces, work, sharding, checkpointed, 0.0))
+        moments = [replace(memory, losses=cached_bytes(share, width)) for memory in moments]
+        moments.append(_cached_losses(work, sharding, losses + cached_bytes(share, width)))
+        if sharding.on_cpu:  # where the micro-batches wait in the same memory
+            waiting = batch_bytes(share) - batch_bytes(work)
+            moments = [replace(memory, buffers=memory.buffers + waiting) for memory in moments]
     return max(moments, key=lambda memory: memory.total)
+
+
+def cached_bytes(share: Work, width: int) -> float:
+    """Embeddings of a rank's share of the batch, and their gradients: image, short, long, regions and their texts."""
+    return 2 * FLOAT * width * (3 * share.images + share.regions + share.region_texts)
 
 
 def kept_bytes(pieces: Sequence[Piece], work: Work, checkpointed: bool) -> list[float]:
@@ -200,6 +214,14 @@ def _backward(pieces: Sequence[Piece], work: Work, sharding: Sharding, checkpoin
         # a gradient stands beside the bucket until it has been copied there; the first layer's comes at the end
         grown += FLOAT * piece.trained
     return moments
+
+
+def _cached_losses(work: Work, sharding: Sharding, losses: float) -> Memory:
+    """Between the two passes: no activations."""
+    weights, gradients, optimizer, buffers = _static(sharding)
+    return Memory(
+        weights, gradients, optimizer, 0.0, losses, buffers + batch_bytes(work), "losses of all micro-batches"
+    )
 
 
 def _reduction(work: Work, sharding: Sharding) -> Memory:

@@ -12,9 +12,18 @@ EVERY = (0, 4, 3, 2, 1)  # each n-th layer, from nothing to everything
 
 
 def least_recomputation(
-    settings: Stage1Settings, pieces: Sequence[Piece], work: Work, sharding: Sharding, width: int, usable_bytes: float
+    settings: Stage1Settings,
+    pieces: Sequence[Piece],
+    work: Work,
+    sharding: Sharding,
+    width: int,
+    usable_bytes: float,
+    share: Work | None = None,
 ) -> int:
-    """n of "each n-th layer": 0 for none, 1 for every layer, also where that does not fit either."""
+    """n of "each n-th layer": 0 for none, 1 for every layer, also where that does not fit either.
+
+    ``share``: as for :func:`memory_at_peak`.
+    """
     nothing, everything = (
         memory_at_peak(
             pieces,
@@ -25,6 +34,7 @@ def least_recomputation(
             exchange=settings.global_loss.exchange,
             chunk_size=settings.global_loss.chunk_size,
             negatives=settings.data.max_negatives,
+            share=share,
         ).total
         for checkpointed in (False, True)
     )

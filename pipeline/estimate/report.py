@@ -12,7 +12,6 @@ def format_estimate(estimate: Estimate) -> str:
     lines = [
         f"{estimate.stage} on {estimate.devices} x {estimate.device.name}, ZeRO {estimate.zero}",
         f"parameters: {estimate.parameters:,}, of which {estimate.trained:,} train",
-        f"micro-batch: {estimate.micro_batch} images a device, {estimate.accumulation} an optimizer step",
         "",
         "memory of a device at its peak, GB",
         _table(_memory_rows(estimate)),
@@ -41,7 +40,7 @@ def verdict(estimate: Estimate) -> str:
     other = [f"ZeRO {stage}: {images}" for stage, images in largest.items()]
     return (
         f"it does not fit: {worst.patches} patches need {_gigabytes(worst.memory[estimate.zero].total)} GB with ZeRO "
-        f"{estimate.zero}; largest micro-batches there: {', '.join(other)}; raise train.accumulation_steps or the "
+        f"{estimate.zero}; largest micro-batches there: {', '.join(other)}; set train.micro_batch_size or raise the "
         "number of devices, or set model.gradient_checkpointing=true"
     )
 
@@ -61,14 +60,15 @@ def _memory_rows(estimate: Estimate) -> list[Sequence[str]]:
 def _time_rows(estimate: Estimate) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = [
         ("patches", "share", "recomputed", "TFLOP", "products s", "pointwise s", "exchange s", "update s", "total s",
-         "use", "decoding cores")
+         "use", "decoding cores", "micro-batches")
     ]  # fmt: skip
     for at in estimate.budgets:
         parts = [f"{value:.3g}" for value in at.time.parts().values()]
         rows.append(
             (str(at.patches), f"{at.share:.0%}", "yes" if at.checkpointed else "no",
-             f"{estimate.accumulation * at.flops.total / 1e12:.3g}", *parts, f"{at.time.total:.3g}",
-             f"{at.time.use:.0%}", f"{at.cores:.1f}")
+             f"{at.micro_batches * at.flops.total / 1e12:.3g}", *parts, f"{at.time.total:.3g}",
+             f"{at.time.use:.0%}", f"{at.cores:.1f}",
+             f"{at.micro_batches} of {at.micro_batch}")
         )  # fmt: skip
     return rows
 

@@ -46,15 +46,21 @@ def step_time(
     *,
     checkpointed: bool,
     accumulation: int,
+    cached: bool = False,
 ) -> StepTime:
-    """One optimizer step of ``accumulation`` micro-batches. Nothing is assumed to overlap."""
+    """One optimizer step of ``accumulation`` micro-batches. Nothing is assumed to overlap.
+
+    With ``cached`` every micro-batch goes forward twice.
+    """
     rate = device.flops_per_second(precision)
-    products = accumulation * flops.total / (rate * device.matrix_use)
+    twice = sum(flops.forward.values()) if cached else 0.0
+    products = accumulation * (flops.total + twice) / (rate * device.matrix_use)
     kept = sum(piece.layers * piece.saved.at(work.rows(piece.unit)) for piece in pieces)
     again = sum(
         piece.layers * piece.saved.at(work.rows(piece.unit)) for piece in pieces if checkpointed and piece.recomputable
     )
-    pointwise = accumulation * (PASSES_OVER_KEPT * kept + 2 * again) / (1e9 * device.bandwidth * device.bandwidth_use)
+    passes = PASSES_OVER_KEPT + 2 * cached
+    pointwise = accumulation * (passes * kept + 2 * again) / (1e9 * device.bandwidth * device.bandwidth_use)
     exchange = _exchange(work, sharding, device, accumulation)
     update = ADAM_BYTES * sharding.trained / sharding.ranks / (1e9 * device.bandwidth * device.bandwidth_use)
     total = products + pointwise + exchange + update

@@ -14,14 +14,17 @@ from pipeline.base.border import shown
 from pipeline.base.distributed import host_group
 from pipeline.base.files import write_json, write_text
 from pipeline.base.provenance import describe_host, git_revision, package_versions
-from pipeline.base.ranks import RankInfo, loader_workers
+from pipeline.base.ranks import RankInfo
 from pipeline.base.run_folder import RunFolder
 from pipeline.checkpoint.record import CheckpointError, read_record
 from pipeline.checkpoint.tensors import CheckpointTensors, read_objective
 from pipeline.config import SettingsError, Stage1Settings, dump_settings
-from pipeline.data.loader import HELD_BATCHES, Loader, make_loader
+from pipeline.data.loader import Loader, make_loader
+from pipeline.data.slices import Division
 from pipeline.data.streaming import StreamingLoader, make_streaming_loader
 from pipeline.data.tokenizer import Tokenizer, load_tokenizer
+from pipeline.estimate.fitting import largest_micro_batches
+from pipeline.estimate.inputs import read_zero, sharding_of
 from pipeline.export.folder import ExportError, check_export_folder, export_model
 from pipeline.model import FGCLIP2, FGCLIP2Config, preset_config
 from pipeline.supervise.attempts import AttemptLog, note_verdict
@@ -29,7 +32,7 @@ from pipeline.tracking.interface import Tracker
 from pipeline.tracking.tracker import start_tracking
 from pipeline.training.checkpoint import restore_moments
 from pipeline.training.compilation import compile_layers
-from pipeline.training.engine import build_engine, micro_batch_size
+from pipeline.training.engine import build_engine
 from pipeline.training.evaluation import LIMIT_SECONDS, evaluation_callback
 from pipeline.training.full_state import full_state_dict, prepare_moments
 from pipeline.training.health import group_table
@@ -37,9 +40,10 @@ from pipeline.training.heartbeat import Heartbeat
 from pipeline.training.host_metrics import HostMetrics
 from pipeline.training.loop import train
 from pipeline.training.losses import StageLosses
+from pipeline.training.micro_batches import bank_notes, division_notes, make_division
 from pipeline.training.optimizer import freeze_region_parameters, parameter_groups
 from pipeline.training.pictures import pictures_callback
-from pipeline.training.recomputation import describe, recomputation_of
+from pipeline.training.recomputation import describe, least_usable_memory, recomputation_of
 from pipeline.training.resume import choose_checkpoint, noted_attempt, run_folder_held, settle_changes
 from pipeline.training.run import Engine, Run
 from pipeline.training.saver import Saver
@@ -62,6 +66,7 @@ class Start:
     model: FGCLIP2
     checkpoint: Path | None  # resumed from
     state: TrainState
+    division: Division
     loader: Loader | StreamingLoader
     total_steps: int
     fingerprint: dict[str, Any]  # what the run is made of
@@ -100,12 +105,15 @@ def _prepare(settings: Stage1Settings, rank_info: RankInfo, device: torch.device
     tokenizer = load_tokenizer(settings.tokenizer.path)
     checkpoint = choose_checkpoint(settings, rank_info)
     model = _make_model(settings, tokenizer, checkpoint)
-    model.checkpoint_activations(recomputation_of(settings, model.config, rank_info, device))
     state = TrainState(**read_record(checkpoint).state.model_dump()) if checkpoint else TrainState()
-    loader = _make_loader(settings, rank_info, tokenizer, model, state.step)
+    division = _make_division(settings, rank_info, device, model)
+    model.checkpoint_activations(recomputation_of(settings, model.config, rank_info, device, division))
+    loader = _make_loader(settings, rank_info, division, tokenizer, model, state.step)
     total_steps = settings.train.max_steps or max(1, round((settings.train.epochs or 0) * loader.steps_per_epoch()))
     fingerprint = settle_changes(settings, rank_info, checkpoint)
-    return Start(settings, rank_info, device, tokenizer, model, checkpoint, state, loader, total_steps, fingerprint)
+    return Start(
+        settings, rank_info, device, tokenizer, model, checkpoint, state, division, loader, total_steps, fingerprint
+    )
 
 
 def _check_run_folder(settings: Stage1Settings) -> None:
@@ -168,8 +176,25 @@ def _model_of(checkpoint: Path) -> FGCLIP2:
     return model
 
 
+def _make_division(settings: Stage1Settings, rank_info: RankInfo, device: torch.device, model: FGCLIP2) -> Division:
+    """How batches are divided, alike on all ranks; collective where the devices' memory decides."""
+
+    def fitting() -> dict[int, int]:
+        usable = least_usable_memory(device, rank_info)
+        stage = int(read_zero(settings).get("stage", 0))
+        sharding = sharding_of(settings, model.config, rank_info.world_size, stage, on_cpu=device.type == "cpu")
+        return largest_micro_batches(settings, model.config, sharding, usable)
+
+    return make_division(settings, rank_info.world_size, fitting)
+
+
 def _make_loader(
-    settings: Stage1Settings, rank_info: RankInfo, tokenizer: Tokenizer, model: FGCLIP2, start_step: int
+    settings: Stage1Settings,
+    rank_info: RankInfo,
+    division: Division,
+    tokenizer: Tokenizer,
+    model: FGCLIP2,
+    start_step: int,
 ) -> Loader | StreamingLoader:
     text = model.config.text_config
     if settings.data.streaming:
@@ -179,9 +204,8 @@ def _make_loader(
             (text.max_position_embeddings, text.longtext_len),
             seed=settings.train.seed,
             global_batch_size=settings.train.global_batch_size,
-            micro_batch_size=micro_batch_size(settings.train, rank_info.world_size),
             rank=rank_info.rank,
-            world_size=rank_info.world_size,
+            division=division,
             start_step=start_step,
             with_regions=settings.trains_regions,
             local_world_size=rank_info.local_world_size,
@@ -192,11 +216,9 @@ def _make_loader(
         (text.max_position_embeddings, text.longtext_len),
         seed=settings.train.seed,
         global_batch_size=settings.train.global_batch_size,
-        micro_batch_size=micro_batch_size(settings.train, rank_info.world_size),
         rank=rank_info.rank,
-        world_size=rank_info.world_size,
+        division=division,
         start_step=start_step,
-        accumulation_steps=settings.train.accumulation_steps,
         with_regions=settings.trains_regions,
         of_negatives=settings.losses_of_negatives,
         local_world_size=rank_info.local_world_size,
@@ -260,6 +282,7 @@ def _drive(start: Start, tracker: Tracker, attempt: AttemptLog | None) -> int:
             device=start.device,
             engine=engine,
             losses=losses,
+            division=start.division,
             loader=start.loader,
             state=start.state,
             total_steps=start.total_steps,
@@ -290,13 +313,16 @@ def _announce(start: Start) -> None:
         f"on {start.rank_info.world_size} process(es), {start.device.type}, {settings.train.precision}",
         flush=True,
     )
+    for note in [
+        *division_notes(settings, start.division),
+        *bank_notes(settings, start.loader.regions_per_sample(), start.total_steps),
+    ]:
+        print(note, flush=True)
     groups = parameter_groups(start.model.named_parameters(), settings.optimizer)
     print(group_table(groups, start.model), flush=True)
-    workers = loader_workers(settings.data.num_workers, start.rank_info.local_world_size)
-    slots = max(workers, 1) * (settings.data.prefetch_batches + HELD_BATCHES)
     print(
-        f"the loader holds at most {slots} micro-batches of pixels, {start.loader.buffer_bytes / 1e9:.2f} GB of host "
-        "memory a rank",
+        f"the loader holds at most {start.loader.num_buffers} micro-batches of pixels, "
+        f"{start.loader.buffer_bytes / 1e9:.2f} GB of host memory a rank",
         flush=True,
     )
     encoder = start.model.vision_model.encoder

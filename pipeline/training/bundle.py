@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from pipeline.base.files import write_aside, write_json
 from pipeline.base.ranks import RankInfo
@@ -17,23 +19,38 @@ from pipeline.base.run_folder import RunFolder
 from pipeline.checkpoint.tensors import read_objective, read_weights
 from pipeline.config import read_saved_settings
 from pipeline.data.batch import Batch
-from pipeline.model import FGCLIP2, FGCLIP2Config
+from pipeline.model import FGCLIP2, Embeddings, FGCLIP2Config
+from pipeline.training.cached import backward_of_slice, losses_of_slice
 from pipeline.training.losses import StageLosses
 
 
 def write_rank_bundle(
-    folder: Path, rank_info: RankInfo, batch: Batch, losses: dict[str, float], circumstances: dict[str, Any]
+    folder: Path,
+    rank_info: RankInfo,
+    batches: Sequence[Batch],
+    losses: dict[str, float],
+    circumstances: dict[str, Any],
 ) -> None:
-    """One rank's batch and loss parts; the checkpoint beside them holds the weights from before the update."""
-    tensors = {n: t.detach().cpu().contiguous() for n, t in batch.tensors().items()}
-    with write_aside(folder / f"batch-{rank_info.rank:05d}.safetensors") as partial:
-        save_file(tensors, partial)
-    record = {"keys": batch.keys, "language": batch.language, "losses": losses, **circumstances}
+    """One rank's micro-batches and loss parts; the checkpoint beside them has the weights from before the update."""
+    for number, batch in enumerate(batches):
+        tensors = {n: t.detach().cpu().contiguous() for n, t in batch.tensors().items()}
+        with write_aside(folder / f"batch-{rank_info.rank:05d}-{number:05d}.safetensors") as partial:
+            save_file(tensors, partial)
+    record = {
+        "keys": [key for batch in batches for key in batch.keys],
+        "micro_batches": [batch.keys for batch in batches],
+        "language": batches[0].language,
+        "losses": losses,
+        **circumstances,
+    }
     write_json(folder / f"rank-{rank_info.rank:05d}.json", record)
 
 
 def replay(folder: Path) -> int:
-    """Run the step of a bundle again on one process; prints each loss part and what is not finite. 0: all finite."""
+    """Run the step of a bundle again on one process, in the micro-batches that it had.
+
+    Prints each loss part and what is not finite. Returns 0 where all is finite, else 1.
+    """
     torch.manual_seed(0)
     settings = read_saved_settings(RunFolder.containing(folder).settings)
     checkpoint = folder / "checkpoint"
@@ -44,19 +61,42 @@ def replay(folder: Path) -> int:
     failed = 0
     for record_file in sorted(folder.glob("rank-*.json")):
         record = json.loads(record_file.read_text(encoding="utf-8"))
-        tensors = load_file(folder / record_file.name.replace("rank-", "batch-").replace(".json", ".safetensors"))
-        batch = Batch(keys=record["keys"], language=record["language"], **tensors)
+        batches = _read_batches(folder, record_file.stem.removeprefix("rank-"), record)
         losses = StageLosses(settings)
         losses.state.load_state_dict(read_objective(checkpoint, losses.state.state_dict()))
         model.zero_grad()
-        output = losses(model(batch, regions=settings.trains_regions), batch)
-        output.total.backward()
-        values = {"total": float(output.total.detach()), **{n: float(v) for n, v in output.parts.items()}}
+        values = _replay_rank(model, batches, losses, settings.trains_regions)
         wrong = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-        print(f"{record_file.stem} keys={','.join(batch.keys[:8])}{'…' if len(batch) > 8 else ''}")
+        inputs = {n for batch in batches for n, t in batch.tensors().items() if not t.isfinite().all()}
+        keys = record["keys"]
+        print(f"{record_file.stem} keys={','.join(keys[:8])}{'…' if len(keys) > 8 else ''}")
         print("  then: " + " ".join(f"{n}={v}" for n, v in record["losses"].items()))
         print("  now:  " + " ".join(f"{n}={v:.6g}" for n, v in values.items()))
-        print(f"  inputs not finite: {[n for n, t in tensors.items() if not t.isfinite().all()] or 'none'}")
+        print(f"  inputs not finite: {sorted(inputs) or 'none'}")
         print(f"  gradients not finite: {wrong[:10] or 'none'}")
         failed += bool(wrong) or not all(math.isfinite(v) for v in values.values())
     return 1 if failed else 0
+
+
+def _read_batches(folder: Path, rank: str, record: dict[str, Any]) -> list[Batch]:
+    files = sorted(folder.glob(f"batch-{rank}*.safetensors"))  # bundles of earlier versions hold one, without a number
+    parts = record.get("micro_batches", [record["keys"]])
+    return [
+        Batch(keys=keys, language=record["language"], **load_file(file))
+        for keys, file in zip(parts, files, strict=True)
+    ]
+
+
+def _replay_rank(model: FGCLIP2, batches: list[Batch], losses: StageLosses, regions: bool) -> dict[str, float]:
+    """Losses of one rank's share as if it were all; leaves the gradients in the model."""
+
+    def forward(batch: Batch, number: int) -> Embeddings:
+        return model(batch, regions=regions)
+
+    def backward(total: Tensor, is_last: bool) -> None:
+        total.backward()
+
+    computed = losses_of_slice(forward, batches, len(batches), losses)
+    backward_of_slice(computed, forward, backward)
+    output = computed.output
+    return {"total": float(output.total.detach()), **{n: float(v) for n, v in output.parts.items()}}

@@ -53,7 +53,7 @@ def run(settings: Stage1Settings) -> int:
 
     from pipeline.base.distributed import device_of, join_process_group
     from pipeline.checkpoint.record import CheckpointError
-    from pipeline.data.loader import DataFaultLimit
+    from pipeline.data.faults import DataFaultLimit
     from pipeline.data.transport import StoreUnavailable
     from pipeline.training.assemble import run_in_group
     from pipeline.training.engine import prepare_cores

@@ -29,21 +29,6 @@ def prepare_cores(rank_info: RankInfo, device: torch.device, settings: TrainSett
         torch.utils.deterministic.fill_uninitialized_memory = False  # a search for errors that costs time
 
 
-def micro_batch_size(settings: TrainSettings, world_size: int) -> int:
-    """Images a rank and micro-batch.
-
-    Raises:
-        SettingsError: the global batch does not divide.
-    """
-    share, rest = divmod(settings.global_batch_size, world_size * settings.accumulation_steps)
-    if rest or not share:
-        raise SettingsError(
-            f"train.global_batch_size is {settings.global_batch_size}; it must be a multiple of ranks times "
-            f"train.accumulation_steps ({world_size} x {settings.accumulation_steps}); change one of the three"
-        )
-    return share
-
-
 def deepspeed_config(settings: TrainSettings, clip_norm: float, world_size: int) -> dict[str, Any]:
     """The JSON file's choices with what the settings decide filled in.
 
@@ -58,8 +43,9 @@ def deepspeed_config(settings: TrainSettings, clip_norm: float, world_size: int)
         raise SettingsError(f"train.deepspeed_config {path} does not exist; launch/ has zero1.json to zero3.json")
     config = json.loads(path.read_text(encoding="utf-8"))
     owned = {
-        "train_micro_batch_size_per_gpu": micro_batch_size(settings, world_size),
-        "gradient_accumulation_steps": settings.accumulation_steps,
+        # DeepSpeed only reports throughput from these two; the loop says which backward is a step's last
+        "train_micro_batch_size_per_gpu": max(1, settings.global_batch_size // world_size),
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": clip_norm,
         "torch_autocast": {"enabled": settings.precision == "bf16", "dtype": "bfloat16"},
         "zero_allow_untested_optimizer": True,

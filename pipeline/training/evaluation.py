@@ -6,6 +6,7 @@ is hours, so an evaluation may be longer than ``train.timeout_seconds``; the hea
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ import torch
 import torch.distributed as dist
 
 from pipeline.config import SettingsError, Stage1Settings
+from pipeline.data.batch import Batch
 from pipeline.data.loader import make_loader
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluation.ranks import Ranks
 from pipeline.evaluation.registry import find_task
 from pipeline.export.folder import model_with_weights
-from pipeline.model import FGCLIP2, FGCLIP2Config
-from pipeline.training.engine import micro_batch_size
+from pipeline.model import FGCLIP2, Embeddings, FGCLIP2Config
+from pipeline.training.cached import losses_of_slice
 from pipeline.training.full_state import full_state_dict
 from pipeline.training.losses import StageLosses
 from pipeline.training.metrics import reduce_metrics
@@ -109,7 +111,7 @@ def task_scores(run: Run, copy: FGCLIP2, tokenizer: Tokenizer, ranks: Ranks, dat
 
 @torch.no_grad()
 def validation_losses(run: Run, copy: FGCLIP2, tokenizer: Tokenizer) -> dict[str, float]:
-    """``validation/loss`` and its parts on held-out shards, in batches of the training's size; no update. Collective.
+    """``validation/loss`` and its parts on held-out shards, in training's batches and micro-batches. Collective.
 
     The batches are the first ones of their plan, so every evaluation sees the same. τ and the memory bank are those of
     training and do not move.
@@ -123,23 +125,25 @@ def validation_losses(run: Run, copy: FGCLIP2, tokenizer: Tokenizer) -> dict[str
         tokenizer,
         (text.max_position_embeddings, text.longtext_len),
         seed=settings.train.seed,
-        global_batch_size=settings.train.global_batch_size // settings.train.accumulation_steps,
-        micro_batch_size=micro_batch_size(settings.train, run.rank_info.world_size),
+        global_batch_size=settings.train.global_batch_size,
         rank=run.rank_info.rank,
-        world_size=run.rank_info.world_size,
+        division=run.division,
         with_regions=settings.trains_regions,
     )
+
+    def forward(batch: Batch, number: int) -> Embeddings:
+        return copy(batch.to(run.device), regions=settings.trains_regions)
+
     state = run.losses.state.state_dict()
     values: dict[str, float] = {}
     number = min(settings.evaluation.validation_batches, loader.steps_per_epoch())
     try:
         for _ in range(number):
-            batch = next(loader).to(run.device)
             losses = StageLosses(settings, group=None)
             losses.state.load_state_dict(state, run.device)
+            parts = 1 if run.division.separate else loader.upcoming().parts
             with torch.autocast(run.device.type, torch.bfloat16, enabled=settings.train.precision == "bf16"):
-                embeddings = copy(batch, regions=settings.trains_regions)
-                output = losses(embeddings, batch)
+                output = losses_of_slice(forward, itertools.islice(loader, parts), parts, losses).output
             for name, value in {"loss": output.total, **output.parts}.items():
                 values[VALIDATION + name] = values.get(VALIDATION + name, 0.0) + float(value) / number
     finally:

@@ -1,30 +1,18 @@
-"""The one loop of both stages: data, forward, losses, backward, update; checkpoints and logs around it.
+"""The one loop of both stages: steps, with logs, callbacks and checkpoints around them.
 
-Every collective below runs on every rank at every step. The order of a step: read micro-batches; forward and losses
-in float32; one all-reduce of three flags (a loss that is not finite, a stop request, a due checkpoint); backward;
-update.
+Every collective below runs on every rank at every step. A step itself is in step.py.
 """
 
 from __future__ import annotations
 
 import time
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-
-from pipeline.data.batch import Batch
-from pipeline.model import Embeddings
-from pipeline.training.bundle import write_rank_bundle
-from pipeline.training.failure import NonFiniteStep, bundle_folder
 from pipeline.training.first_losses import check_first_losses
-from pipeline.training.flops import step_flops
-from pipeline.training.health import embedding_health, gradient_norms, norm_problems
-from pipeline.training.losses import LossOutput
+from pipeline.training.health import norm_problems
 from pipeline.training.metrics import Progress, reduce_metrics
-from pipeline.training.optimizer import learning_rate, set_learning_rates
 from pipeline.training.run import Run, StepResult
 from pipeline.training.signals import StopRequest
+from pipeline.training.step import run_step
 from pipeline.training.tracked import kept_models
 
 
@@ -45,7 +33,15 @@ def train(run: Run) -> int:
                 step_started = time.monotonic()
                 due = settings.checkpoint_every_minutes
                 wants_save = due is not None and time.monotonic() - last_saved >= 60 * due
-                result = _step(run, bool(stop.received), wants_save)
+                run.speed.phases.exact = _is_logged(run, state.step + 1)
+                with_health = _is_due(state.step + 1, settings.health_every_steps) or state.step == 0
+                result = run_step(
+                    run,
+                    bool(stop.received),
+                    wants_save,
+                    with_health=with_health,
+                    with_norms=_is_logged(run, state.step + 1),
+                )
                 state.seconds = before + time.monotonic() - started
                 progress.step()
                 if _is_logged(run, state.step):
@@ -73,94 +69,6 @@ def _tell_checkpoints(run: Run) -> None:
     """Tracking hears which checkpoints are on disk now; one that is still being written is told the next time."""
     if run.rank_info.is_main:
         run.tracker.log_checkpoints(kept_models(run))
-
-
-def _step(run: Run, wants_stop: bool, wants_save: bool) -> StepResult:
-    """One optimizer step; advances the state."""
-    settings, state, result = run.settings.train, run.state, StepResult()
-    rates = set_learning_rates(run.engine.optimizer, learning_rate(state.step, run.total_steps, run.settings.optimizer))
-    # Seeds are a function of step and rank, so no generator's state has to survive a resume.
-    torch.manual_seed((settings.seed * 1_000_003 + state.step) * 4096 + run.rank_info.rank)
-    run.speed.phases.exact = _is_logged(run, state.step + 1)
-    needs_health = _is_due(state.step + 1, settings.health_every_steps) or state.step == 0
-    for part in range(settings.accumulation_steps):
-        run.heartbeat.beat(state.step, "data")
-        waited = time.monotonic()
-        batch = next(run.loader).to(run.device)
-        result.wait_seconds += time.monotonic() - waited
-        run.speed.count(batch)
-        run.heartbeat.beat(state.step, "forward")
-        embeddings = run.engine(batch, regions=run.settings.trains_regions)
-        run.heartbeat.beat(state.step, "losses")
-        output = run.losses(embeddings, batch, with_health=needs_health)
-        total = output.total + _every_scale(embeddings)
-        flags = _any_rank([not bool(output.total.detach().isfinite()), wants_stop, wants_save], run.device)
-        if flags[0]:
-            _fail(run, batch, output, "a loss is not finite")
-        result.stop, result.save = flags[1], flags[2]
-        run.heartbeat.beat(state.step, "backward")
-        run.engine.backward(total)
-        if part == settings.accumulation_steps - 1:
-            if needs_health:
-                result.health = {**output.health, **gradient_norms(run.engine)}
-            if needs_health or _is_logged(run, state.step + 1):
-                result.health.update(embedding_health(embeddings))
-        run.heartbeat.beat(state.step, "update")
-        run.engine.step()
-        share = 1 / settings.accumulation_steps
-        result.total += share * float(output.total.detach())
-        result.flops += step_flops(run.engine.module.config, batch, run.settings.trains_regions)
-        for name, value in output.parts.items():
-            result.parts[name] = result.parts.get(name, 0.0) + share * float(value)
-        for name, value in output.counters.items():
-            result.counters[name] = result.counters.get(name, 0.0) + float(value)
-    _count_skips(run, batch, output)
-    run.losses.state.advance(state.step + 1)
-    state.step += 1
-    state.samples_seen += settings.global_batch_size
-    state.flops += result.flops * run.rank_info.world_size
-    result.health.update({f"learning_rate/{name}": rate for name, rate in rates.items()})
-    return result
-
-
-def _every_scale(embeddings: Embeddings) -> Tensor:
-    """A zero that gives every scalar a gradient on every rank.
-
-    ZeRO 1 and 2 reduce only the parameters that had one, so a rank without regions would reduce fewer than the others.
-    """
-    scales = embeddings.scales
-    return 0.0 * (scales.global_scale + scales.global_bias + scales.finegrained + scales.hardneg)
-
-
-def _count_skips(run: Run, batch: Batch, output: LossOutput) -> None:
-    """Without a loss scale DeepSpeed leaves a step out for one reason only: the gradient's norm is not finite."""
-    if run.engine.was_step_applied():
-        run.state.skipped_in_a_row = 0
-        return
-    run.state.skipped_in_a_row += 1
-    run.state.skipped_in_all += 1
-    if run.settings.train.precision == "fp32" or (
-        run.state.skipped_in_a_row >= run.settings.train.max_skipped_steps_in_a_row
-    ):
-        _fail(run, batch, output, f"the gradient is not finite, {run.state.skipped_in_a_row} step(s) in a row")
-
-
-def _fail(run: Run, batch: Batch, output: LossOutput, reason: str) -> None:
-    """Leave a bundle on every rank, then raise on every rank."""
-    folder = bundle_folder(run.settings.train.run_folder, run.state.step)
-    losses = {"total": float(output.total.detach()), **{n: float(v) for n, v in output.parts.items()}}
-    circumstances = {
-        "reason": reason,
-        "step": run.state.step,
-        "last_metrics": run.last_metrics,
-        "health": {n: float(v) for n, v in output.health.items()},
-    }
-    write_rank_bundle(folder, run.rank_info, batch, losses, circumstances)
-    run.saver.save_failed_step(run, folder / "checkpoint")
-    raise NonFiniteStep(
-        f"step {run.state.step}, rank {run.rank_info.rank}: {reason}; nothing was updated. "
-        f"Replay: python -m pipeline.training.failure {folder}"
-    )
 
 
 def _log(run: Run, result: StepResult, step_seconds: float, progress: Progress) -> None:
@@ -209,13 +117,6 @@ def _warn_of_a_wrong_start(run: Run, metrics: dict[str, float]) -> None:
     for warning in check_first_losses(run.settings, metrics, counters, metrics, width, random_start):
         if run.rank_info.is_main:
             print(f"warning: first step: {warning}", flush=True)
-
-
-def _any_rank(flags: list[bool], device: torch.device) -> list[bool]:
-    """Each flag, true if it is true on any rank; collective."""
-    values: Tensor = torch.tensor([float(flag) for flag in flags], device=device)
-    dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return [bool(value) for value in values.tolist()]
 
 
 def _is_logged(run: Run, step: int) -> bool:

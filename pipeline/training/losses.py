@@ -1,8 +1,8 @@
 """The losses of a stage, weighted and added up as the settings say, with the state that they carry from step to step.
 
-A value is per rank and its mean over ranks is the global one (see pipeline/objectives/collectives.py). With
-``train.accumulation_steps`` > 1 every micro-batch is a batch of its own here: its pairs, regions and negatives are
-those of the micro-batch on all ranks, and the means are over them. τ and the memory bank move once an optimizer step.
+A value is per rank and its mean over ranks is the global one (see pipeline/objectives/collectives.py). The batch at
+hand is a rank's share of the global batch, whatever the number of micro-batches (cached.py), or with
+``train.accumulation=separate`` its share of one micro-batch. τ and the memory bank move once an optimizer step.
 
 Shape letters: B images, N valid regions of this rank, H regions with negatives, K negatives, U texts, D width.
 """
@@ -41,7 +41,7 @@ Group: TypeAlias = dist.ProcessGroup | None
 
 @dataclass
 class LossOutput:
-    """What one micro-batch gives. ``total`` is to be differentiated; the rest is for the record."""
+    """What one batch gives. ``total`` is to be differentiated; the rest is for the record."""
 
     total: Tensor  # []
     parts: dict[str, Tensor]  # unweighted, detached, of this rank; an objective of weight 0 is not computed
@@ -108,7 +108,7 @@ class StageLosses:
         counts: Sequence[Sequence[int]] | None = None,
         with_health: bool = False,
     ) -> LossOutput:
-        """The losses of one micro-batch.
+        """The losses of one batch.
 
         Args:
             counts: ``batch.facts.counts`` of every rank; None: they are gathered here.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import psutil
 import torch
 
 from pipeline.base.ranks import RankInfo
 from pipeline.config import Stage1Settings
+from pipeline.data.slices import Division
 from pipeline.estimate.estimate import CONTEXT_GIGABYTES, USABLE_SHARE
 from pipeline.estimate.inputs import is_trained, read_data, read_zero, sharding_of, work_of
 from pipeline.estimate.pieces import trace_pieces
@@ -14,13 +17,12 @@ from pipeline.estimate.recomputation import least_recomputation
 from pipeline.model import FGCLIP2Config
 from pipeline.model.checkpointing import Recomputation
 from pipeline.objectives.collectives import gather_numbers
-from pipeline.training.engine import micro_batch_size
 
 ESTIMATE_MARGIN = 1.15  # the estimate is held within 15 % of measured peaks
 
 
 def recomputation_of(
-    settings: Stage1Settings, config: FGCLIP2Config, rank_info: RankInfo, device: torch.device
+    settings: Stage1Settings, config: FGCLIP2Config, rank_info: RankInfo, device: torch.device, division: Division
 ) -> Recomputation:
     """What ``model.gradient_checkpointing`` and its fellows ask for; with ``auto``, the least that fits by estimate."""
     model = settings.model
@@ -30,10 +32,10 @@ def recomputation_of(
         return Recomputation(((model.checkpoint_from_patches, model.checkpoint_every_layers),))
     zero = int(read_zero(settings).get("stage", 0))
     sharding = sharding_of(settings, config, rank_info.world_size, zero, on_cpu=device.type == "cpu")
-    micro = micro_batch_size(settings.train, rank_info.world_size)
+    batch = settings.train.global_batch_size
+    images = division.slice_size(batch)
     # One choice on every rank: under ZeRO 3 a recomputed layer gathers its weights once more, together with all ranks.
-    available = int(usable_memory(device, rank_info) / ESTIMATE_MARGIN)
-    usable = min(numbers[0] for numbers in gather_numbers([available]))
+    usable = least_usable_memory(device, rank_info)
     data = read_data(settings, [])
     chosen = []
     for patches in settings.data.patch_budgets:
@@ -44,10 +46,18 @@ def recomputation_of(
             settings.trains_regions,
             lambda name: is_trained(name, settings.trains_regions),
         )
-        work = work_of(settings, config, micro, patches, data)
-        width = config.vision_config.hidden_size
-        chosen.append((patches, least_recomputation(settings, pieces, work, sharding, width, usable)))
+        parts = division.parts(batch, patches)
+        work = work_of(settings, config, -(-images // parts), patches, data)
+        whole = None if parts == 1 or division.separate else work_of(settings, config, images, patches, data)
+        of_parts, width = replace(sharding, accumulation=parts), config.vision_config.hidden_size
+        chosen.append((patches, least_recomputation(settings, pieces, work, of_parts, width, usable, whole)))
     return Recomputation(tuple(chosen))
+
+
+def least_usable_memory(device: torch.device, rank_info: RankInfo) -> int:
+    """Bytes that any rank may take, with room for the estimate to be wrong; alike on all ranks, collective."""
+    available = int(usable_memory(device, rank_info) / ESTIMATE_MARGIN)
+    return min(numbers[0] for numbers in gather_numbers([available]))
 
 
 def usable_memory(device: torch.device, rank_info: RankInfo) -> float:

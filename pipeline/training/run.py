@@ -13,12 +13,13 @@ from pipeline.base.ranks import RankInfo
 from pipeline.config import Stage1Settings
 from pipeline.data.batch import Batch
 from pipeline.data.loader import Loader
+from pipeline.data.slices import Division
 from pipeline.data.streaming import StreamingLoader
 from pipeline.model import FGCLIP2, Embeddings
 from pipeline.tracking.interface import Tracker
 from pipeline.training.heartbeat import Heartbeat
 from pipeline.training.host_metrics import HostMetrics
-from pipeline.training.losses import StageLosses
+from pipeline.training.losses import LossOutput, StageLosses
 from pipeline.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class Engine(Protocol):
     def __call__(self, batch: Batch, regions: bool) -> Embeddings: ...
 
     def backward(self, loss: Tensor) -> Any: ...
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None: ...
 
     def step(self) -> None: ...
 
@@ -55,6 +58,7 @@ class Run:
     device: torch.device
     engine: Engine
     losses: StageLosses
+    division: Division  # of global batches, among ranks and micro-batches
     loader: Loader | StreamingLoader  # micro-batches of this rank, in order, without end
     state: TrainState
     total_steps: int
@@ -70,8 +74,9 @@ class Run:
 
 @dataclass
 class StepResult:
-    """What a step's micro-batches left for the log: unweighted loss parts, counters and health of this rank."""
+    """What one optimizer step left for the log, of this rank: unweighted loss parts, counters, health."""
 
+    batches: list[Batch]  # the micro-batches that the newest losses were computed from
     total: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)
@@ -80,3 +85,11 @@ class StepResult:
     flops: float = 0.0  # of this rank
     stop: bool = False
     save: bool = False
+
+    def add(self, output: LossOutput, share: float = 1.0) -> None:
+        """Take up the losses of a batch that is ``share`` of the step."""
+        self.total += share * float(output.total.detach())
+        for name, value in output.parts.items():
+            self.parts[name] = self.parts.get(name, 0.0) + share * float(value)
+        for name, value in output.counters.items():
+            self.counters[name] = self.counters.get(name, 0.0) + float(value)

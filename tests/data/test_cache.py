@@ -25,6 +25,7 @@ from pipeline.data.index import index_folder, index_shard, write_manifest
 from pipeline.data.loader import make_loader
 from pipeline.data.manifest import IndexProblem, load_manifest
 from pipeline.data.shard_index import ShardIndex
+from pipeline.data.slices import Division
 from pipeline.data.transport import Patience, ShardUnavailable, StoreCounts, StoreUnavailable, Transport
 from tests.data.shards import write_shards
 
@@ -278,9 +279,8 @@ def read_keys(shards: str, tokenizer, workers: int, cache: Path, world: int = 1,
             (16, 32),
             seed=0,
             global_batch_size=128,
-            micro_batch_size=128 // world,
             rank=rank,
-            world_size=world,
+            division=Division(world),
         ) as loader:
             by_rank.append([next(loader).keys for _ in range(loader.steps_per_epoch())])
             assert loader.fault_counts() == {}

@@ -10,6 +10,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.index import index_folder
 from pipeline.data.loader import make_loader
 from pipeline.data.manifest import IndexProblem
+from pipeline.data.slices import Division
 from tests.data.shards import write_shards
 
 GLOBAL_BATCH = 12
@@ -25,7 +26,9 @@ def shards(tmp_path_factory):
     return folder
 
 
-def read(shards, tokenizer, *, world=1, workers=0, parts=1, start=0, steps=STEPS, **settings) -> list[list[Batch]]:
+def read(
+    shards, tokenizer, *, world=1, workers=0, parts=1, largest=None, separate=False, start=0, steps=STEPS, **settings
+) -> list[list[Batch]]:
     """For each step, the micro-batches of all ranks in the order in which they make up the global batch."""
     by_rank = []
     for rank in range(world):
@@ -36,15 +39,15 @@ def read(shards, tokenizer, *, world=1, workers=0, parts=1, start=0, steps=STEPS
             (24, 48),
             seed=5,
             global_batch_size=GLOBAL_BATCH,
-            micro_batch_size=GLOBAL_BATCH // world // parts,
             rank=rank,
-            world_size=world,
+            division=Division(world, parts, largest, separate),
             start_step=start,
-            accumulation_steps=parts,
             with_regions=True,
         ) as loader:
-            by_rank.append([[next(loader) for _ in range(parts)] for _ in range(steps)])
-    return [[by_rank[rank][step][part] for part in range(parts) for rank in range(world)] for step in range(steps)]
+            by_rank.append([[next(loader) for _ in range(loader.upcoming().parts)] for _ in range(steps)])
+    if separate:
+        return [[by_rank[rank][step][part] for part in range(parts) for rank in range(world)] for step in range(steps)]
+    return [[batch for rank in range(world) for batch in by_rank[rank][step]] for step in range(steps)]
 
 
 def keys(steps: list[list[Batch]]) -> list[list[str]]:
@@ -69,8 +72,35 @@ def test_layouts_read_the_same_global_batches(shards, tokenizer, reference, worl
         assert torch.equal(torch.cat(texts), whole.region_text_hash[whole.phrase_index])
 
 
-def test_accumulation_only_cuts_the_global_batch(shards, tokenizer, reference):
-    assert keys(read(shards, tokenizer, world=2, parts=3, workers=1)) == keys(reference)
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize(("world", "parts"), [(2, 3), (3, 5), (5, 1), (3, 24), (24, 2)])
+def test_any_number_of_ranks_and_micro_batches_reads_every_sample_once(
+    shards, tokenizer, reference, world, parts, separate
+):
+    found = read(shards, tokenizer, world=world, parts=parts, workers=int(world < 3), separate=separate, steps=2)
+    assert keys(found) == keys(reference)[:2]
+    sizes = [len(batch) for batches in found for batch in batches]
+    assert max(sizes) == -(-GLOBAL_BATCH // (world * parts)) and max(sizes) - min(sizes) <= 1
+
+
+def test_the_number_of_micro_batches_follows_the_patch_budget(shards, tokenizer, reference):
+    found = read(shards, tokenizer, world=2, largest={128: 6, 256: 5}, patch_budgets=[128, 256])
+    assert keys(found) == keys(read(shards, tokenizer, patch_budgets=[128, 256]))
+    for batches in found:
+        parts = {128: [6, 6], 256: [3, 3, 3, 3]}[batches[0].pixel_values.shape[1]]
+        assert [len(batch) for batch in batches] == parts
+    assert len({len(batches) for batches in found}) == 2, "both patch budgets occur"
+
+
+def test_an_empty_micro_batch_has_the_shapes_of_the_others(shards, tokenizer):
+    (batches,) = read(shards, tokenizer, world=GLOBAL_BATCH + 1, steps=1)
+    (empty,) = [batch for batch in batches if len(batch) == 0]
+    first = max(batches, key=len)
+    stand_in = empty.stand_in()
+    for name, tensor in first.tensors().items():
+        assert empty.tensors()[name].dtype == stand_in.tensors()[name].dtype == tensor.dtype, name
+        assert empty.tensors()[name].shape[1:] == stand_in.tensors()[name].shape[1:] == tensor.shape[1:], name
+    assert len(stand_in) == 1 and stand_in.pixel_attention_mask.sum() == 1 and len(stand_in.boxes) == 0
 
 
 @pytest.mark.parametrize(("start", "world", "workers"), [(1, 3, 0), (4, 2, 2), (9, 4, 1), (10, 1, 2)])
@@ -100,32 +130,11 @@ def test_held_batches_keep_their_pixels(shards, tokenizer, reference):
         assert torch.equal(batch.pixel_values, whole.pixel_values)
 
 
-def test_kept_last_batches_are_equal_on_all_ranks(shards, tokenizer):
+def test_kept_last_batches_need_not_divide(shards, tokenizer):
     settings = {"keep_last_batch": True, "last_batch_multiple": 2}
     one = read(shards, tokenizer, **settings)
-    two = read(shards, tokenizer, world=2, **settings)
-    assert keys(one) == keys(two)
+    assert keys(one) == keys(read(shards, tokenizer, world=4, parts=2, **settings))
     assert any(len(batch) < GLOBAL_BATCH for (batch,) in one)
-    assert all(len(first) == len(second) for first, second in two)
-    with pytest.raises(IndexProblem, match="make it a multiple of 4"):
-        read(shards, tokenizer, world=4, **settings)
-
-
-@pytest.mark.parametrize(
-    ("world", "micro", "words"), [(5, 2, "is not 5 ranks"), (24, 1, "is not 24 ranks"), (2, 4, "change train.global")]
-)
-def test_more_ranks_than_the_batch_divides_into_is_an_error(shards, tokenizer, world, micro, words):
-    with pytest.raises(IndexProblem, match=words):
-        make_loader(
-            DataSettings(shards=[str(shards)]),
-            tokenizer,
-            (24, 48),
-            seed=0,
-            global_batch_size=GLOBAL_BATCH,
-            micro_batch_size=micro,
-            rank=0,
-            world_size=world,
-        )
 
 
 def test_missing_folders_and_missing_manifests_name_the_remedy(tmp_path, tokenizer):
@@ -136,9 +145,6 @@ def test_missing_folders_and_missing_manifests_name_the_remedy(tmp_path, tokeniz
             (24, 48),
             seed=0,
             global_batch_size=2,
-            micro_batch_size=2,
-            rank=0,
-            world_size=1,
         )
 
     with pytest.raises(IndexProblem, match="does not exist"):
@@ -158,8 +164,8 @@ def test_losses_without_a_member_are_named_before_the_first_step(tmp_path, token
 
     def load(**weights):
         return make_loader(
-            DataSettings(shards=[str(tmp_path)]), tokenizer, (24, 48), seed=0, global_batch_size=2, micro_batch_size=2,
-            rank=0, world_size=1, with_regions=True, of_negatives=weights,
+            DataSettings(shards=[str(tmp_path)]), tokenizer, (24, 48), seed=0, global_batch_size=2,
+            with_regions=True, of_negatives=weights,
         )  # fmt: skip
 
     with pytest.raises(IndexProblem, match=r"fgt_weight is 0\.5, but no region.*4 regions, 0 negatives.*--fgovd"):

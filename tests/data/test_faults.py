@@ -16,8 +16,10 @@ from PIL import Image
 
 from pipeline.config import DataSettings
 from pipeline.data.index import IndexProblem, index_folder
-from pipeline.data.loader import DataFaultLimit, make_loader
+from pipeline.data.loader import make_loader
+from pipeline.data.micro_batches import DataFaultLimit
 from pipeline.data.reader import ReadFault, iterate_shards, read_sample
+from pipeline.data.slices import Division
 from tests.data.shards import image_bytes, record, sample_members, write_tar
 
 SIZE = (32, 32)
@@ -75,9 +77,8 @@ def load(folder, tokenizer, *, rank=0, world=1, batch=8, **settings):
         (16, 32),
         seed=2,
         global_batch_size=batch,
-        micro_batch_size=batch // world,
         rank=rank,
-        world_size=world,
+        division=Division(world),
     )
 
 

@@ -12,7 +12,8 @@ from pipeline.base.constants import LANGUAGES
 from pipeline.config import DataSettings
 from pipeline.data.columns import whole_shards
 from pipeline.data.manifest import IndexProblem, Manifest
-from pipeline.data.plan import Plan, rank_slice
+from pipeline.data.plan import Plan
+from pipeline.data.slices import Division
 
 LEVELS = (128, 256, 576)
 
@@ -195,15 +196,29 @@ def test_replacements_are_of_the_group_outside_the_batch_and_differ_by_slot(seed
             assert LEVELS[(ordinal >= ends[shard]).sum()] == batch.patch_budget
 
 
-def test_rank_slices_cut_a_global_batch_without_gap_whatever_the_layout():
-    for world, parts in ((1, 1), (2, 1), (3, 2), (4, 3)):
-        cut = [
-            n
-            for part in range(parts)
-            for rank in range(world)
-            for n in range(24)[rank_slice(24, rank, world, part, parts)]
+@pytest.mark.parametrize("separate", [False, True])
+def test_a_division_cuts_a_global_batch_without_gap_whatever_the_layout(separate):
+    for size, world, parts in ((24, 1, 1), (24, 2, 1), (25, 3, 2), (5, 4, 3), (0, 2, 2)):
+        division = Division(world, parts, separate=separate)
+        ranks = [
+            [range(size)[division.part(size, rank, part, parts)] for part in range(parts)] for rank in range(world)
         ]
-        assert cut == list(range(24))
+        ordered = zip(*ranks, strict=True) if separate else ranks
+        assert [n for row in ordered for share in row for n in share] == list(range(size))
+        sizes = [sum(len(share) for share in rank) for rank in ranks]
+        assert separate or max(sizes) == division.slice_size(size) and max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_shape_of_a_batch_is_known_without_its_entries(mixed):
+    counts = np.array([[[5, 9], [0, 4]], [[3, 2], [7, 7]]], dtype=np.int32)
+    settings = DataSettings(
+        patch_budgets=[128, 256], one_budget_per_batch=not mixed, keep_last_batch=True, last_batch_multiple=1
+    )
+    plan = Plan([manifest_of(counts, (128, 256))], settings, 0, 4)
+    for number in range(plan.steps_per_epoch()):
+        batch = plan.batch(0, number)
+        assert plan.shape_of(0, number) == (len(batch), batch.patch_budget)
 
 
 def test_a_large_plan_is_fast_and_seeking_costs_the_same_everywhere():

@@ -12,6 +12,7 @@ import pytest
 from pipeline.config import DataSettings
 from pipeline.data.faults import DataFaultLimit
 from pipeline.data.shard_index import IndexProblem
+from pipeline.data.slices import Division
 from pipeline.data.streaming import expand, make_streaming_loader
 from tests.data.shards import SIZES, image_bytes, record, write_tar
 
@@ -47,9 +48,8 @@ def loader(shards, tokenizer, rank=0, world=1, workers=0, size=8, **settings):
         (16, 32),
         seed=3,
         global_batch_size=size,
-        micro_batch_size=size // world,
         rank=rank,
-        world_size=world,
+        division=Division(world),
     )
 
 

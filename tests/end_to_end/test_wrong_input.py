@@ -60,8 +60,9 @@ def test_a_misspelt_key_of_a_file_is_named_with_the_nearest(tmp_path: Path):
     assert "peak_learnign_rate" in line and "optimizer.peak_learning_rate" in line
 
 
-def test_more_processes_than_the_batch_has_images_is_refused(material: Material, tmp_path: Path, stage1):
-    line = stage1(*material.settings(tmp_path / "run", "train.accumulation_steps=16"))
+def test_more_separate_micro_batches_than_the_batch_has_images_are_refused(material: Material, tmp_path: Path, stage1):
+    settings = ("train.accumulation_steps=16", "train.accumulation=separate")
+    line = stage1(*material.settings(tmp_path / "run", *settings))
     assert "train.global_batch_size is 8" in line and "accumulation_steps" in line
 
 

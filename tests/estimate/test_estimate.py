@@ -35,8 +35,9 @@ def test_a_run_that_fits_ends_with_0_and_its_json_holds_every_part(material: Mat
     overrides = settings(material, "model.preset=tiny", "data.patch_budgets=[48, 64]", "train.global_batch_size=16")
     assert main(["stage1", "--devices", "2", "--device", "h200", "--json", str(out), *overrides]) == 0
     record = json.loads(out.read_text(encoding="utf-8"))
-    assert record["fits"] and record["micro_batch"] == 8 and record["notes"] == []
+    assert record["fits"] and record["notes"] == []
     for budget in record["budgets"]:
+        assert (budget["micro_batch"], budget["micro_batches"]) == (8, 1)
         assert set(budget["memory"]) == {"1", "2", "3"}
         for memory in budget["memory"].values():
             parts = sum(
@@ -73,7 +74,16 @@ def test_the_largest_micro_batch_fits_and_one_image_more_does_not(material: Mate
     ("words", "told"),
     [
         (["--device", "显卡"], "--device is '显卡'; it must be one of"),
-        (["--device", "h200", "train.global_batch_size=7"], "it must be a multiple of devices"),
+        (
+            [
+                "--device",
+                "h200",
+                "train.accumulation_steps=9",
+                "train.global_batch_size=7",
+                "train.accumulation=separate",
+            ],
+            "a micro-batch needs an image",
+        ),
         (["--device", "h200", "train.deepspeed_config=没有.json"], "没有.json cannot be read"),
         (["--device", "h200", "model.preset=huge"], "model.preset is 'huge'"),
     ],

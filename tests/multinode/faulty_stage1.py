@@ -10,7 +10,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pipeline.config import Stage1Settings
-from pipeline.data.loader import MicroBatches
+from pipeline.data.micro_batches import MicroBatches
 from pipeline.model import FGCLIP2
 from pipeline.tracking.tracker import RunTracker
 from pipeline.training.cli import main

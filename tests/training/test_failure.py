@@ -18,7 +18,8 @@ from tests.training.small_runs import case, run_cases
 def broken(material: Material, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A run whose first update throws the weights away, and what its two ranks said."""
     folder = tmp_path_factory.mktemp("broken") / "run"
-    steep = case(material, folder, "train.max_steps=6", "optimizer.peak_learning_rate=1e30", "optimizer.warmup_steps=0")
+    steep = case(material, folder, "train.max_steps=6", "optimizer.peak_learning_rate=1e30", "optimizer.warmup_steps=0",
+                 "train.accumulation_steps=2")  # fmt: skip
     return folder, [outcomes[0] for outcomes in run_ranks(2, run_cases, [steep], timeout_seconds=240)]
 
 
@@ -31,6 +32,7 @@ def test_a_loss_that_is_not_finite_stops_every_rank_before_the_update(broken: tu
     for rank in (0, 1):
         record = json.loads((folder / f"failures/step-00000001/rank-0000{rank}.json").read_text(encoding="utf-8"))
         assert len(record["keys"]) == 4 and "global_short" in record["losses"] and record["last_metrics"]["loss"] > 0
+        assert [len(keys) for keys in record["micro_batches"]] == [2, 2], "the whole batch of the rank"
 
 
 def test_one_command_replays_the_step(broken: tuple[Path, list[str]]):

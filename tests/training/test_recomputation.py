@@ -7,6 +7,7 @@ import torch
 
 from pipeline.base.ranks import RankInfo
 from pipeline.config import Stage1Settings, load_settings
+from pipeline.data.slices import Division
 from pipeline.estimate.memory import Sharding, Work, memory_at_peak
 from pipeline.estimate.pieces import trace_pieces
 from pipeline.estimate.recomputation import least_recomputation
@@ -51,7 +52,7 @@ def test_auto_recomputes_nothing_where_all_fits_and_more_the_less_fits():
 )
 def test_the_settings_say_what_is_recomputed(overrides, wanted):
     settings = load_settings(Stage1Settings, None, overrides)
-    assert recomputation_of(settings, CONFIG, RankInfo(), torch.device("cpu")) == wanted
+    assert recomputation_of(settings, CONFIG, RankInfo(), torch.device("cpu"), Division()) == wanted
 
 
 def test_what_is_recomputed_is_told_in_a_line():

@@ -1,4 +1,4 @@
-"""A global batch as the plan names it, and how ranks share it."""
+"""A global batch as the plan names it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PlannedBatch:
-    """A global batch of B samples. Rank r of R takes a contiguous part; see ``rank_slice``."""
+    """A global batch of B samples. pipeline/data/slices.py divides it among ranks."""
 
     epoch: int
     number: int  # within the epoch
@@ -25,13 +25,3 @@ class PlannedBatch:
 
     def __len__(self) -> int:
         return len(self.shards)
-
-
-def rank_slice(size: int, rank: int, world_size: int, part: int, accumulation_steps: int) -> slice:
-    """The entries of a global batch of ``size`` that a rank reads for micro-batch ``part``.
-
-    A micro-step of all ranks together is one contiguous part, so the number of ranks moves only borders inside it.
-    """
-    each = size // (world_size * accumulation_steps)
-    start = (part * world_size + rank) * each
-    return slice(start, start + each)

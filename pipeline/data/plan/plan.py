@@ -134,26 +134,34 @@ class Plan:
 
     def batch(self, epoch: int, number: int) -> PlannedBatch:
         """Global batch ``number`` of ``epoch``. Costs about the same wherever it lies."""
+        group, first, size, window = self._place_of(epoch, number)
+        shards, ordinals = self._entries(epoch, group, first, first + size)
+        language, patch_budget = self._language_and_budget(group, shards, ordinals)
+        pieces, places = self.pieces_of(language, shards, ordinals)
+        order = order_of(places, shards, ordinals)
+        columns = (column[order] for column in (shards, ordinals, pieces, places))
+        return PlannedBatch(epoch, number, language, patch_budget, group, first, window, *columns)
+
+    def shape_of(self, epoch: int, number: int) -> tuple[int, int]:
+        """Samples and patch budget of a global batch, without its entries where one budget a batch allows that."""
+        group, _, size, _ = self._place_of(epoch, number)
+        if not self.settings.one_budget_per_batch:
+            return size, self.batch(epoch, number).patch_budget
+        return size, self.patch_budgets[group % len(self.patch_budgets)]
+
+    def _place_of(self, epoch: int, number: int) -> tuple[int, int, int, int]:
+        """Group, first position in the group's stream, size and window of a batch."""
         plan = self._epoch(epoch)
         if not 0 <= number < plan.steps:
             raise IndexProblem(f"batch {number} of epoch {epoch} was asked for; the epoch has {plan.steps} batches")
         full = int(plan.batches_before[-1])
         if number >= full:
             group, size = plan.last[number - full]
-            window, first = (
-                len(plan.cumulative) - 2,
-                int(plan.cumulative[-1, group]) // self.batch_size * self.batch_size,
-            )
-        else:
-            window = int(np.searchsorted(plan.batches_before, number, side="right")) - 1
-            group, index = self._batches_of(epoch, window)[number - int(plan.batches_before[window])]
-            first, size = int(index) * self.batch_size, self.batch_size
-        shards, ordinals = self._entries(epoch, int(group), first, first + size)
-        language, patch_budget = self._language_and_budget(int(group), shards, ordinals)
-        pieces, places = self.pieces_of(language, shards, ordinals)
-        order = order_of(places, shards, ordinals)
-        columns = (column[order] for column in (shards, ordinals, pieces, places))
-        return PlannedBatch(epoch, number, language, patch_budget, int(group), first, window, *columns)
+            first = int(plan.cumulative[-1, group]) // self.batch_size * self.batch_size
+            return group, first, size, len(plan.cumulative) - 2
+        window = int(np.searchsorted(plan.batches_before, number, side="right")) - 1
+        group, index = self._batches_of(epoch, window)[number - int(plan.batches_before[window])]
+        return int(group), int(index) * self.batch_size, self.batch_size, window
 
     def pieces_of(self, language: str, shards: np.ndarray, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The piece of each sample within its shard, and that piece's place."""
