@@ -165,7 +165,8 @@ class FGCLIP2(Inference):
     def _mask(self, pixel_attention_mask: Tensor | None) -> Tensor | None:
         if pixel_attention_mask is None:
             return None
-        return additive_mask(pixel_attention_mask, like=self.vision_model.post_layernorm.weight)
+        # Not a named weight: ZeRO 3 gathers what is read by name outside its module, and only some ranks come here.
+        return additive_mask(pixel_attention_mask, like=next(self.parameters()))
 
     def dense_features(self, patches: Tensor, pixel_attention_mask: Tensor | None) -> Tensor:
         """Patch features in the joint space, [B, P, D], not normalised; rows of padding mean nothing."""
