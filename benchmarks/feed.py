@@ -29,6 +29,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.data.plan import Plan, PlannedBatch
 from pipeline.data.prefetch import bytes_of
 from pipeline.data.share import NodeShare
+from pipeline.data.slices import Division
 
 LANGUAGE_SHARES = (0.7, 0.3)  # English and Chinese
 BUDGET_SHARES = (0.06, 0.14, 0.3, 0.2, 0.3)
@@ -110,7 +111,7 @@ def simulate(
     world = nodes * arguments.ranks
     machines = []
     for number in range(nodes):
-        share = NodeShare(plan, [manifest], number * arguments.ranks, arguments.ranks, world, 1)
+        share = NodeShare(plan, [manifest], number * arguments.ranks, arguments.ranks, Division(world, 1))
         machines.append(Node(share, share.cache_bytes(settings.prefetch_gigabytes * 1e9)))
     step_seconds = arguments.global_batch_size / (world * arguments.images_a_second)
     touched: dict[tuple[int, int], int] = {}

@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.config", "pipeline.model", "pipeline.objectives", "pipeline.drawing"),
     ("pipeline.data", "pipeline.checkpoint"),
     ("pipeline.tracking", "pipeline.preflight.hostfile"),
-    ("pipeline.evaluation", "pipeline.export", "pipeline.training.optimizer"),
+    ("pipeline.evaluation", "pipeline.export", "pipeline.training.optimizer", "pipeline.training.micro_batches"),
     ("pipeline.estimate", "pipeline.supervise"),
     ("pipeline.training", "data_tools"),
     ("pipeline.preflight",),

@@ -71,6 +71,7 @@ class Child:
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """The answer; ``hang`` or ``crash`` where none came, and the process is a new one then."""
         process = self._process or self._start()
+        assert process.stdin is not None  # _start opened it
         process.stdin.write(json.dumps(request) + "\n")
         process.stdin.flush()
         limit = HANG_SECONDS if request["format"] in self._warm else START_SECONDS
@@ -97,7 +98,8 @@ class Child:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            self._process.stdin.close()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
             self._answers.close()
         self._process, self._warm = None, set()
 

@@ -32,14 +32,16 @@ def test_scores_and_validation_losses_do_not_depend_on_the_ranks_and_the_best_ch
         run = tmp_path / f"运行 {size}"
         assert run_ranks(size, run_cases, [evaluated(material, run)], timeout_seconds=400) == [[0]] * size
         curves[size] = read_curves(run)
-    names = [name for name in curves[1] if name.startswith(("score/", "validation/"))]
-    assert {"score/scenes/hard", "score/scenes/t2i_r1", "validation/loss", "validation/fgv"} <= set(names)
+    names = [name for name in curves[1] if name.startswith("evaluation/")]
+    assert {
+        f"evaluation/{name}" for name in ("scenes.hard", "scenes.t2i_r1", "validation.loss", "validation.fgv")
+    } <= set(names)
     for name in names:
         steps, values = curves[1][name]
         assert steps == [2, 4, 6] and curves[2][name][0] == steps
         assert curves[2][name][1] == pytest.approx(values, rel=1e-4, abs=1e-4), name
     best = json.loads((run / "best.json").read_text(encoding="utf-8"))
-    steps, values = curves[2]["score/scenes/t2i_r1"]
+    steps, values = curves[2]["evaluation/scenes.t2i_r1"]
     assert best == {"score": "scenes/t2i_r1", "value": max(values), "step": steps[values.index(max(values))]}
     kept = {int(folder.name.removeprefix("step-")) for folder in list_checkpoints(run)}
     assert kept == {best["step"], 6}
