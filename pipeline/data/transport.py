@@ -117,7 +117,8 @@ class Patience:
                     ) from error
                 self._report(what, error, waited)
             self.counts.add("retries")
-            pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**attempt) * random.uniform(0.5, 1.5)
+            # a power of whole numbers has no float beyond 2**1023, and the longest pause is reached long before
+            pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(attempt, 32)) * random.uniform(0.5, 1.5)
             attempt += 1
             time.sleep(pause)
 
