@@ -91,7 +91,7 @@ def test_a_killed_process_ends_both_hosts_and_a_resume_goes_on(two_hosts, data, 
         launch.rank_process("nodeB").send_signal(signal.SIGKILL)
         assert launch.status(END_SECONDS) != 0
         assert launch.nothing_left(), two_hosts.processes("nodeA") + two_hosts.processes("nodeB")
-        assert "rank 1" in launch.text() and "ended without a word at step" in launch.text(), launch.text()
+        assert "rank 1" in launch.text() and "ended without an error message at step" in launch.text(), launch.text()
     before = max(entry.step for entry in read_entries(run))
     assert before < max_steps
     with Launch(two_hosts, data, run, max_steps) as launch:
