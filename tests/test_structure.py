@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +19,17 @@ RUN_FOLDER_NAMES = ("settings.yaml", "versions.json", "metrics.jsonl", "tracking
 MODULES = project_modules()
 
 
-def test_the_ground_floor_imports_nothing_of_the_project():
-    graph = import_graph()
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    return import_graph()
+
+
+def test_the_ground_floor_imports_nothing_of_the_project(graph):
     used = {(name, other) for name, others in graph.items() if group_of(name) == "pipeline.base" for other in others}
     assert {pair for pair in used if group_of(pair[1]) != "pipeline.base"} == set()
 
 
-def test_every_module_has_its_layer_and_no_import_points_up_or_sideways():
-    graph = import_graph()
+def test_every_module_has_its_layer_and_no_import_points_up_or_sideways(graph):
     assert [name for name in graph if group_of(name) is None and name != "pipeline"] == []
     assert [name for layer in LAYERS for name in layer if not any(group_of(module) == name for module in graph)] == []
     wrong = [
@@ -38,9 +41,9 @@ def test_every_module_has_its_layer_and_no_import_points_up_or_sideways():
     assert wrong == [], f"the layers, from the ground up, are {LAYERS}"
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_no_modules_import_each_other_in_a_circle(graph):
     """A package's __init__ and its own modules count as one another's readers only where they name each other."""
-    graph, done, path, circles = import_graph(), set(), [], []
+    done, path, circles = set(), [], []
 
     def visit(name: str) -> None:
         if name in path:
@@ -164,17 +167,23 @@ def _is_command(name: str, path: Path) -> bool:
     )
 
 
-def _nodes_outside_base() -> Iterator[tuple[str, ast.AST]]:
-    """Of all modules but those of base, and of the model, which travel alone with an export."""
-    for name, path in MODULES.items():
-        if group_of(name) not in ("pipeline.base", "pipeline.model"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                yield f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}", node
+@functools.cache
+def _nodes_outside_base() -> tuple[tuple[str, ast.AST], ...]:
+    """Calls and constants of all modules but those of base, and of the model, which travel alone with an export."""
+    return tuple(
+        (f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}", node)
+        for name, path in MODULES.items()
+        if group_of(name) not in ("pipeline.base", "pipeline.model")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call | ast.Constant)
+    )
 
 
 def _renames(node: ast.AST) -> bool:
     """``os.replace(…)``, ``shutil.move(…)``, or ``replace`` or ``rename`` with one argument, which is of a path."""
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return False
+    if node.func.attr not in ("replace", "rename", "renames", "move"):
         return False
     if ast.unparse(node.func) in ("os.replace", "os.rename", "os.renames", "shutil.move"):
         return True

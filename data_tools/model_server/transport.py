@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import functools
 import math
+import ssl
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -77,6 +79,12 @@ class _Answer(BaseModel):
         return (self.usage.total_tokens if self.usage else None) or 0
 
 
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """The trusted authorities, SSL_CERT_FILE honoured; reading them takes longer than a short answer."""
+    return httpx2.create_ssl_context()
+
+
 class ChatTransport:
     """Connections to one server; open while the event loop runs that they were made in."""
 
@@ -91,6 +99,7 @@ class ChatTransport:
             max_retries=0,  # the caller counts every try against the budget
             timeout=None,  # one limit for the whole answer, in `ask`
             http_client=openai.DefaultAsyncHttpxClient(
+                verify=_certificates(),
                 follow_redirects=False,
                 limits=httpx2.Limits(max_connections=None),  # the slots are the limit
                 event_hooks={"response": [_bounded]},

@@ -87,6 +87,7 @@ def largest_micro_batches(
             settings.train.precision,
             settings.trains_regions,
             lambda n: is_trained(n, settings.trains_regions),
+            products=False,
         )
         whole = work_of(settings, config, images, patches, data) if settings.train.accumulation == "cached" else None
         fits = largest_fitting(settings, pieces, config, data, patches, one, usable, whole)

@@ -116,6 +116,7 @@ class LocalLog:
                         log._remember(entry)
                         kept.write(entry.to_line())
             log._size = path.stat().st_size
+        path.touch()  # a run that has logged nothing yet has none, which is no fault of the disk
         return log
 
     def fresh(self, entry: Entry) -> Entry | None:

@@ -130,7 +130,8 @@ def test_steps_are_located_over_all_epochs():
         manifests, settings, size = random_case(seed)
         plan = Plan(manifests, settings, seed, size)
         places = [(e, n) for e in range(4) for n in range(plan.steps_per_epoch(e))]
-        assert [Plan(manifests, settings, seed, size).locate(step) for step in range(len(places))] == places
+        steps = [*range(0, len(places), 7), len(places) - 1]
+        assert [Plan(manifests, settings, seed, size).locate(step) for step in steps] == [places[s] for s in steps]
 
 
 def test_weights_set_the_mix_and_no_sample_is_starved_over_epochs():

@@ -215,7 +215,9 @@ def test_an_answer_of_other_types_is_named_and_tried_again(body, stream):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("piece", [b'{"choices": [' + b" " * 65536, b"data: " + b"x" * 65536, b"data: {}\n\n" * 6000])
+@pytest.mark.parametrize(
+    "piece", [b'{"choices": [' + b" " * 65536, b"data: " + b"x" * 65536, b'data: {"a": "%s"}\n\n' % (b"x" * 600) * 100]
+)
 def test_an_endless_answer_is_left_at_its_bound(piece, stream):
     with FakeServer(lambda body, attempt: {"endless": piece}) as fake:
         (fault,) = ask(fake.url, ["x"], stream=stream, max_retries=0, timeout_seconds=60)

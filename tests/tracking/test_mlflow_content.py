@@ -137,6 +137,7 @@ def test_images_of_a_step_are_there_once_also_after_a_resume(run):
         tracker = start_tracking(settings_of(), run, resume_step=None if colour == "red" else 1)
         tracker.log_images(2, {"boxes/en-1": Image.new("RGB", (300, 100), colour)})
         tracker.end()
+        assert tracker.lost == 0, "a resume before the first metrics is up to date"
     stored = client_of(run).list_artifacts(tracker.run_id, "images")
     names = [item.path for item in stored]
     assert len(names) == 2 and all("boxes~en-1+step+2+timestamp+" in name for name in names)
