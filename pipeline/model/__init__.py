@@ -17,6 +17,7 @@ EXPORTED_MODULES = (
     "modeling",
     "positions",
     "regions",
+    "scratch",
     "start",
     "towers",
 )

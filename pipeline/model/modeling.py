@@ -19,6 +19,7 @@ from .embeddings import Embeddings, Scales, StepInputs, unit
 from .inference import Inference, TextKind
 from .layout import ImageLayout, RegionLayout, image_layout, region_layout
 from .regions import pool_regions
+from .scratch import start_vision_from_scratch
 from .start import configuration_of, starting_weights, stretch_table
 from .towers import PoolingHead, TextTower, VisionTower
 
@@ -58,8 +59,12 @@ class FGCLIP2(Inference):
 
     @classmethod
     def from_scratch(cls, config: FGCLIP2Config) -> FGCLIP2:
-        """Random weights from torch's generator, with the long tables and the heads made from their originals."""
+        """Random weights from torch's generator, with the long tables and the heads made from their originals.
+
+        The vision tower's positions and attention start as ``scratch.py`` says, everything else as SigLIP 2 does.
+        """
         model = cls(config)
+        start_vision_from_scratch(model.vision_model)
         model.stretch_positions()
         model.copy_heads_for_stage2()
         model.longtext_head.load_state_dict(model.text_model.head.state_dict())
