@@ -19,6 +19,7 @@ from pipeline.base.run_folder import RunFolder
 from pipeline.checkpoint.record import CheckpointError, read_record
 from pipeline.checkpoint.tensors import CheckpointTensors, read_objective
 from pipeline.config import SettingsError, Stage1Settings, dump_settings
+from pipeline.data.device_feed import DeviceFeed
 from pipeline.data.loader import Loader, make_loader
 from pipeline.data.slices import Division
 from pipeline.data.streaming import StreamingLoader, make_streaming_loader
@@ -275,7 +276,7 @@ def _drive(start: Start, tracker: Tracker, attempt: AttemptLog | None) -> int:
         on_phase=speed.phases.enter,
     )
     saver = Saver(settings.train, rank_info, start.fingerprint)
-    with stacks, heartbeat:
+    with stacks, heartbeat, DeviceFeed(start.loader, start.device) as feed:
         run = Run(
             settings=settings,
             rank_info=rank_info,
@@ -284,6 +285,7 @@ def _drive(start: Start, tracker: Tracker, attempt: AttemptLog | None) -> int:
             losses=losses,
             division=start.division,
             loader=start.loader,
+            feed=feed,
             state=start.state,
             total_steps=start.total_steps,
             tracker=tracker,

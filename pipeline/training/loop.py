@@ -77,9 +77,9 @@ def _log(run: Run, result: StepResult, step_seconds: float, progress: Progress) 
     for problem in norm_problems(result.health):
         print(f"warning: rank {run.rank_info.rank}, step {run.state.step}: {problem}", flush=True)
     gradient_norm = float(run.engine.get_global_grad_norm() or 0.0)
+    losses, counters = result.read()
     means = {
-        "loss": result.total,
-        **{name: value for name, value in result.parts.items()},
+        **losses,
         **result.health,
         "gradient_norm": gradient_norm,
         **run.losses.state.metrics(),
@@ -89,7 +89,7 @@ def _log(run: Run, result: StepResult, step_seconds: float, progress: Progress) 
         **(run.host_metrics.sample() if run.host_metrics else {}),
     }
     sums = {
-        **{f"count/{name}": value for name, value in result.counters.items()},
+        **{f"count/{name}": value for name, value in counters.items()},
         **{f"replaced/{name}": float(count) for name, count in run.loader.fault_counts().items()},
     }
     metrics = reduce_metrics(means, sums)

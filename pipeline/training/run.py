@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.base.ranks import RankInfo
 from pipeline.config import Stage1Settings
 from pipeline.data.batch import Batch
+from pipeline.data.device_feed import DeviceFeed
 from pipeline.data.loader import Loader
 from pipeline.data.slices import Division
 from pipeline.data.streaming import StreamingLoader
@@ -60,6 +61,7 @@ class Run:
     losses: StageLosses
     division: Division  # of global batches, among ranks and micro-batches
     loader: Loader | StreamingLoader  # micro-batches of this rank, in order, without end
+    feed: DeviceFeed  # the same, on the device ahead of need
     state: TrainState
     total_steps: int
     tracker: Tracker
@@ -77,9 +79,10 @@ class StepResult:
     """What one optimizer step left for the log, of this rank: unweighted loss parts, counters, health."""
 
     batches: list[Batch]  # the micro-batches that the newest losses were computed from
-    total: float = 0.0
-    parts: dict[str, float] = field(default_factory=dict)
-    counters: dict[str, float] = field(default_factory=dict)
+    # Figures stay on the device until they are logged; in float64, so that they add up as Python's numbers do.
+    total: Tensor | float = 0.0
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    counters: dict[str, Tensor] = field(default_factory=dict)
     health: dict[str, float] = field(default_factory=dict)
     wait_seconds: float = 0.0
     flops: float = 0.0  # of this rank
@@ -87,9 +90,19 @@ class StepResult:
     save: bool = False
 
     def add(self, output: LossOutput, share: float = 1.0) -> None:
-        """Take up the losses of a batch that is ``share`` of the step."""
-        self.total += share * float(output.total.detach())
+        """Take up the losses of a batch that is ``share`` of the step. Reads nothing."""
+        self.total = self.total + share * output.total.detach().double()
         for name, value in output.parts.items():
-            self.parts[name] = self.parts.get(name, 0.0) + share * float(value)
+            self.parts[name] = self.parts.get(name, 0.0) + share * value.double()
         for name, value in output.counters.items():
-            self.counters[name] = self.counters.get(name, 0.0) + float(value)
+            self.counters[name] = self.counters.get(name, 0.0) + value.double()
+
+    def read(self) -> tuple[dict[str, float], dict[str, float]]:
+        """The losses, ``loss`` being their weighted sum, and the counters, as numbers: one wait for the device."""
+        named = {"loss": torch.as_tensor(self.total), **self.parts}
+        values = [value.to(named["loss"].device).double() for value in (*named.values(), *self.counters.values())]
+        numbers = torch.stack(values).tolist()
+        return (
+            dict(zip(named, numbers[: len(named)], strict=True)),
+            dict(zip(self.counters, numbers[len(named) :], strict=True)),
+        )

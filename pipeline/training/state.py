@@ -16,7 +16,7 @@ class TrainState:
     skipped_in_a_row: int = 0  # optimizer steps that DeepSpeed left out
     skipped_in_all: int = 0
     seconds: float = 0.0  # training time before this process started
-    flops: float = 0.0  # of all ranks, as pipeline.training.flops counts them
+    flops: float = 0.0  # of all ranks, as pipeline.estimate.flops counts them
     tracker_run_id: str | None = None
 
     def to_json(self) -> dict[str, Any]:

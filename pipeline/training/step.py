@@ -1,25 +1,33 @@
 """One optimizer step: read micro-batches, forward, losses, backward, update.
 
 Every collective runs on every rank at every step, and every rank makes the same number of forward and backward calls.
-Before any backward of the losses at hand, one all-reduce carries three flags: a loss that is not finite, a stop
-request, a due checkpoint.
+
+The host waits for the device at one place, the update: DeepSpeed reads the gradient's norm there, and leaves the update
+out on every rank where it is not finite. Everything before runs ahead of the device:
+
+- ranks tell each other their numbers of rows, and with them a stop request or a due checkpoint, on the host;
+- whether a loss is not finite on any rank is known on the devices only. There it makes every gradient NaN, so that the
+  update is left out by all ranks; the host learns of it because no update was made, and fails then;
+- figures stay on the device until they are logged.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.data.batch import Batch
+from pipeline.data.facts import facts_of
 from pipeline.model import Embeddings
+from pipeline.objectives.collectives import gather_numbers
 from pipeline.training.bundle import write_rank_bundle
 from pipeline.training.cached import SliceLosses, backward_of_slice, every_scale, losses_of_slice
 from pipeline.training.failure import NonFiniteStep, bundle_folder
-from pipeline.training.flops import step_flops
 from pipeline.training.health import embedding_health, gradient_norms
 from pipeline.training.losses import LossOutput
 from pipeline.training.optimizer import learning_rate, set_learning_rates
@@ -38,9 +46,11 @@ def run_step(run: Run, wants_stop: bool, wants_save: bool, *, with_health: bool,
     """
     state = run.state
     rates = set_learning_rates(run.engine.optimizer, learning_rate(state.step, run.total_steps, run.settings.optimizer))
-    first = run.loader.upcoming()
+    started = time.monotonic()
+    first = run.feed.upcoming()
     separate = run.settings.train.accumulation == "separate" and first.parts > 1
     step = _Step(run, first.parts, wants_stop, wants_save, with_health)
+    step.result.wait_seconds = time.monotonic() - started
     computed = step.separate() if separate else step.cached()
     result = step.result
     if with_health:
@@ -49,7 +59,10 @@ def run_step(run: Run, wants_stop: bool, wants_save: bool, *, with_health: bool,
         result.health.update(embedding_health(computed.embeddings))
     run.heartbeat.beat(state.step, "update")
     run.engine.step()
-    _count_skips(run, result)
+    if run.engine.was_step_applied():
+        state.skipped_in_a_row = 0
+    else:
+        step.explain_skip()
     run.losses.state.advance(state.step + 1)
     state.step += 1
     state.samples_seen += first.size
@@ -66,6 +79,7 @@ class _Step:
         self.wants_stop, self.wants_save = wants_stop, wants_save
         self.result = StepResult([])
         self.health: dict[str, float] = {}
+        self.taken: list[_Taken] = []
 
     def cached(self) -> SliceLosses:
         """The losses of the whole global batch, once; then its gradients."""
@@ -97,10 +111,9 @@ class _Step:
         for _ in range(count):
             self.run.heartbeat.beat(self.run.state.step, "data")
             started = time.monotonic()
-            batch = next(self.run.loader)
+            batch = next(self.run.feed)
             self.result.wait_seconds += time.monotonic() - started
-            self.run.speed.count(batch)
-            self.result.flops += step_flops(self.run.engine.module.config, batch, self.run.settings.trains_regions)
+            self.result.flops += self.run.speed.count(batch)
             yield batch
 
     def forward(self, batch: Batch, number: int) -> Embeddings:
@@ -115,41 +128,55 @@ class _Step:
     def losses(self, embeddings: Embeddings, batch: Batch, *, with_health: bool) -> LossOutput:
         """The losses of all micro-batches that were embedded."""
         self.run.heartbeat.beat(self.run.state.step, "losses")
-        return self.run.losses(embeddings, batch, with_health=with_health)
+        return self.run.losses(embeddings, batch, counts=self.counts_of(batch), with_health=with_health)
+
+    def counts_of(self, batch: Batch) -> list[tuple[int, ...]]:
+        """Every rank's numbers of rows. With them ranks tell each other whether to stop or to save; collective."""
+        own = batch.facts.counts if batch.facts is not None else facts_of(batch).counts
+        everyone = gather_numbers((*own, int(self.wants_stop), int(self.wants_save)), self.run.losses.host_group)
+        self.result.stop = any(numbers[-2] for numbers in everyone)
+        self.result.save = any(numbers[-1] for numbers in everyone)
+        return [numbers[:-2] for numbers in everyone]
 
     def backward(self, total: Tensor, is_last: bool) -> None:
         """Gradients are averaged over ranks, and the engine knows which backward of the step is the last."""
         self.run.heartbeat.beat(self.run.state.step, "backward")
         self.run.engine.set_gradient_accumulation_boundary(is_last)
-        self.run.engine.backward(total)
+        held_back = torch.where(self.taken[-1].is_bad > 0, torch.nan, 1.0)  # on the device: NaN spoils every gradient
+        self.run.engine.backward(total * held_back)
 
     def take(self, computed: SliceLosses, share: float = 1.0) -> None:
-        """Record losses and tell the ranks' flags to each other.
+        """Record losses, and tell the other devices whether they are finite; the host does not wait for that."""
+        self.result.batches = computed.batches
+        self.result.add(computed.output, share)
+        is_bad = (~computed.output.total.detach().isfinite()).float()
+        dist.all_reduce(is_bad, op=dist.ReduceOp.MAX)
+        self.taken.append(_Taken(is_bad, computed.batches, computed.output))
+
+    def explain_skip(self) -> None:
+        """No update was made: for a loss, or for a gradient, that is not finite.
 
         Raises:
-            NonFiniteStep: on every rank, if a loss is not finite on any.
+            NonFiniteStep: on every rank; for a loss at once, for gradients when the settings say so.
         """
-        result, output = self.result, computed.output
-        result.batches = computed.batches
-        result.add(output, share)
-        is_bad = not bool(output.total.detach().isfinite())
-        bad, result.stop, result.save = _any_rank([is_bad, self.wants_stop, self.wants_save], self.run.device)
-        if bad:
-            result.health = dict(output.health)
-            _fail(self.run, result, "a loss is not finite")
+        run, state, settings = self.run, self.run.state, self.run.settings.train
+        for taken in self.taken:
+            if taken.is_bad > 0:  # a read; the host has waited for the update already
+                self.result.batches, self.result.health = taken.batches, dict(taken.output.health)
+                _fail(run, self.result, "a loss is not finite")
+        state.skipped_in_a_row += 1
+        state.skipped_in_all += 1
+        if settings.precision == "fp32" or state.skipped_in_a_row >= settings.max_skipped_steps_in_a_row:
+            _fail(run, self.result, f"the gradient is not finite, {state.skipped_in_a_row} step(s) in a row")
 
 
-def _count_skips(run: Run, result: StepResult) -> None:
-    """Without a loss scale DeepSpeed leaves a step out for one reason only: the gradient's norm is not finite."""
-    if run.engine.was_step_applied():
-        run.state.skipped_in_a_row = 0
-        return
-    run.state.skipped_in_a_row += 1
-    run.state.skipped_in_all += 1
-    if run.settings.train.precision == "fp32" or (
-        run.state.skipped_in_a_row >= run.settings.train.max_skipped_steps_in_a_row
-    ):
-        _fail(run, result, f"the gradient is not finite, {run.state.skipped_in_a_row} step(s) in a row")
+@dataclass(frozen=True)
+class _Taken:
+    """Losses that were computed, until it is known whether they are finite."""
+
+    is_bad: Tensor  # [] above 0 where a loss of any rank is not finite
+    batches: list[Batch]
+    output: LossOutput
 
 
 def _fail(run: Run, result: StepResult, reason: str) -> None:
@@ -161,16 +188,11 @@ def _fail(run: Run, result: StepResult, reason: str) -> None:
         "last_metrics": run.last_metrics,
         "health": result.health,
     }
-    write_rank_bundle(folder, run.rank_info, result.batches, {"total": result.total, **result.parts}, circumstances)
+    losses, _ = result.read()
+    losses = {"total": losses.pop("loss"), **losses}
+    write_rank_bundle(folder, run.rank_info, result.batches, losses, circumstances)
     run.saver.save_failed_step(run, folder / "checkpoint")
     raise NonFiniteStep(
         f"step {run.state.step}, rank {run.rank_info.rank}: {reason}; nothing was updated. "
         f"Replay: python -m pipeline.training.failure {folder}"
     )
-
-
-def _any_rank(flags: list[bool], device: torch.device) -> list[bool]:
-    """Each flag, true if it is true on any rank; collective."""
-    values: Tensor = torch.tensor([float(flag) for flag in flags], device=device)
-    dist.all_reduce(values, op=dist.ReduceOp.MAX)
-    return [bool(value) for value in values.tolist()]

@@ -97,13 +97,15 @@ class Speed:
         self._tokens = self._flops = 0.0
         self._since = time.perf_counter()
 
-    def count(self, batch: Batch) -> None:
-        """A micro-batch that this rank goes forward and backward through."""
+    def count(self, batch: Batch) -> float:
+        """A micro-batch that this rank goes forward and backward through. Returns its floating-point operations."""
         images, patches = batch.pixel_attention_mask.shape
         short = len(batch.short_ids) + len(batch.region_ids)
         self._tokens += images * patches + short * batch.short_ids.shape[1] + batch.long_ids.numel()
         dense = images if self._with_regions else 0
-        self._flops += step_flops(self._config, images, patches, short, len(batch.long_ids), dense)
+        flops = step_flops(self._config, images, patches, short, len(batch.long_ids), dense)
+        self._flops += flops
+        return flops
 
     def report(self) -> tuple[dict[str, float], list[str]]:
         """Metrics since the last report, and lines about slow ranks; the same on every rank. Collective."""

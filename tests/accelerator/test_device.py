@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.step_material import Case, make_batch, make_step
 from pipeline.data.device_feed import DeviceFeed
+from pipeline.data.micro_batches import Unit
 from pipeline.training.compilation import compile_layers, why_not
 
 pytestmark = [
@@ -58,12 +59,22 @@ def test_batches_come_in_order_from_the_feed_and_its_errors_are_the_loaders(devi
     case = Case(2, 64, 4, "tiny", "bf16")
     batches = [replace(make_batch(case, VOCABULARY, seed), language=str(seed)) for seed in range(4)]
 
-    def loader():
-        yield from batches
-        raise ValueError("no more")
+    class Loader:
+        def __init__(self):
+            self.number = 0
 
-    feed = DeviceFeed(loader(), device)
-    for batch in batches:
+        def upcoming(self):
+            return Unit(self.number, 0, 1, 2)
+
+        def __next__(self):
+            if self.number == len(batches):
+                raise ValueError("no more")
+            self.number += 1
+            return batches[self.number - 1]
+
+    feed = DeviceFeed(Loader(), device)
+    for number, batch in enumerate(batches):
+        assert feed.upcoming().step == number
         found = next(feed)
         assert found.language == batch.language
         assert all(tensor.is_cuda for tensor in found.every_tensor())

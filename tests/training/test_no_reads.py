@@ -1,4 +1,4 @@
-"""No forward, loss or backward makes the host wait for the device.
+"""No forward, loss, backward or figure of a step makes the host wait for the device.
 
 Under torch's fake tensors nothing has a value, so every read that depends on data raises: ``item``, ``tolist``, a
 boolean mask as an index, ``unique``, a Python branch on a tensor. Where torch has CUDA, the tensors are said to lie on
@@ -21,8 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline.config import Stage1Settings, Stage2Settings
 from pipeline.data.batch import Batch, with_tensors
 from pipeline.data.facts import facts_of
-from pipeline.model import FGCLIP2
-from pipeline.training.losses import StageLosses
+from pipeline.model import FGCLIP2, Embeddings
+from pipeline.training.cached import backward_of_slice, losses_of_slice
+from pipeline.training.losses import LossOutput, StageLosses
+from pipeline.training.run import StepResult
 from tests.model.material import small_batch, small_config
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -116,6 +118,29 @@ def test_nothing_is_read_back_in_forward_losses_and_backward(ranks, stage, num_r
     assert all(p.grad is not None for name, p in model.named_parameters() if name.startswith("vision_model"))
     assert output.total.device == DEVICE
     assert not copies.found
+
+
+@pytest.mark.parametrize("stage", [Stage1Settings(), Stage2Settings(region_loss=EVERY_LOSS)])
+def test_nothing_is_read_back_by_the_passes_of_cached_embeddings(ranks, stage):
+    whole, empty = batch_with_facts(6), batch_with_facts(0)
+    with FakeTensorMode() as mode:
+        model, losses = fake_model(), StageLosses(stage)
+        losses.state.to(DEVICE)
+        batches = [fake(batch, mode) for batch in (whole, empty, whole)]
+
+        def forward(batch: Batch, number: int) -> Embeddings:
+            return model(batch, regions=stage.trains_regions)
+
+        def losses_of(embeddings: Embeddings, batch: Batch, *, with_health: bool) -> LossOutput:
+            counts = [(3, 3, 2, 1, 3), batch.facts.counts, (0, 0, 0, 0, 0)]
+            return losses(embeddings, batch, counts=counts, with_health=with_health)
+
+        computed = losses_of_slice(forward, batches, len(batches), losses_of)
+        backward_of_slice(computed, forward, lambda total, is_last: total.backward())
+        result = StepResult([])
+        result.add(computed.output, share=0.5)
+    assert model.vision_model.head.probe.grad is not None
+    assert isinstance(result.total, torch.Tensor)
 
 
 def test_the_proof_would_notice_a_read(ranks):
