@@ -8,6 +8,7 @@ import signal
 import sys
 
 from pipeline.base.border import shown
+from pipeline.base.defects import ask_for_reports
 
 MAX_ERROR_CHARACTERS = 4000  # settings of a shard may be named in one
 
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             commands.add_parser(name, help=text)
     arguments = parser.parse_args(argv)
+    ask_for_reports()
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:

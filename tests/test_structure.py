@@ -16,6 +16,18 @@ import pytest
 from benchmarks.imports import LAYERS, ROOT, group_of, import_graph, layer_of, project_modules
 
 RUN_FOLDER_NAMES = ("settings.yaml", "versions.json", "metrics.jsonl", "tracking.json", "checkpoints", "failures")
+# What parses JSON or YAML by itself: the border, the model's own that exported folders carry, files of this project's
+# packages, and the walks that only look where an item of a file of gigabytes ends.
+PARSERS = {
+    "pipeline/base/border.py": {"from_json", "SafeLoader"},
+    "pipeline/model/folder.py": {"loads"},
+    "pipeline/evaluation/protocols/rows.py": {"safe_load"},
+    "pipeline/estimate/devices.py": {"safe_load"},
+    "data_tools/phrases/interface.py": {"safe_load"},
+    "data_tools/negatives/lexicon.py": {"safe_load"},
+    "data_tools/sources/finehard_index.py": {"JSONDecoder"},
+    "data_tools/sources/finehard_items.py": {"JSONDecoder"},
+}
 MODULES = project_modules()
 
 
@@ -84,6 +96,18 @@ def test_no_code_asks_an_object_whether_it_has_region_losses():
         if isinstance(node, ast.Compare) and _is_text(node.left, "region_loss"):
             found.append(where)
     assert found == []
+
+
+def test_json_and_yaml_from_outside_are_parsed_at_the_border_alone():
+    found: dict[str, set[str]] = {}
+    for path in MODULES.values():
+        where = str(path.relative_to(ROOT))
+        if where.startswith(("tests/", "benchmarks/")):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and (name := _parser(ast.unparse(node.func))) is not None:
+                found.setdefault(where, set()).add(name)
+    assert found == PARSERS, "read files and answers with pipeline.base.border: bounded, typed, named in one line"
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +179,15 @@ for name in commands:
 with open(out, "w", encoding="utf-8") as file:
     json.dump(answers, file)
 """
+
+
+def _parser(function: str) -> str | None:
+    """The parser that a call is of."""
+    names = ("loads", "load", "JSONDecoder", "safe_load", "safe_load_all", "load_all", "full_load", "unsafe_load")
+    module, _, name = function.rpartition(".")
+    if module in ("json", "yaml", "pydantic_core", "pickle", "marshal"):
+        return name if name in (*names, "from_json", "SafeLoader", "CSafeLoader") else None
+    return name if not module and name in ("from_json", "JSONDecoder", "safe_load") else None
 
 
 def _is_command(name: str, path: Path) -> bool:

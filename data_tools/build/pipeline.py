@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import shlex
 import shutil
 import sys
@@ -23,6 +22,7 @@ from data_tools.execution.interface import Step
 from data_tools.execution.options import ExecutionOptions
 from data_tools.execution.shard_work import REPORTS, WORK
 from data_tools.execution.steps import Drop, FunctionStep, Record, run_step
+from pipeline.base.border import read_json
 from pipeline.base.files import write_json
 from pipeline.data.manifest import MANIFEST_NAME
 
@@ -185,7 +185,7 @@ def _first_not_deleted(build: Build) -> int:
         mark = folder / DELETED
         if not mark.exists():
             continue
-        if json.loads(mark.read_text(encoding="utf-8")) != build.prefix(number):
+        if read_json(mark) != build.prefix(number):
             raise ValueError(f"{folder} was finished with other options and then deleted; give another --out")
         start = number + 1
     return start

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from pydantic import TypeAdapter, ValidationError
+
 from data_tools.execution.steps import Drop, Record, Shard, Step
 from data_tools.model_server.images import fitted
 from data_tools.text.prompts import Prompt
@@ -33,6 +35,17 @@ class Answer:
     text: str | None = None
     absent: str | None = None
     failure: str | None = None
+
+
+_ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
+
+
+def _kept(value: Any) -> Answer | None:
+    """An answer of the journal; None for anything else, as a damaged one holds it."""
+    try:
+        return _ANSWER.validate_python(value)
+    except ValidationError:
+        return None
 
 
 class Backend(Protocol):
@@ -99,12 +112,13 @@ class CaptionStep(Step):
             if answer.failure is None:  # a failure is not an answer: the next run asks again
                 shard.journal.put(question.key, {"text": answer.text, "absent": answer.absent})
 
-        known = {q.key: shard.journal.get(q.key) for q in questions if q.key in shard.journal}
+        kept = {q.key: _kept(shard.journal.get(q.key)) for q in questions if q.key in shard.journal}
+        known = {key: answer for key, answer in kept.items() if answer is not None}
         if len(known) < len(questions):
             # A backend whose answers depend on what else is in the batch is given the whole batch again.
             whole = getattr(self.backend, "batch_matters", False)
             self.backend.answer([q for q in questions if whole or q.key not in known], note)
-        answers |= {key: Answer(**value) for key, value in known.items()}
+        answers |= known
         by_record: dict[str, list[Question]] = {}
         for question in questions:
             by_record.setdefault(question.key.rpartition("/")[0], []).append(question)

@@ -17,7 +17,7 @@ from data_tools.execution.journal import Journal
 from data_tools.execution.reports import Dropped, ShardReport, StepReport, read_report
 from data_tools.execution.shards import Drop, Record, ShardSource
 from data_tools.shards import write_shard
-from pipeline.base.border import BorderError
+from pipeline.base.border import BorderError, as_read_back
 from pipeline.base.files import remove_leftovers, write_json
 
 CLAIM_SECONDS = 3.0  # a worker whose machine was declared dead may need a moment to end
@@ -72,7 +72,7 @@ class ShardWork:
         made_by: dict[str, Any] = {"input": source.identity()}
         if step is not None:
             made_by |= {"step": step.name, "version": step.version, "settings": step.settings()}
-        return json.loads(json.dumps(made_by))  # as it will be read back: tuples are lists
+        return as_read_back(made_by)  # what is compared with it comes from a file
 
     def _report_path(self, name: str) -> Path:
         return self.output / REPORTS / f"{name}.json"

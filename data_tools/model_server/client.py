@@ -10,7 +10,6 @@ tried again with growing, random pauses, or after the server's ``Retry-After``. 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 from collections.abc import Awaitable, Callable, Iterable
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_tools.model_server.faults import AnswerFault, ServerDown, ServerFault, TransportFault
 from data_tools.model_server.limits import SharedLimits
+from pipeline.base.border import BorderError, parse_json
 
 if TYPE_CHECKING:
     from data_tools.model_server.transport import ChatTransport, Completion
@@ -112,8 +112,8 @@ class ModelServer:
             if json_schema is None:
                 return text
             try:
-                json.loads(text)
-            except (json.JSONDecodeError, RecursionError) as error:
+                parse_json(text)
+            except BorderError as error:
                 problem = f"the answer is no JSON ({error}): {text[:120]!r}"
             else:
                 return text

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pydantic import TypeAdapter, ValidationError
+
 from data_tools.negatives.chinese import Chinese
 from data_tools.negatives.english import English
 from data_tools.negatives.lexicon import load_lexicon
@@ -54,9 +56,24 @@ class Outcome:
         return {"negatives": negatives, "rejected": dict(self.rejected), "reason": self.reason}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Outcome:
-        negatives = [Negative(text, tuple(attributes)) for text, attributes in data["negatives"]]
-        return cls(negatives, Counter(data["rejected"]), data["reason"])
+    def from_json(cls, data: Any) -> Outcome | None:
+        """What ``to_json`` gave; None for anything else, as a damaged journal holds it."""
+        try:
+            stored = _STORED.validate_python(data)
+        except ValidationError:
+            return None
+        negatives = [Negative(text, tuple(attributes)) for text, attributes in stored.negatives]
+        return cls(negatives, Counter(stored.rejected), stored.reason)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    negatives: list[tuple[str, list[str]]]
+    rejected: dict[str, int]
+    reason: str
+
+
+_STORED: TypeAdapter[_Stored] = TypeAdapter(_Stored)
 
 
 class Generator(Protocol):

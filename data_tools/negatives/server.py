@@ -7,9 +7,10 @@ others are asked for; what is still missing then is missing.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeGuard
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from data_tools.model_server.client import ModelServer, gather_answers
 from data_tools.model_server.faults import AnswerFault, ServerFault
@@ -42,6 +43,15 @@ def answer_schema(count: int) -> dict[str, Any]:
         "required": ["negatives"],
         "additionalProperties": False,
     }
+
+
+class _Answer(BaseModel):
+    """What the schema asks for; a phrase that is none is refused by itself."""
+
+    negatives: list[Any]
+
+
+_ANSWER: TypeAdapter[_Answer] = TypeAdapter(_Answer)
 
 
 class ServerGenerator:
@@ -106,9 +116,9 @@ class ServerGenerator:
 
     def _judge(self, text: str, request: Request, validator: Judge, outcome: Outcome) -> list[str]:
         """Move the good phrases of an answer into ``outcome``; returns the others."""
-        answer = json.loads(text)
-        phrases = answer.get("negatives") if isinstance(answer, dict) else None
-        if not isinstance(phrases, list):
+        try:
+            phrases = _ANSWER.validate_json(text).negatives
+        except ValidationError:
             outcome.rejected["answer_not_as_asked"] += 1
             return []
         refused = []

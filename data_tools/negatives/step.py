@@ -50,7 +50,8 @@ class NegativesStep(Step):
             asked += self._requests(record)
         found: dict[str, Outcome] = {}
         if self.generator.costs:
-            found = {key: Outcome.from_json(shard.journal.get(key)) for key, _ in asked if key in shard.journal}
+            kept = {key: Outcome.from_json(shard.journal.get(key)) for key, _ in asked if key in shard.journal}
+            found = {key: outcome for key, outcome in kept.items() if outcome is not None}
         missing = [(key, request) for key, request in asked if key not in found]
 
         def note(number: int, outcome: Outcome) -> None:

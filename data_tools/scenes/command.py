@@ -12,7 +12,6 @@ of workers. Interrupted, the same command goes on; finished, it says so and retu
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -36,6 +35,7 @@ from data_tools.scenes.language import (
 )
 from data_tools.scenes.layout import Scene, make_scene, scene_random
 from data_tools.shards import Record, shard_path, write_shard
+from pipeline.base.border import read_object
 from pipeline.base.files import remove_leftovers, write_json
 from pipeline.data.records import walk_folder, walk_records
 from pipeline.data.schema import Region, Sample
@@ -249,4 +249,4 @@ def _mask_classes() -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_object(path)

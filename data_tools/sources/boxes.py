@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+MAX_NUMBER = 1e12  # of a side's fractions or pixels; beyond it is damage, and neither nan nor inf is below it
 Box = tuple[float, float, float, float]
 
 
@@ -27,7 +28,7 @@ def usable_box(box: Sequence[Any], max_overshoot: float = math.inf) -> Box:
         BoxProblem: ``box_malformed`` (not four finite numbers), ``box_without_area`` (also corners in the wrong order)
             or ``box_outside``.
     """
-    numbers = [v for v in box if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
+    numbers = [v for v in box if isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= MAX_NUMBER]
     if len(box) != 4 or len(numbers) != 4:
         raise BoxProblem("box_malformed", "it must be four finite numbers")
     x1, y1, x2, y2 = (float(v) for v in numbers)

@@ -29,7 +29,9 @@ from data_tools.execution.steps import RunSummary, run_shards
 from data_tools.shards import DEFAULT_SAMPLES_PER_SHARD, Record
 from data_tools.sources.boxes import BoxProblem, usable_box
 from data_tools.sources.finehard_index import DownloadIndex, Span, build_index, item_spans
+from data_tools.sources.finehard_items import Item, read_item, read_region
 from data_tools.sources.images import ImageProblem, read_image
+from pipeline.base.border import BorderError, quoted, shown
 from pipeline.base.files import write_aside, write_json
 from pipeline.data.records import walk_records
 from pipeline.data.schema import Region, Sample
@@ -73,15 +75,16 @@ class FineHardShard:
 
     def records(self) -> Iterator[Record | Drop]:
         seen: set[str] = set()
-        for item in self.span.items():
-            f_path = item.get("f_path") if isinstance(item, dict) else None
-            if not isinstance(f_path, str) or not f_path:
-                yield Drop("?", "bad_item", f"{json.dumps(item, ensure_ascii=False)[:120]} has no f_path")
+        for found in self.span.items():
+            try:
+                item = read_item(found)
+            except BorderError as error:
+                yield Drop("?", "bad_item", str(error))
                 continue
-            part, key = self.index.part_and_key(f_path)
+            part, key = self.index.part_and_key(item.f_path)
             name = f"{part}-{key}".replace(".", "_").replace("/", "_").strip("-")
             if name in seen:
-                yield Drop(name, "duplicate_item", f"{f_path} is named twice")
+                yield Drop(name, "duplicate_item", f"{shown(item.f_path)} is named twice")
                 continue
             seen.add(name)
             try:
@@ -152,31 +155,26 @@ def build(options: FineHardOptions, out: Path, execution: ExecutionOptions) -> i
     return status
 
 
-def make_record(name: str, item: dict[str, Any], path: Path) -> Record:
+def make_record(name: str, item: Item, path: Path) -> Record:
     """Raises: ImageProblem, ItemProblem."""
     image = read_image(path)
-    captions = {field: _text(item, field) for field in ("short_caption", "caption")}
-    if not any(captions.values()):
-        raise ItemProblem(f"{item['f_path']} has neither short_caption nor caption")
-    found = item.get("bbox_info") or []
-    if not isinstance(found, list):
-        raise ItemProblem(f"{item['f_path']}: bbox_info is a {type(found).__name__}; it must be a list")
+    if item.short_caption is None and item.caption is None:
+        raise ItemProblem(f"{shown(item.f_path)} has neither short_caption nor caption")
     regions, left_out = [], []
-    for number, entry in enumerate(found):
+    for number, entry in enumerate(item.bbox_info or []):
         try:
             regions.append(_region(entry))
         except BoxProblem as problem:
-            shown = {"bbox": entry.get("bbox"), "phrase": entry.get("short_expr")} if isinstance(entry, dict) else {}
-            left_out.append({"kind": problem.kind, "region": number, **shown, "why": str(problem)})
-    source: dict[str, Any] = {"dataset": "FineHARD", "f_path": item["f_path"]}
+            left_out.append({"kind": problem.kind, "region": number, "entry": quoted(entry, 200), "why": str(problem)})
+    source: dict[str, Any] = {"dataset": "FineHARD", "f_path": item.f_path}
     if left_out:
         source["regions_left_out"] = left_out
     sample = Sample(
-        language="zh" if item.get("is_cn") else "en",
+        language="zh" if item.is_cn else "en",
         width=image.width,
         height=image.height,
-        short_caption=captions["short_caption"],
-        long_caption=captions["caption"],
+        short_caption=item.short_caption,
+        long_caption=item.caption,
         regions=tuple(regions),
         source=source,
     )
@@ -185,34 +183,21 @@ def make_record(name: str, item: dict[str, Any], path: Path) -> Record:
 
 def _region(entry: Any) -> Region:
     """Raises: BoxProblem, also for a region without any expression."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("bbox"), list):
-        raise BoxProblem("box_malformed", "a region must be an object with a bbox")
-    box = usable_box(entry["bbox"][:4], MAX_OVERSHOOT)
-    short, long = _text(entry, "short_expr"), _text(entry, "long_expr")
+    try:
+        region = read_region(entry)
+    except BorderError as error:
+        raise BoxProblem("box_malformed", str(error)) from error
+    box = usable_box(region.bbox[:4], MAX_OVERSHOOT)
+    short, long = region.short_expr, region.long_expr
     if short is None and long is None:
         raise BoxProblem("region_without_phrase", "it has neither short_expr nor long_expr")
-    score = entry["bbox"][4] if len(entry["bbox"]) > 4 else None
     return Region(
         box=box,
         phrase=short or long or "",
         long_phrase=long if short is not None else None,
-        score=float(score) if isinstance(score, int | float) else None,
-        negatives=_negatives(entry) if short is not None else (),
+        score=region.bbox[4] if len(region.bbox) > 4 else None,
+        negatives=region.negatives if short is not None else (),
     )
-
-
-def _negatives(entry: dict[str, Any]) -> tuple[str, ...]:
-    """The altered phrases in the order of their numbers, unless the release flags them as not usable."""
-    found = entry.get("short_expr_negs") or {}
-    if not entry.get("flag_short_neg") or not isinstance(found, dict):
-        return ()
-    ordered = sorted(found.items(), key=lambda pair: (len(str(pair[0])), str(pair[0])))
-    return tuple(text for _, text in ordered if isinstance(text, str) and text.strip())
-
-
-def _text(record: dict[str, Any], name: str) -> str | None:
-    value = record.get(name)
-    return value if isinstance(value, str) and value.strip() else None
 
 
 def _report(out: Path, summary: RunSummary, shards: list[str]) -> None:

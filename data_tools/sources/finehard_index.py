@@ -15,13 +15,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from data_tools.sources.finehard_items import parse_items
 from data_tools.sources.images import ImageProblem
+from pipeline.base.border import BorderError, read_typed, shown
 from pipeline.base.files import write_aside
 from pipeline.data.schema import IMAGE_EXTENSIONS
 
 URL_KEY_PREFIX = "url2key_"
 BLOCK_CHARACTERS = 1 << 22
+MAX_URL_KEYS_BYTES = 2 << 30  # of one file; twelve million URLs of 100 bytes, in one part
 MAX_ITEM_CHARACTERS = 1 << 24  # of one item; more without an end is damage, not an item
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What img2dataset notes of a URL beside its image."""
+
+    url: str
+    status: str | None = None
+    error_message: str | None = None
+
+
+_NOTE: TypeAdapter[_Note] = TypeAdapter(_Note)
+_URL_KEYS: TypeAdapter[dict[str, str | int]] = TypeAdapter(dict[str, str | int])
 
 
 def build_index(database: Path, url_keys: Path, downloads: Path) -> tuple[int, int]:
@@ -66,14 +84,11 @@ def _fill(database: Path, files: list[Path], downloads: Path) -> tuple[int, int]
     return keys, downloaded
 
 
-def _url_keys(path: Path) -> dict[str, str]:
+def _url_keys(path: Path) -> dict[str, str | int]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON ({error}); download it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; it must be a JSON object of URL -> key")
-    return content
+        return read_typed(path, _URL_KEYS, max_bytes=MAX_URL_KEYS_BYTES)
+    except BorderError as error:
+        raise ValueError(f"{error}; it must be a JSON object of URL -> key, so download it again") from error
 
 
 def _downloads(folder: Path) -> Iterator[tuple[str, str | None, str | None]]:
@@ -86,18 +101,15 @@ def _downloads(folder: Path) -> Iterator[tuple[str, str | None, str | None]]:
             if name.endswith("_stats.json") or not name.endswith(".json"):
                 continue
             try:
-                record = json.loads(note.read_text(encoding="utf-8"))
-            except (json.JSONDecodeError, UnicodeDecodeError):
-                continue  # cut when the downloader was killed; its URL then counts as dead
-            url = record.get("url") if isinstance(record, dict) else None
-            if not isinstance(url, str):
-                continue
+                record = read_typed(note, _NOTE)
+            except BorderError:
+                continue  # cut when the downloader was killed, or another's file; its URL then counts as dead
             stem = name.removesuffix(".json")
             image = next((f"{stem}.{e}" for e in IMAGE_EXTENSIONS if f"{stem}.{e}" in present), None)
             if image is not None:
-                yield url, os.path.relpath(Path(root) / image, folder), None
+                yield record.url, os.path.relpath(Path(root) / image, folder), None
             else:
-                yield url, None, str(record.get("error_message") or record.get("status") or "no image beside its note")
+                yield record.url, None, shown(record.error_message or record.status or "no image beside its note")
 
 
 @dataclass
@@ -151,10 +163,11 @@ class Span:
     end: int
     count: int
 
-    def items(self) -> list:
+    def items(self) -> list[Any]:
+        """As JSON gives them; a BorderError in the place of one that is none."""
         with open(self.path, "rb") as stream:
             stream.seek(self.start)
-            return json.loads(b"[" + stream.read(self.end - self.start) + b"]")
+            return list(parse_items(stream.read(self.end - self.start)))
 
 
 def item_spans(path: Path, items_per_span: int) -> Iterator[Span]:
@@ -185,6 +198,8 @@ def item_spans(path: Path, items_per_span: int) -> Iterator[Span]:
                     raise ValueError(reason) from error
                 text, place, mark = text[mark:] + more, 0, 0
                 continue
+            except (ValueError, RecursionError) as error:  # numbers of too many digits, or nested too deep
+                raise ValueError(f"{path} is damaged near byte {offset} ({error}); download it again") from error
             start = start if count else offset
             offset, mark = offset + len(text[mark:place].encode("utf-8")), place
             count += 1

@@ -11,14 +11,16 @@ Each folder 00000/ or tar 00000.tar becomes one shard. What img2dataset could no
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from data_tools.execution.options import ExecutionOptions
 from data_tools.execution.shards import Drop, ShardSource
@@ -33,8 +35,10 @@ from data_tools.sources.pairs import (
     sample_key,
 )
 from data_tools.sources.webdataset import KEPT_METADATA, tar_sources
+from pipeline.base.border import BorderError, read_typed
 from pipeline.data.schema import IMAGE_EXTENSIONS
 
+STATS: tuple[Literal["count", "successes", "failed_to_download", "failed_to_resize"], ...]
 STATS = ("count", "successes", "failed_to_download", "failed_to_resize")
 
 
@@ -120,13 +124,25 @@ def build(options: Img2DatasetOptions, out: Path, execution: ExecutionOptions) -
     return build_pairs("img2dataset", shards, options, out, execution)
 
 
+class _Stats(TypedDict, total=False):
+    """What is read of ``*_stats.json``; there is more in it."""
+
+    count: int
+    successes: int
+    failed_to_download: int
+    failed_to_resize: int
+
+
+_STATS: TypeAdapter[_Stats] = TypeAdapter(_Stats)
+
+
 def _download_stats(root: Path) -> Counter[str]:
     total: Counter[str] = Counter()
     for path in sorted(root.rglob("*_stats.json")):
         try:
-            stats = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            print(f"{path} is no JSON ({error}); left out of the counts", file=sys.stderr)
+            stats = read_typed(path, _STATS)
+        except BorderError as error:
+            print(f"{error}; left out of the counts", file=sys.stderr)
             continue
-        total.update({name: stats[name] for name in STATS if isinstance(stats.get(name), int)})
+        total.update({name: stats[name] for name in STATS if name in stats})
     return total

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from data_tools.execution.command import print_summary
 from data_tools.execution.options import ExecutionOptions, options_from
@@ -17,6 +18,7 @@ from data_tools.execution.shards import Drop, ShardSource
 from data_tools.execution.steps import Record, Shard, Step, run_shards
 from data_tools.sources.images import ImageProblem, check_image
 from data_tools.text.detection import AUTO, check_language, detect
+from pipeline.base.border import BorderError, validated
 from pipeline.base.languages import UNDETERMINED
 from pipeline.data.images import ImageFault, image_size
 from pipeline.data.schema import MAX_TEXT_LENGTH, Sample
@@ -169,6 +171,9 @@ def build_pairs(
     return status
 
 
+_METADATA: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])  # whatever a download brought along
+
+
 def digest(lines: Iterable[str]) -> str:
     """A short fingerprint of a list of files."""
     state = hashlib.sha256()
@@ -182,10 +187,9 @@ def caption_of(members: dict[str, bytes], keys: Sequence[str]) -> tuple[str | No
     metadata: dict[str, Any] = {}
     if "json" in members:
         try:
-            loaded = json.loads(members["json"])
-        except (ValueError, RecursionError):
-            loaded = None
-        metadata = loaded if isinstance(loaded, dict) else {}
+            metadata = validated(_METADATA, members["json"], "metadata")
+        except BorderError:
+            metadata = {}
     text = decode_text(members["txt"]) if "txt" in members else None
     if text is None:
         text = next((metadata[key] for key in keys if isinstance(metadata.get(key), str)), None)

@@ -208,7 +208,10 @@ class RowReader:
                 raise RowProblem("bad_source", f"{self.columns.source} is {quoted(value)}; it must be an object")
             return found
         kept = {name: row[name] for name in self.columns.keep if row[name] is not None}
-        return json.loads(json.dumps({"dataset": self.dataset, "row": number, **kept}, default=str))
+        try:
+            return parse_json(json.dumps({"dataset": self.dataset, "row": number, **kept}, default=str))
+        except BorderError as error:
+            raise RowProblem("bad_source", f"one of {', '.join(kept)} is {error}") from error
 
 
 def _values(value: Any, column: str) -> list[Any]:

@@ -6,7 +6,6 @@ Everything lies under the output folder: data/, tokenizer/, stage1/, stage2/, sc
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import signal
@@ -15,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from pipeline.base.border import read_object
 from pipeline.base.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,7 +103,7 @@ def main() -> int:
         )
     scores = {}
     for stage in ("stage1", "stage2"):
-        scores[stage] = json.loads((out / stage / "evaluation.json").read_text(encoding="utf-8"))
+        scores[stage] = read_object(out / stage / "evaluation.json")
     scores = {
         stage: {name: value for name, value in found.items() if name not in ("checkpoint", "results")}
         for stage, found in scores.items()
@@ -128,7 +128,7 @@ class Seconds:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.known: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.known: dict[str, float] = read_object(path) if path.is_file() else {}
 
     def add(self, name: str, seconds: float) -> None:
         self.known[name] = round(self.known.get(name, 0.0) + seconds, 1)

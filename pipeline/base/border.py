@@ -6,6 +6,7 @@ than 200 levels of nesting, numbers of more than 4,300 digits. Typed records go 
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,24 @@ def read_object(path: str | Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> dict
     if not isinstance(content, dict):
         raise BorderError(f"{shown(path)} holds {quoted(content)}; it must be a JSON object")
     return content
+
+
+def read_typed(path: str | Path, adapter: TypeAdapter[T], remedy: str = "", max_bytes: int = MAX_SMALL_FILE_BYTES) -> T:
+    """The JSON of a file as the type of ``adapter``.
+
+    Raises:
+        BorderError: too long, not JSON, or values that do not fit, with the path. OSError: it cannot be read.
+    """
+    return validated(adapter, read_bounded(path, max_bytes), shown(path), remedy)
+
+
+def as_read_back(value: Any) -> Any:
+    """``value`` as a file of JSON would give it back: tuples are lists, names are texts.
+
+    Raises:
+        BorderError: a text that is half of a character. ValueError, TypeError: what JSON cannot hold.
+    """
+    return parse_json(json.dumps(value))
 
 
 def parse_yaml(text: str, max_values: int = MAX_YAML_VALUES) -> Any:

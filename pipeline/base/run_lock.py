@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
+from pipeline.base.border import parse_json
+
 LOCK = ".lock"
 # Some network file systems have no locks; a run there goes on, and says that nothing guards the folder.
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -68,7 +70,7 @@ class RunLock:
 
 def _holder(text: str) -> str:
     try:
-        record = json.loads(text)
+        record = parse_json(text)
         return f"process {int(record['process'])} on host {str(record['host'])[:200]!r}"
     except (ValueError, KeyError, TypeError):
         return "another process, which has not said which"

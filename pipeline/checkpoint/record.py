@@ -9,8 +9,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.base.border import BorderError, read_object
+
 RECORD = "checkpoint.json"
 FORMAT_VERSION = 2
+MAX_RECORD_BYTES = 64 << 20  # assumption: ten times that of 1,000 tensors' shapes and the slices of 10,000 ranks
 READABLE = (1, 2)  # format 1 has full tensors only, and no checksum, shapes and fingerprint
 
 
@@ -67,11 +70,9 @@ def read_record(checkpoint: Path) -> CheckpointRecord:
     """
     path = checkpoint / RECORD
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_object(path, MAX_RECORD_BYTES)
+    except (OSError, BorderError) as error:
         raise CheckpointError(f"{checkpoint} is no whole checkpoint: {RECORD} cannot be read ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a record; use another checkpoint")
     if content.get("format") not in READABLE:
         raise CheckpointError(
             f"{checkpoint} has format {content.get('format')!r:.40}; this version reads {READABLE[0]} to {READABLE[-1]}"

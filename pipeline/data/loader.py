@@ -21,7 +21,7 @@ from pipeline.data.cache import check_remote
 from pipeline.data.collate import Collator
 from pipeline.data.faults import check_share
 from pipeline.data.manifest import IndexProblem, Manifest, load_manifest
-from pipeline.data.micro_batches import Failed, MicroBatches, Shipped, Unit
+from pipeline.data.micro_batches import MicroBatches, Shipped, Unit
 from pipeline.data.plan import Plan
 from pipeline.data.prefetch import Prefetcher
 from pipeline.data.share import NodeShare
@@ -29,7 +29,7 @@ from pipeline.data.slices import Division
 from pipeline.data.sources import Sources
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.transport import Patience, StoreCounts
-from pipeline.data.workers import prepare_worker
+from pipeline.data.workers import Failed, prepare_worker
 
 
 class Loader:
@@ -62,6 +62,7 @@ class Loader:
         Raises:
             DataFaultLimit: the share of faulty samples is above ``max_fault_share``.
             StoreUnavailable: a remote store was away for longer than ``store_patience_seconds``.
+            OSError, ValueError: a worker met one; its message is one line.
         """
         if self._iterator is None:
             self._iterator = iter(self._torch_loader())

@@ -23,7 +23,7 @@ from pipeline.data.plan import Plan, PlannedBatch
 from pipeline.data.reader import RawSample, ReadFault, ShardReader
 from pipeline.data.slices import Division
 from pipeline.data.sources import Sources
-from pipeline.data.transport import StoreUnavailable
+from pipeline.data.workers import KNOWN, Failed, failed
 
 HELD_BATCHES = 3  # slots a worker beside those read ahead: one being filled, and what the training step still holds
 MAX_ATTEMPTS = 64  # replacements tried for one slot; with half of all samples lost, 64 fail once in 10^19
@@ -45,13 +45,6 @@ class Shipped(NamedTuple):
     batch: Batch
     slot: int | None
     shape: tuple[int, ...]
-
-
-class Failed(NamedTuple):
-    """What ended the work of a worker: raised again, as one line, in the training process."""
-
-    error: type[DataFaultLimit] | type[StoreUnavailable]
-    message: str
 
 
 class MicroBatches(Dataset):
@@ -86,8 +79,8 @@ class MicroBatches(Dataset):
     def __getitem__(self, unit: Unit) -> Shipped | Failed:
         try:
             return self._batch(unit)
-        except (DataFaultLimit, StoreUnavailable) as error:
-            return Failed(type(error), str(error))
+        except KNOWN as error:
+            return failed(error)
 
     def _batch(self, unit: Unit) -> Shipped:
         planned = self._plan_of(self.plan.locate(unit.step))

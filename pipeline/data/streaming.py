@@ -15,7 +15,6 @@ left at the place of the damage and met again in the next round.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import tarfile
@@ -29,7 +28,7 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pipeline.base.border import one_line, shown
+from pipeline.base.border import BorderError, one_line, parse_json, shown
 from pipeline.base.ranks import loader_workers
 from pipeline.config import DataSettings
 from pipeline.data.batch import Batch
@@ -43,7 +42,7 @@ from pipeline.data.schema import IMAGE_EXTENSIONS, Sample, SampleError, parse_sa
 from pipeline.data.shard_index import IndexProblem
 from pipeline.data.slices import Division
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.data.workers import prepare_worker
+from pipeline.data.workers import KNOWN, Failed, failed, prepare_worker
 
 CAPTION_KEYS = ("caption", "text")  # of a KEY.json that is not this project's, where there is no KEY.txt
 NOTICE = (
@@ -77,7 +76,7 @@ class TarStream(IterableDataset):
         self.urls, self.settings, self.collator = urls, settings, collator
         self.micro_batch_size, (self.rank, self.world_size, self.seed, self.start) = micro_batch_size, place
 
-    def __iter__(self) -> Iterator[Batch | DataFaultLimit]:
+    def __iter__(self) -> Iterator[Batch | Failed]:
         worker = get_worker_info()
         number, count = (worker.id, worker.num_workers) if worker else (0, 1)
         tally = _Tally()
@@ -93,8 +92,8 @@ class TarStream(IterableDataset):
         ]
         try:
             yield from webdataset.DataPipeline(*stages)
-        except DataFaultLimit as error:
-            yield error  # raised again, as one line, in the training process
+        except KNOWN as error:
+            yield failed(error)
 
     def _shards(self, worker: int, workers: int, tally: _Tally, draws: random.Random) -> Iterator[dict[str, str]]:
         """This worker's shards, round after round, each in another order."""
@@ -161,7 +160,7 @@ class StreamingLoader:
     def __init__(self, stream: TarStream, num_workers: int, steps_per_epoch: int, first: Unit) -> None:
         self._stream, self._workers, self._steps = stream, num_workers, steps_per_epoch
         self._next = first
-        self._iterator: Iterator[Batch | DataFaultLimit] | None = None
+        self._iterator: Iterator[Batch | Failed] | None = None
         self._faults: Counter[str] = Counter()
         self._samples = 0
 
@@ -186,8 +185,8 @@ class StreamingLoader:
         if self._iterator is None:
             self._iterator = iter(self._loader())
         batch = next(self._iterator)
-        if isinstance(batch, DataFaultLimit):
-            raise batch
+        if isinstance(batch, Failed):
+            raise batch.error(batch.message)
         step, part, parts, size = self._next
         self._next = Unit(step, part + 1, parts, size) if part + 1 < parts else Unit(step + 1, 0, parts, size)
         self._samples += len(batch)
@@ -310,8 +309,8 @@ def record_of(key: str, members: dict[str, Any], settings: DataSettings) -> tupl
     data: Any = {}
     if "json" in members:
         try:
-            data = json.loads(members["json"])
-        except (ValueError, RecursionError) as error:
+            data = parse_json(members["json"])
+        except BorderError as error:
             raise SampleError("bad_json", f"the JSON member does not parse ({one_line(error)})", key=key) from error
         if isinstance(data, dict) and {"language", "width", "height"} <= set(data):
             return image, parse_sample(members["json"], key=key)

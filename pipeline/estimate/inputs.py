@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
+from pipeline.base.border import read_object
 from pipeline.config import SettingsError, Stage1Settings, Stage2Settings
+from pipeline.config.paths import deepspeed_file
 from pipeline.data.manifest import IndexProblem, load_manifest
 from pipeline.data.plan.plan import Plan
 from pipeline.data.tokenizer import load_tokenizer
@@ -142,9 +142,9 @@ def read_zero(settings: Stage1Settings) -> dict:
     Raises:
         SettingsError: no such file, or it is no JSON object with that key.
     """
-    path = Path(settings.train.deepspeed_config)
+    path = deepspeed_file(settings.train)
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["zero_optimization"])
+        return dict(read_object(path)["zero_optimization"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingsError(
             f"train.deepspeed_config {path} cannot be read ({type(error).__name__}: {error}); "

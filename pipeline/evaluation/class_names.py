@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, TypeAdapter
 from torch import Tensor
 
 from pipeline.evaluation.features import encode_texts
 from pipeline.evaluation.formats.language import language_of
-from pipeline.evaluation.formats.paths import read_json, text_lines
+from pipeline.evaluation.formats.paths import read_typed_json, text_lines
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.options.base import ClassNameOptions
 from pipeline.evaluation.ranks import Ranks
@@ -41,12 +43,14 @@ def language_of_classes(options: ClassNameOptions, names: Sequence[str]) -> str:
     return language_of(names) if options.language == "auto" else options.language
 
 
+_Listed = Annotated[list[str], AfterValidator(lambda names: dict(enumerate(names)))]
+_NAMES: TypeAdapter[Any] = TypeAdapter(dict[int, str] | _Listed)  # of either, an object
+
+
 def read_class_names(path: Path) -> dict[int, str]:
     """Names by class id: a text file counts its lines from 0 (``id<tab>name`` gives ids); JSON is a list or object."""
     if path.suffix.lower() == ".json":
-        content = read_json(path)
-        pairs = content.items() if isinstance(content, dict) else enumerate(content)
-        return {int(number): str(name) for number, name in pairs}
+        return read_typed_json(path, _NAMES, "a list of names, or an object of id -> name")
     names = {}
     for line_number, line in enumerate(text_lines(path)):
         number, tab, name = line.partition("\t")

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import safe_open
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -151,17 +152,28 @@ def _chunk(
         what = [fingerprint, [images[number].identity for number in numbers], boxes, dense, settings.max_megapixels]
         name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
         path = Path(settings.cache_folder) / f"{name}.safetensors"
-        if path.is_file():
-            with safe_open(path, "pt") as file:
-                kept = {key: file.get_tensor(key) for key in file.keys()}
-                faults = json.loads(file.metadata()["faults"])
-            return kept | {"faults": {int(number): what for number, what in faults.items()}}
+        kept = _cached(path)
+        if kept is not None:
+            return kept
     encoded = _encode_chunk(model, images, numbers, boxes, dense, settings, pool)
     if path is not None:
         tensors = {key: value.contiguous() for key, value in encoded.items() if isinstance(value, Tensor)}
         with write_aside(path) as partial:
             save_file(tensors, partial, metadata={"faults": json.dumps(encoded["faults"])})
     return encoded
+
+
+_FAULTS: TypeAdapter[dict[int, str]] = TypeAdapter(dict[int, str])
+
+
+def _cached(path: Path) -> dict[str, Any] | None:
+    """A chunk's features of an earlier run; None where there are none, or damaged ones, which are made anew."""
+    try:
+        with safe_open(path, "pt") as file:
+            faults = _FAULTS.validate_json((file.metadata() or {}).get("faults", ""))
+            return {key: file.get_tensor(key) for key in file.keys()} | {"faults": faults}
+    except (OSError, SafetensorError, ValidationError):
+        return None
 
 
 def read_image(item: ImageItem, max_megapixels: float) -> Image.Image | str:

@@ -6,7 +6,6 @@ in the file's name and in ``pictures.json`` beside it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from pipeline.base.border import read_object
 from pipeline.base.files import write_json
 from pipeline.drawing.boxes import draw_boxes
 from pipeline.drawing.fonts import can_draw, drawable, load_font
@@ -74,5 +74,5 @@ def detection_picture(image: Image.Image, boxes: Sequence[tuple[Sequence[float],
 def add_to_index(folder: Path, entries: dict[str, Any]) -> None:
     """What pictures show, by their file names, in ``pictures.json`` of their folder. One process at a time."""
     index = folder / "pictures.json"
-    known = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    known = read_object(index) if index.is_file() else {}
     write_json(index, known | entries)

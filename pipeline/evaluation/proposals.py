@@ -10,13 +10,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from PIL import Image
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from pipeline.evaluation.formats.paths import read_json
+from pipeline.base.border import explain, quoted
+from pipeline.evaluation.formats.fgovd import MAX_PIXEL
+from pipeline.evaluation.formats.paths import read_typed_json
 from pipeline.evaluation.results import Accounting, EvaluationError
 
 PROMPT_TOKENS = 192  # of a grounding detector's text a pass; its tower takes 256 and punctuation needs room
@@ -57,6 +60,23 @@ class Proposals:
         return Proposals(self.boxes[order], self.scores[order], self.labels[order], class_scores)
 
 
+Pixel = Annotated[float, Field(ge=-MAX_PIXEL, le=MAX_PIXEL)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Detection:
+    """A row of COCO's results; ``bbox`` is x, y, width, height in pixels."""
+
+    image_id: int | str
+    category_id: int | str
+    bbox: tuple[Pixel, Pixel, Pixel, Pixel]
+    score: Annotated[float, Field(allow_inf_nan=False)]
+
+
+_RESULTS: TypeAdapter[list[Any]] = TypeAdapter(list[Any])
+_DETECTION: TypeAdapter[_Detection] = TypeAdapter(_Detection)
+
+
 def read_proposals(
     file: Path, image_sizes: dict[Any, tuple[int, int]], label_of: dict[Any, int], accounting: Accounting
 ) -> dict[Any, Proposals]:
@@ -65,20 +85,23 @@ def read_proposals(
     Rows of unknown images or classes are skipped and counted. Boxes keep their place, also where they leave the image.
     """
     rows: dict[Any, list[tuple[list[float], float, int]]] = {}
-    content = read_json(file)
-    if not isinstance(content, list):
-        raise EvaluationError(f"{file} holds no list; a COCO results file is a list of detections")
-    for number, row in enumerate(content):
+    results = read_typed_json(file, _RESULTS, "a list of detections, as COCO's results are")
+    for number, found in enumerate(results):
         where = f"{file.name}: [{number}]"
-        if row.get("image_id") not in image_sizes:
-            accounting.skip("unknown_image", f"{where}: {row.get('image_id')}")
-        elif row.get("category_id") not in label_of:
-            accounting.skip("unknown_class", f"{where}: {row.get('category_id')}")
+        try:
+            row = _DETECTION.validate_python(found)
+        except ValidationError as error:
+            accounting.skip("malformed_row", f"{where}: {explain(error, 1)}")
+            continue
+        if row.image_id not in image_sizes:
+            accounting.skip("unknown_image", f"{where}: {quoted(row.image_id)}")
+        elif row.category_id not in label_of:
+            accounting.skip("unknown_class", f"{where}: {quoted(row.category_id)}")
         else:
             accounting.take()
-            (x, y, w, h), (width, height) = row["bbox"], image_sizes[row["image_id"]]
+            (x, y, w, h), (width, height) = row.bbox, image_sizes[row.image_id]
             box = [x / width, y / height, (x + w) / width, (y + h) / height]
-            rows.setdefault(row["image_id"], []).append((box, float(row["score"]), label_of[row["category_id"]]))
+            rows.setdefault(row.image_id, []).append((box, row.score, label_of[row.category_id]))
     return {
         image: Proposals(
             torch.tensor([box for box, _, _ in own], dtype=torch.float64),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.border import BorderError, read_object
 from pipeline.base.files import write_json
 from pipeline.evaluation.models.base import EvaluationModel
 
@@ -27,8 +29,8 @@ class ResultCache:
             return make()
         text = self.depends_on + json.dumps(key, sort_keys=True, default=str, ensure_ascii=False)
         path = Path(self.folder) / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
-        if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
+        with suppress(OSError, BorderError):  # not there, or damaged: it is made anew
+            return read_object(path)
         result = make()
         write_json(path, result)
         return result

@@ -11,7 +11,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pipeline.evaluation.formats.paths import read_json, text_lines
+from pydantic import TypeAdapter
+
+from pipeline.base.border import quoted
+from pipeline.evaluation.formats.paths import read_typed_json, text_lines
 from pipeline.evaluation.options.base import ClassNameOptions
 from pipeline.evaluation.results import EvaluationError
 
@@ -58,6 +61,9 @@ def templates_of(options: ClassNameOptions, kind: str, language: str) -> list[st
     return [NAME_ALONE] if kind == "region" else list(IMAGE_TEMPLATES[language])
 
 
+_LINES: TypeAdapter[list[str]] = TypeAdapter(list[str])
+
+
 def read_templates(source: str) -> list[str]:
     """Templates of a file (text, one a line, or a JSON list; ``{}`` or ``{c}`` for the name), or of ``open_clip``, or
     the bare ``name``.
@@ -72,16 +78,17 @@ def read_templates(source: str) -> list[str]:
     path = Path(source)
     if not path.is_file():
         raise EvaluationError(f"--templates {source} is neither a file nor open_clip nor name; {WHERE}")
-    lines = read_json(path) if path.suffix.lower() == ".json" else text_lines(path)
-    if not isinstance(lines, list) or not lines:
+    is_json = path.suffix.lower() == ".json"
+    lines = read_typed_json(path, _LINES, "a list of templates") if is_json else text_lines(path)
+    if not lines:
         raise EvaluationError(f"{path} holds no list of templates; {WHERE}")
-    return [checked(str(line).strip().replace("{c}", NAME_ALONE)) for line in lines]
+    return [checked(line.strip().replace("{c}", NAME_ALONE)) for line in lines]
 
 
 def checked(template: str) -> str:
     """``template``, which must hold ``{}`` once."""
     if template.count("{}") != 1 or template.count("{") != 1:
-        raise EvaluationError(f"template {template!r} must hold {{}} once, where the class name goes")
+        raise EvaluationError(f"template {quoted(template)} must hold {{}} once, where the class name goes")
     return template
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.base.border import parse_yaml
 from pipeline.config import with_new_names
 
 # The lines a user copies. tests/model/test_export.py runs exactly these.
@@ -107,7 +108,7 @@ def model_card(card: Mapping[str, Any], config: Any) -> str:
 def settings_of(card: Mapping[str, Any]) -> dict[str, Any]:
     """The run's settings as a mapping, {} where the card has none."""
     settings = card.get("settings") or {}
-    return with_new_names(yaml.safe_load(settings) if isinstance(settings, str) else settings)
+    return with_new_names(parse_yaml(settings) if isinstance(settings, str) else settings)
 
 
 def _made_by(card: Mapping[str, Any]) -> dict[str, Any]:

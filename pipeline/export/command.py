@@ -10,6 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from pipeline.base.defects import ask_for_reports
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
@@ -25,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="the folder to make; an earlier export there is replaced")
     parser.add_argument("--checkpoint", type=int, metavar="STEP", help="its optimizer step (default: the newest)")
     arguments = parser.parse_args(argv)
+    ask_for_reports()
     # These import torch and transformers, which --help must not wait for.
     from pipeline.checkpoint.record import CheckpointError
     from pipeline.export.folder import ExportError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from pipeline.base.border import read_object
 from pipeline.base.files import write_folder_aside, write_json, write_text
 from pipeline.base.run_folder import MODEL_CONFIG
 from pipeline.data.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ def check_export_folder(folder: str | Path) -> None:
 def _write(model: FGCLIP2, tokenizer: Tokenizer, folder: Path, card: Mapping[str, Any]) -> None:
     weights = {name: weight.detach().float().cpu() for name, weight in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD_SIZE)
-    config = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
+    config = read_object(folder / MODEL_CONFIG)
     config.pop("_name_or_path", None)
     config |= {"architectures": ["FGCLIP2"], "auto_map": AUTO_MAP, "dtype": "float32"}
     write_json(folder / MODEL_CONFIG, config, indent=2)
@@ -87,7 +87,7 @@ def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     )
     saved.save_pretrained(str(folder))
     file = folder / "tokenizer_config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_object(file)
     for name in ("vocab_file", "is_local", "local_files_only", "name_or_path"):
         config.pop(name, None)
     write_json(file, config, indent=2)

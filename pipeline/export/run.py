@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.base.border import read_object
 from pipeline.base.run_folder import RunFolder
 from pipeline.checkpoint.folder import checkpoint_folder, find_resume
 from pipeline.checkpoint.record import read_record
 from pipeline.checkpoint.tensors import read_weights
-from pipeline.config import dump_settings, read_saved_settings
+from pipeline.config import Stage1Settings, dump_settings, read_saved_settings
+from pipeline.config.paths import first_existing
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.export.folder import ExportError, export_model, model_with_weights
 from pipeline.model import FGCLIP2Config
@@ -39,4 +41,10 @@ def export_run(run: str | Path, out: str | Path, step: int | None = None) -> Pat
     model = model_with_weights(FGCLIP2Config.from_pretrained(checkpoint), read_weights(checkpoint))
     if not settings.trains_regions:  # stage 1 trains the heads that the heads for regions start from
         model.copy_heads_for_stage2()
-    return export_model(model, load_tokenizer(settings.tokenizer.path), out, card)
+    return export_model(model, load_tokenizer(_tokenizer_folder(settings, folder)), out, card)
+
+
+def _tokenizer_folder(settings: Stage1Settings, run: RunFolder) -> Path:
+    """A relative path is meant from this folder, else from the one that training was started in."""
+    started_in = read_object(run.versions).get("started_in") if run.versions.is_file() else None
+    return first_existing(settings.tokenizer.path, *([Path(str(started_in))] if started_in else []))

@@ -18,12 +18,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
+from pipeline.base.border import BorderError, validated
 from pipeline.base.ranks import RankError, read_rank_info
 from pipeline.preflight.bandwidth import Bandwidth
 from pipeline.preflight.hostfile import SSH, SSH_FAILED, Host, HostfileError, read_hostfile, remote_command, run_remote
 from pipeline.preflight.report import HostReport, make_report
 from pipeline.preflight.verdict import MARK, HostRow, Limits, conclude, judge
 
+_REPORT: TypeAdapter[HostReport] = TypeAdapter(HostReport)
+_BANDWIDTH: TypeAdapter[Bandwidth] = TypeAdapter(Bandwidth)
 CLOCK_SECONDS = 30.0  # for the answer to `date`
 EXAMPLES = """examples:
   python -m pipeline.preflight --hostfile hostfile --shards shards/train --run-folder runs/stage1
@@ -84,7 +89,11 @@ def _ask(host: Host, arguments: argparse.Namespace) -> HostRow:
     if line is None:
         row.ssh_error = _explain(host, status, errors or output, arguments)
         return row
-    row.report = HostReport(**json.loads(line.removeprefix(MARK)))
+    try:
+        row.report = validated(_REPORT, line.removeprefix(MARK), "its report does not fit")
+    except BorderError as error:
+        row.ssh_error = f"{error}; install the same version of the project there"
+        return row
     row.clock_offset_seconds, row.clock_uncertainty_seconds = _compare_clocks(host)
     return row
 
@@ -133,7 +142,10 @@ def _all_reduce(
         results = list(pool.map(start, range(len(hosts))))
     lines = [line for _, output, _ in results for line in output.splitlines() if line.startswith(MARK)]
     if lines and not any(status for status, _, _ in results):
-        bandwidth = Bandwidth(**json.loads(lines[0].removeprefix(MARK)))
+        try:
+            bandwidth = validated(_BANDWIDTH, lines[0].removeprefix(MARK), "the result of the all-reduce does not fit")
+        except BorderError as error:
+            return None, f"all hosts: {error}; install the same version of the project on all"
         return bandwidth, None if bandwidth.right else "all hosts: the all-reduce gave a wrong sum; test the memory"
     number = next((n for n, (status, _, _) in enumerate(results) if status), 0)
     status, _, errors = results[number]

@@ -13,9 +13,16 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from pipeline.base.border import MAX_LINE_BYTES
+from pipeline.base.border import read_lines as read_lines_of
 
 FILE = "attempts.jsonl"
 STEP = ".step"
@@ -39,6 +46,23 @@ class Attempt:
     step: int
     hosts: tuple[str, ...]  # that its heartbeats blamed
     reason: str
+
+
+class _Line(TypedDict, total=False):
+    """A line of the notes: one of start, end, failed and verdict, with what belongs to it."""
+
+    start: float
+    host: str
+    process: int
+    end: float
+    status: int
+    failed: float
+    step: int
+    verdict: str
+    hosts: list[str]
+
+
+_LINE: TypeAdapter[_Line] = TypeAdapter(_Line)
 
 
 class AttemptLog:
@@ -97,9 +121,9 @@ def failed_attempts(run_folder: str | Path) -> list[Attempt]:
         if "end" in line:
             found = []
         elif "verdict" in line:
-            hosts, reason = tuple(map(str, line.get("hosts") or ())), str(line["verdict"])
+            hosts, reason = tuple(line.get("hosts") or ()), line["verdict"]
         elif "failed" in line:
-            found.append(Attempt(int(line.get("step", BEFORE_TRAINING)), hosts, reason))
+            found.append(Attempt(line.get("step", BEFORE_TRAINING), hosts, reason))
     step = reached_step(run_folder)
     if step is not None and _open_start(lines):
         found.append(Attempt(step, hosts, reason))
@@ -153,24 +177,17 @@ def why_not_again(status: int, attempts: list[Attempt], restarts: int, max_resta
     return "" if status in (TIME_LIMIT, FOLDER_TAKEN) else same_step_twice(attempts)
 
 
-def read_lines(run_folder: str | Path) -> list[dict[str, Any]]:
+def read_lines(run_folder: str | Path) -> list[_Line]:
     """The notes; a line torn by a kill is left out."""
-    try:
-        text = (Path(run_folder) / FILE).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
     lines = []
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            lines.append(record)
+    with suppress(OSError):
+        for line in read_lines_of(Path(run_folder) / FILE, MAX_LINE_BYTES):
+            with suppress(ValidationError):
+                lines.append(_LINE.validate_json(line))
     return lines
 
 
-def _open_start(lines: list[dict[str, Any]]) -> bool:
+def _open_start(lines: list[_Line]) -> bool:
     """Whether the newest start has neither end nor failure."""
     for line in reversed(lines):
         if "end" in line or "failed" in line:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import unicodedata
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.border import read_object
 from pipeline.base.files import write_json
 from pipeline.base.run_folder import RunFolder
 from pipeline.config import SettingsError, read_saved_settings, read_saved_values
@@ -122,7 +122,7 @@ def _from_folder(folder: Path) -> RunView:
     run = RunFolder.containing(folder.resolve())
     settings = read_settings(run.settings)
     curves = read_curves(run.path) if run.metrics.is_file() else {}
-    facts = json.loads(run.versions.read_text(encoding="utf-8")) if run.versions.is_file() else {}
+    facts = read_object(run.versions) if run.versions.is_file() else {}
     return RunView(run.path.name, settings, curves, read_scores(run.path), _flat(facts))
 
 

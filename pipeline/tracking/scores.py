@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import time
@@ -10,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from pipeline.base.border import read_typed
 from pipeline.base.files import write_json
 from pipeline.tracking.address import find_run
 from pipeline.tracking.data_sets import any_set
@@ -17,6 +19,7 @@ from pipeline.tracking.local_log import Entry, read_entries
 from pipeline.tracking.metric_names import grouped_metrics
 
 SCORES_FILE = "scores.json"
+_SCORES: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])  # nested by task; JSON's own depth is the bound
 
 
 def log_scores(
@@ -101,7 +104,7 @@ def flatten_scores(scores: Mapping[str, Any], prefix: str = "") -> dict[str, flo
 def read_scores(run_folder: str | Path) -> dict[str, float]:
     """The flat scores of a run; empty where none were made."""
     path = Path(run_folder) / SCORES_FILE
-    return flatten_scores(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return flatten_scores(_known(path))
 
 
 def _step_of(folder: Path, run_folder: Path) -> int:
@@ -115,8 +118,12 @@ def _step_of(folder: Path, run_folder: Path) -> int:
 
 
 def _merge(path: Path, scores: Mapping[str, Any]) -> None:
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, _merged(known, scores))
+    write_json(path, _merged(_known(path), scores))
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """Raises ValueError: the file is damaged."""
+    return read_typed(path, _SCORES, "move it away, and evaluate again") if path.is_file() else {}
 
 
 def _merged(known: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import TypeAdapter
 
+from pipeline.base.border import read_typed
 from pipeline.data.images import decode_image
 from pipeline.model import FGCLIP2
 
 LOCATION_FILE = "location.json"
+
+
+@dataclass(frozen=True)
+class _Location:
+    """What LOCATION_FILE holds: whether the weights lie beside it, and else where they do."""
+
+    uploaded: bool
+    folder: str
+
+
+_LOCATION: TypeAdapter[_Location] = TypeAdapter(_Location)
 
 
 class ServedModel:
@@ -42,8 +55,8 @@ class ServedModel:
 
 def _load_pyfunc(path: str) -> ServedModel:  # the name that MLflow calls
     folder = Path(path)
-    location = json.loads((folder / LOCATION_FILE).read_text(encoding="utf-8"))
-    source = folder if location["uploaded"] else Path(location["folder"])
+    location = read_typed(folder / LOCATION_FILE, _LOCATION, "log the model again")
+    source = folder if location.uploaded else Path(location.folder)
     if not source.is_dir():
         raise FileNotFoundError(
             f"the weights were not uploaded and {source} is not on this machine; train with tracking.upload_model=true"

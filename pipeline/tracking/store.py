@@ -27,6 +27,7 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_LOGGED_IMAGES,
     MLFLOW_PARENT_RUN_ID,
 )
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.tracking.address import RunAddress, page_of
@@ -37,6 +38,7 @@ from pipeline.tracking.interface import RefusedError
 from pipeline.tracking.local_log import Entry
 from pipeline.tracking.metric_names import is_usual
 from pipeline.tracking.parameters import shorten
+from pipeline.tracking.server_answers import bound_answers
 
 STORE_ERRORS = (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error, OSError, ValueError)
 TABLES_TAG = "mlflow.loggedArtifacts"
@@ -51,6 +53,7 @@ REGISTRATION = "registration"  # tag
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # of MLflow's page, beside generative ones
 MAX_NAME_LENGTH = 250
 MAX_TAG_LENGTH = 8000
+_TABLES: TypeAdapter[list[dict[str, str]]] = TypeAdapter(list[dict[str, str]])
 FORBIDDEN_IN_NAMES = re.compile(r"[^/\w.\- ]")
 
 
@@ -239,7 +242,7 @@ class Store:
         self.client.log_text(self.run_id, content, f"tables/{file}.json")
         # MLflow's pages show a JSON file as a table where this tag, which its own log_table writes, names it
         tags = self.client.get_run(self.run_id).data.tags
-        tables = json.loads(tags.get(TABLES_TAG, "[]"))
+        tables = _tables(tags.get(TABLES_TAG, "[]"))
         entry = {"path": f"tables/{file}.json", "type": "table"}
         self.set_tags({TABLES_TAG: json.dumps([*(one for one in tables if one != entry), entry])})
 
@@ -257,6 +260,14 @@ class Store:
         self.client.set_terminated(self.run_id, status=status)
 
 
+def _tables(tag: str) -> list[dict[str, str]]:
+    """The tag of a run's tables; one that is damaged, or not as MLflow writes it, names none."""
+    try:
+        return _TABLES.validate_json(tag)
+    except ValidationError:
+        return []
+
+
 def metric_name(name: str) -> str:
     """``name`` with what MLflow refuses replaced; letters of every script stay."""
     return FORBIDDEN_IN_NAMES.sub("_", name).strip("/")[:MAX_NAME_LENGTH]
@@ -270,6 +281,7 @@ def quieten_mlflow() -> None:
     """
     for name, value in HTTP_LIMITS.items():
         os.environ.setdefault(name, value)
+    bound_answers()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
     for name in ("mlflow.store.db.utils", "mlflow.tracking", "mlflow.system_metrics", "alembic"):

@@ -45,7 +45,7 @@ from pipeline.training.micro_batches import bank_notes, division_notes, make_div
 from pipeline.training.optimizer import freeze_region_parameters, parameter_groups
 from pipeline.training.pictures import pictures_callback
 from pipeline.training.recomputation import describe, least_usable_memory, recomputation_of
-from pipeline.training.resume import choose_checkpoint, noted_attempt, run_folder_held, settle_changes
+from pipeline.training.resume import choose_checkpoint, noted_attempt, nothing_left, run_folder_held, settle_changes
 from pipeline.training.run import Engine, Run
 from pipeline.training.saver import Saver
 from pipeline.training.stacks import Stacks
@@ -242,7 +242,8 @@ def _write_provenance(folder: RunFolder, settings: Stage1Settings) -> None:
     """The settings as they are used, and the versions of code, packages and host."""
     write_text(folder.settings, dump_settings(settings))
     versions = {"git_revision": git_revision(), "packages": package_versions(), "host": describe_host()}
-    write_json(folder.versions, versions)
+    # relative paths of the settings are meant from there
+    write_json(folder.versions, versions | {"started_in": str(Path.cwd())})
 
 
 def _drive(start: Start, tracker: Tracker, attempt: AttemptLog | None) -> int:
@@ -316,6 +317,7 @@ def _announce(start: Start) -> None:
         flush=True,
     )
     for note in [
+        *nothing_left(start.state.step, start.total_steps),
         *division_notes(settings, start.division),
         *bank_notes(settings, start.loader.regions_per_sample(), start.total_steps),
     ]:

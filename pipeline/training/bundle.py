@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
 import torch.distributed as dist
+from pydantic import TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typing_extensions import TypedDict
 
+from pipeline.base.border import read_typed, shown
 from pipeline.base.files import write_aside, write_json
 from pipeline.base.ranks import RankInfo
 from pipeline.base.run_folder import RunFolder
@@ -46,6 +48,18 @@ def write_rank_bundle(
     write_json(folder / f"rank-{rank_info.rank:05d}.json", record)
 
 
+class _Record(TypedDict):
+    """What ``rank-*.json`` holds; replaying needs no more of it."""
+
+    keys: list[str]
+    micro_batches: NotRequired[list[list[str]]]  # earlier versions had one
+    language: str
+    losses: dict[str, Any]  # only shown
+
+
+_RECORD: TypeAdapter[_Record] = TypeAdapter(_Record)
+
+
 def replay(folder: Path) -> int:
     """Run the step of a bundle again on one process, in the micro-batches that it had.
 
@@ -60,7 +74,7 @@ def replay(folder: Path) -> int:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     failed = 0
     for record_file in sorted(folder.glob("rank-*.json")):
-        record = json.loads(record_file.read_text(encoding="utf-8"))
+        record = read_typed(record_file, _RECORD, "the bundle is damaged")
         batches = _read_batches(folder, record_file.stem.removeprefix("rank-"), record)
         losses = StageLosses(settings)
         losses.state.load_state_dict(read_objective(checkpoint, losses.state.state_dict()))
@@ -69,8 +83,8 @@ def replay(folder: Path) -> int:
         wrong = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
         inputs = {n for batch in batches for n, t in batch.tensors().items() if not t.isfinite().all()}
         keys = record["keys"]
-        print(f"{record_file.stem} keys={','.join(keys[:8])}{'…' if len(keys) > 8 else ''}")
-        print("  then: " + " ".join(f"{n}={v}" for n, v in record["losses"].items()))
+        print(f"{record_file.stem} keys={shown(','.join(keys[:8]))}{'…' if len(keys) > 8 else ''}")
+        print("  then: " + " ".join(shown(f"{n}={v}") for n, v in record["losses"].items()))
         print("  now:  " + " ".join(f"{n}={v:.6g}" for n, v in values.items()))
         print(f"  inputs not finite: {sorted(inputs) or 'none'}")
         print(f"  gradients not finite: {wrong[:10] or 'none'}")
@@ -78,7 +92,7 @@ def replay(folder: Path) -> int:
     return 1 if failed else 0
 
 
-def _read_batches(folder: Path, rank: str, record: dict[str, Any]) -> list[Batch]:
+def _read_batches(folder: Path, rank: str, record: _Record) -> list[Batch]:
     files = sorted(folder.glob(f"batch-{rank}*.safetensors"))  # bundles of earlier versions hold one, without a number
     parts = record.get("micro_batches", [record["keys"]])
     return [

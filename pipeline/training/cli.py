@@ -13,11 +13,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.base.border import shown
+from pipeline.base.defects import ask_for_reports
 from pipeline.base.ranks import read_rank_info
 from pipeline.base.run_lock import RunFolderTaken
 from pipeline.config import SettingsError, Stage1Settings, dump_settings, load_settings
 from pipeline.supervise.attempts import BAD_INPUT, FOLDER_TAKEN, NOT_FINITE, pause_seconds, restart_count
 
+MAX_ERROR = 4000  # characters of a message
 EXAMPLES = """examples:
   bash launch/stage1.sh train.run_folder=runs/a 'data.shards=[shards/train]' tokenizer.path=tokenizer
   python stages/stage2.py --config mine.yaml model.start_from=runs/a optimizer.peak_learning_rate=1e-5
@@ -36,6 +39,7 @@ def main(
     parser.add_argument("--print-config", action="store_true", help="print every setting as it would be used and stop")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers pass it; RANK variables rule
     arguments = parser.parse_intermixed_args(argv)
+    ask_for_reports()
     try:
         settings = load_settings(kind, [yaml_file, *arguments.config], arguments.overrides)
     except SettingsError as error:
@@ -55,6 +59,7 @@ def run(settings: Stage1Settings) -> int:
     from pipeline.checkpoint.record import CheckpointError
     from pipeline.data.faults import DataFaultLimit
     from pipeline.data.transport import StoreUnavailable
+    from pipeline.data.workers import lost_worker
     from pipeline.training.assemble import run_in_group
     from pipeline.training.engine import prepare_cores
     from pipeline.training.failure import NonFiniteStep
@@ -78,12 +83,19 @@ def run(settings: Stage1Settings) -> int:
         status = run_in_group(settings, rank_info, device)
     except known as error:
         # Known failures are one line; every rank that meets one prints it, since any may be the only one.
-        print(f"error: rank {rank_info.rank}: {error}", file=sys.stderr, flush=True)
+        print(f"error: rank {rank_info.rank}: {shown(error, MAX_ERROR)}", file=sys.stderr, flush=True)
         if device.type == "cpu":  # NCCL would wait here for ranks that may have ended
             dist.destroy_process_group()
         if isinstance(error, RunFolderTaken):
             return FOLDER_TAKEN
         return NOT_FINITE if isinstance(error, NonFiniteStep) else BAD_INPUT
+    except RuntimeError as error:
+        if (reason := lost_worker(error)) is None:
+            raise
+        print(f"error: rank {rank_info.rank}: {reason}", file=sys.stderr, flush=True)
+        if device.type == "cpu":
+            dist.destroy_process_group()
+        return 1  # a fault of the machine: worth another start
     dist.barrier()  # the launcher ends the other ranks as soon as one process has ended with a status
     dist.destroy_process_group()
     return status

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from pipeline.base.border import BorderError, read_object
 from pipeline.base.ranks import RankInfo, rank_cores
 from pipeline.config import SettingsError, Stage1Settings, TrainSettings
+from pipeline.config.paths import deepspeed_file
 from pipeline.training.load_deepspeed import load_deepspeed
 from pipeline.training.optimizer import make_optimizer, parameter_groups
 from pipeline.training.run import Engine
@@ -38,10 +38,11 @@ def deepspeed_config(settings: TrainSettings, clip_norm: float, world_size: int)
     Raises:
         SettingsError: no such file, or a key in it that the settings own.
     """
-    path = Path(settings.deepspeed_config)
-    if not path.is_file():
-        raise SettingsError(f"train.deepspeed_config {path} does not exist; launch/ has zero1.json to zero3.json")
-    config = json.loads(path.read_text(encoding="utf-8"))
+    path = deepspeed_file(settings)
+    try:
+        config = read_object(path)
+    except BorderError as error:
+        raise SettingsError(f"train.deepspeed_config: {error}; launch/ has zero1.json to zero3.json") from error
     owned = {
         # DeepSpeed only reports throughput from these two; the loop says which backward is a step's last
         "train_micro_batch_size_per_gpu": max(1, settings.global_batch_size // world_size),

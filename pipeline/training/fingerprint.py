@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.border import as_read_back
 from pipeline.config import DataSettings, SettingsError, Stage1Settings, flatten
 from pipeline.data.manifest import load_manifest
 
@@ -66,7 +67,7 @@ def make_fingerprint(settings: Stage1Settings) -> dict[str, Any]:
         "shards": _shards_digest(settings.data),
         "settings": kept,
     }
-    return json.loads(json.dumps(fingerprint))  # tuples and lists must compare equal after a file
+    return as_read_back(fingerprint)  # what is compared with it comes from a file
 
 
 def compare_fingerprints(then: dict[str, Any], now: dict[str, Any], accepted: list[str], checkpoint: Path) -> list[str]:

@@ -139,3 +139,13 @@ def _decide(rank_info: RankInfo, decide: Callable[[], Answer]) -> Answer:
     if answer[1]:
         raise ERRORS[answer[1]](answer[2])
     return answer[0]
+
+
+def nothing_left(step: int, total_steps: int) -> list[str]:
+    """A line for a run that has done all its steps before it begins."""
+    if step < total_steps:
+        return []
+    return [
+        f"warning: step {step} is done and the run has {total_steps}, so nothing is left to train; to go on, raise "
+        "train.max_steps or train.epochs"
+    ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 
+from pipeline.base.border import BorderError, read_typed
 from pipeline.base.files import write_json
 from pipeline.base.ranks import RankInfo
 from pipeline.base.run_folder import RunFolder
@@ -121,11 +123,22 @@ class Saver:
             self._copies.add(folder)
 
 
+@dataclass(frozen=True)
+class _Best:
+    """What BEST holds: the setting, its highest value, and the step of the checkpoint."""
+
+    score: str
+    value: Annotated[float, Field(strict=True, allow_inf_nan=False)]
+    step: Annotated[int, Field(strict=True, ge=0)]
+
+
+_BEST: TypeAdapter[_Best] = TypeAdapter(_Best)
+
+
 def _read_best(settings: TrainSettings) -> dict[str, Any]:
     """What an earlier start noted, where it is of the same score; a damaged note is none."""
     try:
-        best = json.loads((Path(settings.run_folder) / BEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        best = read_typed(Path(settings.run_folder) / BEST, _BEST)
+    except (OSError, BorderError):
         return {}
-    usable = isinstance(best, dict) and best.get("score") == settings.keep_best and isinstance(best.get("step"), int)
-    return best if usable and isinstance(best.get("value"), float) else {}
+    return asdict(best) if best.score == settings.keep_best else {}

@@ -71,6 +71,14 @@ def test_a_damaged_record_is_named_and_the_checkpoint_before_is_taken(tmp_path: 
     assert find_resume(tmp_path, "auto") == checkpoint_folder(tmp_path, 3)
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_from_scratch(tmp_path: Path):
+    for step in (3, 6):
+        (make(tmp_path, step) / RECORD).write_text("[]")
+    with pytest.raises(CheckpointError, match="every checkpoint of .* is damaged.*train.resume=never"):
+        find_resume(tmp_path, "auto")
+    assert find_resume(tmp_path, "never") is None
+
+
 def test_a_checkpoint_under_another_step_s_name_is_not_taken(tmp_path: Path):
     make(tmp_path, 3).rename(checkpoint_folder(tmp_path, 9))
     with pytest.raises(CheckpointError, match="holds a checkpoint of step 3"):

@@ -60,6 +60,14 @@ def bad_samples() -> dict[str, tuple[str, bytes, bytes]]:
         "animated": ("animated_image", encode(frames[0], "WEBP", save_all=True, append_images=frames[1:]), text_of()),
         "other-size": ("size_mismatch", good, text_of(width=64)),
         "latin": ("bad_utf8", good, text_of(short_caption="x").replace(b'"x"', b'"caf\xe9"')),
+        "half-character": ("bad_unicode", good, text_of(short_caption="x").replace(b'"x"', b'"\\ud83d"')),
+        "half-negative": (
+            "bad_unicode",
+            good,
+            text_of(regions=[{"box": [0, 0, 0.5, 0.5], "phrase": "猫", "negatives": ["y"]}]).replace(
+                b'"y"', b'"\\udc00 dog"'
+            ),
+        ),
         "half-json": ("bad_json", good, text_of()[:-9]),
         "list": ("bad_field", good, b"[1, 2]"),
         "wrong-shape": ("bad_field", good, text_of(regions={"box": 1})),

@@ -262,6 +262,17 @@ def test_images_are_not_sent_on_to_another_host(status):
     assert not other.requests
 
 
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1:9/x", "//\x1b[2J/x", ""])
+def test_a_redirect_to_another_scheme_is_named_and_not_followed(target):
+    reply = {"status": 302, "headers": {"Location": target}}
+    with (
+        FakeServer(lambda body, attempt: reply) as fake,
+        pytest.raises(ServerDown, match="sends requests on") as caught,
+    ):
+        ask(fake.url, ["x"])
+    assert "\x1b" not in str(caught.value) and len(fake.requests) == 1
+
+
 def test_what_an_error_says_is_shown_as_text():
     body = "\x1b[2J\x1b]0;owned\x07 out of memory 内存不足".encode()
     with FakeServer(lambda _, attempt: {"status": 400, "raw": body}) as fake:

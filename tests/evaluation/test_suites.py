@@ -115,13 +115,13 @@ def test_a_row_that_fails_is_named_and_the_others_go_on(suite, models, tmp_path,
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("rows: []", "holds no rows"),
+        ("rows: []", "rows is []; list should have at least 1 item"),
         ("rows: [{task: boxes}]", "needs name and task"),
         ("rows: [{name: a, task: boxs, data: x}]", "did you mean boxes"),
         ("rows: [{protocol: fgclip2, images: x}]", "options are given to every row of fgclip2"),
         ("rows: [{protocol: 'fgclip2:no'}]", "fgclip2 has no row 'no'"),
         ("rows: [{protocol: 'fgclip2:coco'}, {protocol: 'fgclip2:coco'}]", "two rows are called 'coco'"),
-        ("sets: []\nrows: [{}]", "unknown key 'sets'"),
+        ("sets: []\nrows: [{}]", "sets is []; extra inputs are not permitted; a suite has name, root and rows"),
         ("rows: [", "is not YAML"),
     ],
 )

@@ -272,3 +272,19 @@ def test_a_damaged_or_absent_checkpoint_is_named(model, tokenizer, tmp_path, cap
 def test_the_command_names_what_is_missing(tmp_path, capsys):
     assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "no settings.yaml" in capsys.readouterr().err
+
+
+def test_a_relative_tokenizer_is_found_from_another_folder_than_training_was_started_in(
+    model, tokenizer, tmp_path, monkeypatch, capsys
+):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    tokenizer.save(tmp_path / "分词器")
+    write_run(run, model, "分词器", 2)
+    (run / "versions.json").write_text(json.dumps({"started_in": str(tmp_path)}), encoding="utf-8")
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert main([str(run), "--out", "out"]) == 0, capsys.readouterr().err
+    assert FGCLIP2.load(elsewhere / "out").config.to_dict() == FGCLIP2.load("out").config.to_dict()
+    (run / "versions.json").unlink()
+    assert main([str(run), "--out", "again"]) == 2
+    assert "分词器 does not exist" in capsys.readouterr().err

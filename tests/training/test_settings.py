@@ -19,6 +19,8 @@ from pipeline.config import (
     read_saved_values,
 )
 from pipeline.config import files as settings_files
+from pipeline.config.paths import deepspeed_file
+from pipeline.training.resume import nothing_left
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,6 +44,11 @@ def test_later_files_and_overrides_win(tmp_path: Path):
         ("train.precision=fp8", ["train.precision", "'fp8'", "bf16"]),
         ("train.seed", ["no '='"]),
         ("train.epochs=null", ["epochs", "max_steps"]),
+        ("data.shards=[a", ["data.shards", "YAML"]),
+        ("train.seed=9223372036854775808", ["train.seed", "9223372036854775808"]),
+        ("train.run_folder='a\x1b[2J'", ["run_folder", "one line"]),
+        ("optimizer.group_factors={text: 0, vision: 0, new_heads: 0, scales: 0}", ["nothing would train", "raise one"]),
+        ("optimizer.group_factors={头: 1}", ["头"]),
     ],
 )
 def test_a_wrong_setting_is_one_line_that_names_value_rule_and_remedy(override: str, words: list[str]):
@@ -110,3 +117,21 @@ def test_a_setting_that_is_no_more_is_left_out_of_an_earlier_runs(tmp_path: Path
     file.write_text("train: {seed: 3, old_thing: 1}\nold_group: {a: 1}\n", encoding="utf-8")
     assert read_saved_settings(file).train.seed == 3
     assert "old_thing" in caplog.text and "old_group" in caplog.text
+
+
+def test_the_projects_deepspeed_files_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings(Stage1Settings, None, ["train.deepspeed_config=launch/zero3.json"])
+    assert deepspeed_file(settings.train).is_file()
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "zero3.json").write_text("{}")
+    assert deepspeed_file(settings.train).resolve() == tmp_path / "launch" / "zero3.json", "the user's own comes first"
+    missing = load_settings(Stage1Settings, None, ["train.deepspeed_config=零.json"])
+    with pytest.raises(SettingsError, match="零.json is neither in .* nor in .*zero1.json"):
+        deepspeed_file(missing.train)
+
+
+def test_a_run_that_is_done_says_so():
+    assert nothing_left(19, 20) == []
+    (line,) = nothing_left(20, 20)
+    assert "step 20 is done" in line and "train.max_steps" in line

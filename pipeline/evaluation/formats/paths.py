@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pipeline.base.border import BorderError, one_line, parse_json, read_bounded
+from pydantic import TypeAdapter
+
+from pipeline.base.border import BorderError, one_line, parse_json, read_bounded, shown, validated
 from pipeline.evaluation.formats.items import ImageItem
 from pipeline.evaluation.results import EvaluationError
+
+T = TypeVar("T")
 
 MAX_NAME = 255  # bytes of a file name, and characters of a path below the folder
 MAX_ANNOTATION_BYTES = 4 << 30  # LVIS has 1.1 GB
@@ -66,6 +70,18 @@ def read_json(path: Path) -> Any:
         return parse_json(read_bounded(path, MAX_ANNOTATION_BYTES))
     except BorderError as error:
         raise EvaluationError(f"{path} is no annotation file ({one_line(error)}); give the file itself") from error
+
+
+def read_typed_json(path: Path, adapter: TypeAdapter[T], form: str) -> T:
+    """The content of a JSON file as the type of ``adapter``; ``form`` says in words what it must be.
+
+    Raises:
+        EvaluationError: it is not.
+    """
+    try:
+        return validated(adapter, read_bounded(path, MAX_ANNOTATION_BYTES), shown(path), f"it must be {form}")
+    except BorderError as error:
+        raise EvaluationError(str(error)) from error
 
 
 def text_lines(path: Path) -> list[str]:

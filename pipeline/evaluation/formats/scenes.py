@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from pipeline.base.border import BorderError, read_typed
 from pipeline.base.constants import LANGUAGES
 from pipeline.evaluation.formats.items import RegionRow, RegionSet
 from pipeline.evaluation.formats.segmentation import SegmentationSet
@@ -13,6 +15,7 @@ from pipeline.evaluation.formats.shards import ShardFolder, read_shards
 from pipeline.evaluation.results import Accounting, EvaluationError
 
 SCENE_FORMATS = {"auto": "shape", "scenes-shape": "shape", "scenes-colour": "colour"}  # what the masks' classes are
+MAX_CLASSES = 1 << 16  # a mask's value has 8 or 16 bits
 NAME_ALONE = {language: ["{}"] for language in LANGUAGES}
 
 
@@ -41,29 +44,68 @@ def object_rows(folder: ShardFolder, names: dict[str, list[str]]) -> RegionSet:
     return RegionSet([one.image for one in folder.samples], rows, accounting)
 
 
+class _Made(BaseModel):
+    """What a record's ``source`` tells of a drawn object or image, of which shape other tools may write another."""
+
+    combination: str | None = None
+
+
+class _Source(_Made):
+    objects: list[_Made] = []
+
+
 def _combination(source: dict[str, Any], number: int) -> str | None:
     """Of the object itself where the record tells, else of its image."""
-    objects = source.get("objects", [])
-    of_object = objects[number].get("combination") if number < len(objects) else None
-    return of_object or source.get("combination")
+    try:
+        made = _Source.model_validate(source)
+    except ValidationError:
+        return None
+    of_object = made.objects[number].combination if number < len(made.objects) else None
+    return of_object or made.combination
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    """scenes.json, beside the shards or above; empty where there is none."""
+class _Masks(BaseModel):
+    """How the masks' values are read as one kind of class."""
+
+    classes: dict[str, list[str]]
+    templates: dict[str, list[str]]
+    class_of_value: list[Annotated[int, Field(ge=0, le=MAX_CLASSES)]] = Field(max_length=MAX_CLASSES)
+
+
+class _Summary(BaseModel):
+    """What evaluation reads of scenes.json; a language is a name, its texts a list."""
+
+    classes: dict[str, list[str]] = {}
+    region_templates: dict[str, list[str]] = {}
+    masks: dict[str, _Masks] = {}
+
+
+_SUMMARY: TypeAdapter[_Summary] = TypeAdapter(_Summary)
+
+
+def _summary(path: Path) -> _Summary:
+    """scenes.json, beside the shards or above; empty where there is none.
+
+    Raises:
+        EvaluationError: it is damaged.
+    """
     for place in (path / "scenes.json", path.parent / "scenes.json"):
         if place.is_file():
-            return json.loads(place.read_text(encoding="utf-8"))
-    return {}
+            try:
+                return read_typed(place, _SUMMARY, "write the scenes anew: data_tools scenes")
+            except BorderError as error:
+                raise EvaluationError(str(error)) from error
+    return _Summary()
 
 
 def scene_templates(path: Path) -> dict[str, list[str]]:
     """Prompts of an object's class by language: scenes.json's, every attribute in every combination, or the name."""
-    return NAME_ALONE | _summary(path).get("region_templates", {})
+    return NAME_ALONE | _summary(path).region_templates
 
 
 def scene_classes(folder: ShardFolder, path: Path) -> dict[str, list[str]]:
     """Class names by language: scenes.json's, or those the shards name. Their order is that of the labels."""
-    if classes := _summary(path).get("classes"):
+    if classes := _summary(path).classes:
         return classes
     names: dict[str, list[str]] = {language: [] for language in LANGUAGES}
     for one in folder.samples:
@@ -81,12 +123,11 @@ def scene_masks(path: Path, form: str = "auto") -> tuple[SegmentationSet, dict[s
     """
     if form not in SCENE_FORMATS:
         raise EvaluationError(f"format is {form!r}; for scenes it must be one of {', '.join(SCENE_FORMATS)}")
-    masks = _summary(path).get("masks")
-    if masks is None:
+    of = _summary(path).masks.get(SCENE_FORMATS[form])
+    if of is None:
         raise EvaluationError(f"{path} has no scenes.json that explains its masks; write it anew: data_tools scenes")
-    of = masks[SCENE_FORMATS[form]]
     folder, accounting = read_shards(path), Accounting("images with masks")
-    dataset = SegmentationSet([], [], of["classes"], [], "background", accounting, tuple(of["class_of_value"]))
+    dataset = SegmentationSet([], [], of.classes, [], "background", accounting, tuple(of.class_of_value))
     for reason, where in folder.faults:
         dataset.accounting.skip(reason, where)
     for one in folder.samples:
@@ -97,4 +138,4 @@ def scene_masks(path: Path, form: str = "auto") -> tuple[SegmentationSet, dict[s
         dataset.labels.append(one.mask)
         dataset.languages.append(one.sample.language)
         dataset.accounting.take()
-    return dataset, of["templates"]
+    return dataset, of.templates

@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from pipeline.base.border import BorderError, read_object, validated
 from pipeline.base.files import write_json, write_text
 from pipeline.evaluation.features import EncodeSettings
 from pipeline.evaluation.models.base import EvaluationModel
@@ -57,9 +61,10 @@ def _measure(
     try:
         options = row.options()
         kept = out / "results" / f"{_key(model, row.task, options)}.json"
-        there = ranks.gather(kept.is_file())[0]  # one answer for all: ranks could see a shared folder differently
-        if there:
-            return json.loads(kept.read_text(encoding="utf-8"))
+        # one answer for all: ranks could see a shared folder differently
+        there = ranks.gather(_kept(kept) if ranks.is_main else None)[0]
+        if there is not None:
+            return there
         if ranks.is_main:
             print(f"suite: {row.name}: {path}", file=sys.stderr, flush=True)
         result = evaluate_options(model, find_task(row.task), options, settings=settings, ranks=ranks)
@@ -72,6 +77,23 @@ def _measure(
     if ranks.is_main:
         write_json(kept, result)
     return result
+
+
+class _Scored(TypedDict):
+    scores: dict[str, Any]
+
+
+_RESULT: TypeAdapter[_Scored] = TypeAdapter(_Scored)  # the table asks for the scores alone
+
+
+def _kept(path: Path) -> dict[str, Any] | None:
+    """A result of an earlier run; None where there is none, or a damaged one, which is measured again."""
+    try:
+        result = read_object(path)
+        validated(_RESULT, result, str(path))
+        return result
+    except (OSError, BorderError):
+        return None
 
 
 def _key(model: EvaluationModel, task: str, options: TaskOptions) -> str:

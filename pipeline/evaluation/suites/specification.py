@@ -14,19 +14,20 @@ rows:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from pipeline.base.border import BorderError, read_yaml, shown, validated
 from pipeline.evaluation.options.base import TaskOptions, make_options
 from pipeline.evaluation.protocols.rows import ProtocolRow, rows_of
 from pipeline.evaluation.registry import find_task
 from pipeline.evaluation.results import EvaluationError
 
 FOLDER = Path(__file__).parent
+MAX_ROWS = 10_000  # assumption: a hundred times the largest suite
 PATHS = ("data", "images", "class_names", "image_ids", "detector", "proposals")
 PACKAGES = ("open_clip", "name")  # what stands for a file without being one
 MAIN_SCORES = {
@@ -62,6 +63,40 @@ class Suite:
     rows: tuple[SuiteRow, ...]
 
 
+OneFile = Annotated[str, Field(pattern=r"^[^\x00]+$", max_length=4096)]
+Files = OneFile | list[OneFile] | None
+
+
+class _Row(BaseModel):
+    """A row's own keys and files; its other options are checked by its task."""
+
+    model_config = ConfigDict(extra="allow", coerce_numbers_to_str=True)
+
+    name: str | None = None
+    task: str | None = None
+    protocol: str | None = None
+    scores: list[str] | None = None
+    data: Files = None
+    images: Files = None
+    class_names: Files = None
+    image_ids: Files = None
+    detector: Files = None
+    proposals: Files = None
+
+
+class _File(BaseModel):
+    """A suite's YAML."""
+
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+
+    name: str | None = None
+    root: OneFile | None = None
+    rows: list[_Row] = Field(min_length=1, max_length=MAX_ROWS)
+
+
+_FILE: TypeAdapter[_File] = TypeAdapter(_File)
+
+
 def suite_names() -> list[str]:
     """Those that come with the project."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
@@ -77,23 +112,17 @@ def read_suite(source: str, root: Path | None = None) -> Suite:
     if not path.is_file():
         raise EvaluationError(f"suite {source} is no file; give one, or {', '.join(suite_names())}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}") from error
-    if not isinstance(content, Mapping) or not isinstance(content.get("rows"), list) or not content["rows"]:
-        raise EvaluationError(f"{path} holds no rows; write name, root and a list of rows")
-    if unknown := sorted(set(content) - {"name", "root", "rows"}):
-        raise EvaluationError(f"{path}: unknown key {unknown[0]!r}; a suite has name, root and rows")
-    base = root or (Path(content["root"]) if content.get("root") else path.parent if path.parent != FOLDER else Path())
+        content = validated(_FILE, read_yaml(path), shown(path), "a suite has name, root and rows")
+    except BorderError as error:
+        raise EvaluationError(str(error)) from error
+    base = root or (Path(content.root) if content.root else path.parent if path.parent != FOLDER else Path())
     rows: list[SuiteRow] = []
-    for number, entry in enumerate(content["rows"]):
-        if not isinstance(entry, Mapping):
-            raise EvaluationError(f"{path}: rows[{number}] is a {type(entry).__name__}; it must be a mapping")
-        rows += _rows(dict(entry), base, f"{path}: rows[{number}]")
+    for number, entry in enumerate(content.rows):
+        rows += _rows(entry.model_dump(exclude_none=True), base, f"{shown(path)}: rows[{number}]")
     names = [row.name for row in rows]
     if doubled := [name for name in names if names.count(name) > 1]:
         raise EvaluationError(f"{path}: two rows are called {doubled[0]!r}; give one another name")
-    return Suite(str(content.get("name", path.stem)), tuple(rows))
+    return Suite(content.name or path.stem, tuple(rows))
 
 
 def _rows(entry: dict[str, Any], base: Path, where: str) -> list[SuiteRow]:

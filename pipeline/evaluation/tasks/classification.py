@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from pipeline.evaluation.accuracy import mean_over_classes, top_hits
 from pipeline.evaluation.class_names import class_embeddings, language_of_classes
 from pipeline.evaluation.features import EncodeSettings, encode_set
 from pipeline.evaluation.formats.classification import LabelledSet, read_class_folders, read_clip_benchmark
-from pipeline.evaluation.formats.paths import read_json, text_lines
+from pipeline.evaluation.formats.paths import read_typed_json, text_lines
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.options.classification import ClassificationOptions
 from pipeline.evaluation.ranks import Ranks
@@ -85,6 +86,9 @@ def _names_in_order(path: Path) -> list[str]:
     return [line.strip() for line in text_lines(path)]
 
 
+_FOLDER_NAMES: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
+
+
 def _folder_names(path: Path, images: Path) -> dict[str, str]:
     """Names by folder: a JSON object, or lines ``FOLDER<tab>NAME`` (ImageNet's ``n01440764<tab>tench``).
 
@@ -102,7 +106,7 @@ def _folder_names(path: Path, images: Path) -> dict[str, str]:
             folders.sort(key=int)
         return dict(zip(folders, in_order, strict=True))
     if path.suffix.lower() == ".json":
-        return {str(folder): str(name) for folder, name in read_json(path).items()}
+        return read_typed_json(path, _FOLDER_NAMES, "an object of folder -> name")
     names = {}
     for line in text_lines(path):
         folder, tab, name = line.partition("\t")

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
+from pipeline.base.border import quoted
 from pipeline.drawing.matrix import matrix_figure
 from pipeline.drawing.save import save_picture
 from pipeline.evaluation.features import EncodeSettings, encode_texts
-from pipeline.evaluation.formats.paths import read_json, text_lines
+from pipeline.evaluation.formats.paths import read_typed_json, text_lines
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.options.text_similarity import TextSimilarityOptions
 from pipeline.evaluation.ranks import Ranks
@@ -56,16 +58,19 @@ def run(
     }
 
 
+_TEXTS: TypeAdapter[list[str]] = TypeAdapter(list[str])
+
+
 def read_texts(path: Path) -> list[str]:
     """Two texts or more.
 
     Raises:
         EvaluationError: fewer, or a text that is empty or no string.
     """
-    texts = read_json(path) if path.suffix.lower() == ".json" else text_lines(path)
-    if not isinstance(texts, list) or len(texts) < 2:
+    texts = read_typed_json(path, _TEXTS, "a list of texts") if path.suffix.lower() == ".json" else text_lines(path)
+    if len(texts) < 2:
         raise EvaluationError(f"{path} holds fewer than two texts; write one a line, or a JSON list of them")
     for number, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            raise EvaluationError(f"{path}: text {number} is {text!r:.40}; it must be a string with something in it")
+        if not text.strip():
+            raise EvaluationError(f"{path}: text {number} is {quoted(text)}; it must be a string with something in it")
     return [text.strip() for text in texts]

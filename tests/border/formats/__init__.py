@@ -32,6 +32,12 @@ MODULES = {
     "table": "building",
     "build_state": "building",
     "provenance": "building",
+    "finehard": "finehard",
+    "checkpoint": "checkpoints",
+    "server": "servers",
+    "suite": "evaluating",
+    "scenes": "evaluating",
+    "lists": "evaluating",
 }
 
 

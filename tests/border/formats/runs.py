@@ -12,8 +12,10 @@ import yaml
 
 from pipeline.config import SettingsError, Stage2Settings, dump_settings, load_settings, read_saved_settings
 from pipeline.preflight.hostfile import Host, HostfileError, read_hostfile
+from pipeline.supervise.attempts import failed_attempts
 from pipeline.tracking.address import find_run
 from pipeline.tracking.local_log import read_curves
+from pipeline.tracking.scores import read_scores
 from tests.border.damage import Damage, damage_bytes, damage_document
 from tests.border.formats import Format
 
@@ -90,7 +92,8 @@ def check_hosts(hosts: list[Host]) -> str | None:
     return f"the host {wrong[0]}" if wrong else None
 
 
-TRACKING, METRICS = "tracking.json", "metrics.jsonl"
+RECORDS = ("tracking.json", "metrics.jsonl", "attempts.jsonl", "scores.json")
+TRACKING, METRICS, ATTEMPTS, SCORES = RECORDS
 
 
 def make_tracking(folder: Path) -> None:
@@ -100,15 +103,20 @@ def make_tracking(folder: Path) -> None:
     values = {"loss/total": 0.5, "lr": "nan"}
     lines = [json.dumps({"step": step, "time": 1.7e9 + step, "values": values}) for step in range(5)]
     (folder / METRICS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    starts = [{"start": 1.7e9, "host": "主机", "process": 7}, {"verdict": "rank 1 (host b) is silent", "hosts": ["b"]}]
+    notes = [*starts, {"failed": 1.7e9, "step": 7}, {"start": 1.8e9, "host": "a", "process": 8}]
+    (folder / ATTEMPTS).write_text("".join(json.dumps(note) + "\n" for note in notes), encoding="utf-8")
+    scores = {"fgovd": {"hard": 0.4, "by_language": {"zh": 0.5}}, "retrieval": {"i2t_r1": 0.7}}
+    (folder / SCORES).write_text(json.dumps(scores), encoding="utf-8")
 
 
 def damage_tracking(rng: random.Random, base: Path) -> Damage:
-    file = rng.choice((TRACKING, METRICS))
+    file = rng.choice(RECORDS)
     return damage_document(rng, file, (base / file).read_bytes())
 
 
 def read_tracking(folder: Path) -> Any:
-    return find_run(folder), read_curves(folder)
+    return find_run(folder), read_curves(folder), failed_attempts(folder), read_scores(folder)
 
 
 FORMATS = {
@@ -116,5 +124,5 @@ FORMATS = {
         "settings (YAML)", make_settings, damage_settings, read_settings, (SettingsError,), check_settings
     ),
     "hostfile": Format("hostfiles", make_hosts, damage_hosts, read_hosts, (HostfileError,), check_hosts),
-    "tracking": Format("records of tracking", make_tracking, damage_tracking, read_tracking, (ValueError,)),
+    "tracking": Format("records of runs", make_tracking, damage_tracking, read_tracking, (ValueError,)),
 }
