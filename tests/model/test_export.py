@@ -284,7 +284,7 @@ def test_a_relative_tokenizer_is_found_from_another_folder_than_training_was_sta
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     assert main([str(run), "--out", "out"]) == 0, capsys.readouterr().err
-    assert FGCLIP2.load(elsewhere / "out").config.to_dict() == FGCLIP2.load("out").config.to_dict()
+    assert (elsewhere / "out" / "tokenizer.json").is_file()
     (run / "versions.json").unlink()
     assert main([str(run), "--out", "again"]) == 2
     assert "分词器 does not exist" in capsys.readouterr().err
