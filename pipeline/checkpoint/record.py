@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -53,7 +53,7 @@ class CheckpointRecord(BaseModel):
     state: StateRecord
     world_size: int = Field(1, ge=1)
     files: dict[str, FileRecord] = Field(min_length=1)
-    shapes: dict[str, list[int]] = {}  # of every parameter
+    shapes: dict[str, list[Annotated[int, Field(ge=0)]]] = {}  # of every parameter
     fingerprint: dict[str, Any] = {}  # what the run was made of; see pipeline/training/fingerprint.py
 
     def to_json(self) -> dict[str, Any]:

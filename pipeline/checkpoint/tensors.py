@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from pipeline.base.border import shown
 from pipeline.checkpoint.folder import OBJECTIVE, crc32
 from pipeline.checkpoint.record import CheckpointError, read_record
 
@@ -153,9 +154,9 @@ def read_objective(checkpoint: Path, template: dict[str, Any]) -> dict[str, Any]
         *parents, last = name.split("/")
         target = nested
         for parent in parents:
-            target = target.setdefault(parent, {})
+            target = _group(target.setdefault(parent, {}), name, checkpoint)
         target[last] = tensor
-    return _with_none(nested, template)
+    return _with_none(nested, template, checkpoint)
 
 
 def flat_tensors(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
@@ -208,10 +209,18 @@ def _write_all(file: int, data: memoryview) -> None:
         data = data[os.write(file, data) :]
 
 
-def _with_none(nested: dict[str, Any], template: dict[str, Any]) -> dict[str, Any]:
+def _group(value: Any, name: str, checkpoint: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"{checkpoint / OBJECTIVE} has a tensor where {shown(name)} has a group; use another checkpoint"
+        )
+    return value
+
+
+def _with_none(nested: dict[str, Any], template: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
     for name, value in template.items():
         if isinstance(value, dict):
-            nested[name] = _with_none(nested.get(name, {}), value)
+            nested[name] = _with_none(_group(nested.get(name, {}), name, checkpoint), value, checkpoint)
         else:
             nested.setdefault(name, None)
     return nested

@@ -31,6 +31,7 @@ def make_answers(folder: Path) -> None:
     (folder / STREAM).write_text("".join(lines), encoding="utf-8")
     phrases = [f"a {colour} cup" for colour in ("blue", "green", "yellow", "white", "black", "pink", "grey")]
     (folder / PHRASES).write_text(json.dumps({"negatives": [*phrases, "红色的杯子"]}), encoding="utf-8")
+    read_answers(folder)  # the client asks the system once what it is, by a program of its own
 
 
 def damage_answer(rng: random.Random, base: Path) -> Damage:
