@@ -46,7 +46,7 @@ def test_later_files_and_overrides_win(tmp_path: Path):
         ("train.epochs=null", ["epochs", "max_steps"]),
         ("data.shards=[a", ["data.shards", "YAML"]),
         ("train.seed=9223372036854775808", ["train.seed", "9223372036854775808"]),
-        ("train.run_folder='a\x1b[2J'", ["run_folder", "one line"]),
+        ('train.run_folder="a\\e[2J"', ["run_folder", "one line"]),
         ("optimizer.group_factors={text: 0, vision: 0, new_heads: 0, scales: 0}", ["nothing would train", "raise one"]),
         ("optimizer.group_factors={头: 1}", ["头"]),
     ],
