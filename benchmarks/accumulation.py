@@ -21,6 +21,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.reporting import Row, benchmark_parser, report
+from pipeline.base.host_memory import peak_resident, resident_and_reset
 
 if TYPE_CHECKING:
     from pipeline.data.batch import Batch
@@ -116,12 +117,11 @@ def _memory_of(case: Case) -> dict[str, float]:
     steps = _Steps(case)
     parts = 1 if case.what == "one" else case.parts
     steps.cached(parts)
-    before = _status("VmRSS:")
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak is counted from here
+    before = resident_and_reset()  # the peak is counted from here
     steps.cached(parts)
     rows = parts * case.images
     return {
-        "growth": float(_status("VmHWM:") - before),
+        "growth": float(peak_resident() - before),
         "embeddings": 2.0 * 4 * 3 * rows * case.width,  # image, short, long; float32
         "inputs": float(sum(t.nbytes for batch in steps.batches[:parts] for t in batch.tensors().values())),
     }
@@ -233,12 +233,6 @@ def _batch(case: Case, part: int) -> Batch:
         hard_index=nothing.reshape(0, 11),
         hard_mask=torch.zeros(0, 11, dtype=torch.bool),
     )
-
-
-def _status(name: str) -> int:
-    """Bytes of a line of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.reporting import Row, benchmark_parser, report
+from pipeline.base.host_memory import peak_resident, resident_and_reset
 
 if TYPE_CHECKING:  # imported where they are used, so that memory is measured before torch is loaded
     import torch
@@ -111,13 +112,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def make_material(folder: Path) -> Path:
     """Scenes and a tokenizer."""
-    for words in (
-        ("scenes", "--out", folder / "scenes", "--train-images", "240", "--test-images", "8"),
-        ("tokenizer", "--shards", folder / "scenes/train", "--out", folder / "tokenizer", "--vocab-size", "400"),
-    ):
-        command = [sys.executable, "-m", "data_tools", *map(str, words)]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    run_tool("scenes", "--out", folder / "scenes", "--train-images", "240", "--test-images", "8")
+    run_tool("tokenizer", "--shards", folder / "scenes/train", "--out", folder / "tokenizer", "--vocab-size", "400")
     return folder
+
+
+def run_tool(*words: object) -> None:
+    """A command of data_tools."""
+    command = [sys.executable, "-m", "data_tools", *map(str, words)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
 
 def compare(case: Case, material: Path) -> list[Row]:
@@ -249,8 +252,7 @@ def measure_here(case: Case, out: Path) -> None:
     next(loader)
     _load_code(build_engine, settings, rank_info, device_of(rank_info))
     dist.barrier()
-    before = _status("VmRSS:")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    before = resident_and_reset()  # the peak is counted from here
     moments: dict[str, int] = {}
     model = FGCLIP2.from_scratch(config)
     if case.checkpointed:
@@ -272,8 +274,8 @@ def measure_here(case: Case, out: Path) -> None:
         named("backward")
 
     def note(name: str) -> None:
-        moments[name] = max(moments.get(name, 0), _status("VmHWM:") - before)
-        Path("/proc/self/clear_refs").write_text("5")
+        moments[name] = max(moments.get(name, 0), peak_resident() - before)
+        resident_and_reset()
 
     note("start")
     for _ in range(2):
@@ -319,25 +321,6 @@ def _count(work: Callable[[], None]) -> float:
     with sdpa_kernel([SDPBackend.MATH]), FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
-
-
-def resident_and_reset() -> int:
-    """This process's resident memory in bytes; the count of the peak begins anew."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS:")
-
-
-def peak_resident() -> int:
-    """The highest resident memory since the count began, in bytes."""
-    return _status("VmHWM:")
-
-
-def _status(name: str) -> int:
-    """Bytes of a line of /proc/self/status."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {name}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.queues import SimpleQueue
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from benchmarks.reporting import Row, benchmark_parser, report
 from benchmarks.sigmoid_formulations import FORMULATIONS
+from pipeline.base.host_memory import peak_resident, resident_and_reset
 from pipeline.objectives.global_sigmoid import global_sigmoid_loss
 
 Measured = dict[int, dict[str, tuple[float, ...]]]  # global batch -> way -> seconds, processor seconds, MiB
@@ -131,32 +131,17 @@ def _measure(way: Callable[..., Tensor], inputs: list[Tensor], repeats: int) -> 
             tensor.grad = None
         ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps would hide what is allocated
         dist.barrier()
-        before, start, processor_start = _start_peak(), time.perf_counter(), time.process_time()
+        before, start, processor_start = resident_and_reset(), time.perf_counter(), time.process_time()
         loss = way(*inputs)
         loss.backward()
         used = torch.tensor([time.process_time() - processor_start, loss.item()])
         dist.all_reduce(used)
         seconds = min(seconds, time.perf_counter() - start)
         processor_seconds = min(processor_seconds, used[0].item())
-        peak = max(peak, _peak() - before)
+        peak = max(peak, peak_resident() - before)
     worst = torch.tensor([seconds, peak / MEBIBYTE], dtype=torch.float64)
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
     return worst[0].item(), processor_seconds, worst[1].item(), used[1].item() / dist.get_world_size()
-
-
-def _start_peak() -> int:
-    """Forget the peak of the resident memory so far (Linux); the memory now, in bytes."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    return _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 #   NNODES=2 NODE_RANK=1 MASTER_ADDR=node-1 bash launch/torchrun.sh stage1 [group.name=value …]
 # NNODES=1:4 starts with what is there and goes on with what is left; NODE_RANK is not needed then.
 # MAX_RESTARTS: restarts after a failure, from the newest whole checkpoint (default 3).
+# --dry-run among the arguments: the largest step, a checkpoint, an evaluation batch, a table, and the end.
 # On one machine: bash launch/torchrun.sh stage1 …   PROCESSES: processes a host (default: one a GPU, or one).
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -34,6 +35,10 @@ else
 fi
 # A store of its own for every start of the ranks: torchrun's shared one still holds the addresses of those that died.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+restarts="${MAX_RESTARTS:-3}"
+for argument in "$@"; do # a dry run that fails has given its answer
+  case "$argument" in --dry-run) restarts=0 ;; esac
+done
 # A restarted rank waits (10 s, 20 s, 40 s …), and a run that fails at one step twice refuses to go on.
 exec "$python" -m torch.distributed.run "${place[@]}" --nproc-per-node "$processes" \
-  --max-restarts "${MAX_RESTARTS:-3}" "$root/stages/$stage.py" "$@"
+  --max-restarts "$restarts" "$root/stages/$stage.py" "$@"

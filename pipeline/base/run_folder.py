@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.base.files import partial_path
+
 SETTINGS = "settings.yaml"
 VERSIONS = "versions.json"
 METRICS = "metrics.jsonl"
@@ -16,6 +18,7 @@ STACKS = "stacks"
 EVALUATION = "evaluation"
 FIGURES = "figures"
 MODEL_CONFIG = "config.json"
+DRY_RUN = "dry-run"
 
 
 class NoRunFolder(ValueError):
@@ -90,6 +93,11 @@ class RunFolder:
     def evaluation(self) -> Path:
         """Results of evaluations of this run."""
         return self.path / EVALUATION
+
+    @property
+    def dry_run(self) -> Path:
+        """Where a dry run writes: beside the folder, so on its disk; it is gone when the dry run has ended."""
+        return partial_path(self.path, DRY_RUN)
 
     def exists(self) -> bool:
         """Whether a run was started here."""

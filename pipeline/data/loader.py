@@ -23,6 +23,7 @@ from pipeline.data.faults import check_share
 from pipeline.data.manifest import IndexProblem, Manifest, load_manifest
 from pipeline.data.micro_batches import MicroBatches, Shipped, Unit
 from pipeline.data.plan import Plan
+from pipeline.data.plan.largest import largest_step
 from pipeline.data.prefetch import Prefetcher
 from pipeline.data.share import NodeShare
 from pipeline.data.slices import Division
@@ -51,6 +52,29 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def start_at(self, step: int) -> None:
+        """Begin with the first micro-batch of ``step``; only before the first one is read.
+
+        Raises:
+            RuntimeError: micro-batches have been read.
+        """
+        if self._iterator is not None:
+            raise RuntimeError(f"a loader that was read from cannot begin at step {step}; make another one")
+        self._next = self._batches.units_of(step)[0]
+
+    def largest_step(self) -> int:
+        """The step whose micro-batches need most memory, as far as the plan and a local index tell it."""
+        batches, settings = self._batches, self._settings
+        # A client of a remote store must not be made before the workers are forked.
+        counted = batches.collator.with_regions and not batches.sources.is_remote
+        readers = batches.sources.readers() if counted else []
+        most = settings.max_regions_per_image, settings.max_negatives
+        try:
+            return largest_step(self.plan.copy(), batches.division, readers, *most)
+        finally:
+            for reader in readers:
+                reader.close()
 
     def upcoming(self) -> Unit:
         """Which micro-batch the next call of ``next`` gives; without reading it."""

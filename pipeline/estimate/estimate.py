@@ -87,6 +87,25 @@ class Estimate:
         return record | {"usable_memory": self.usable_memory, "fits": self.fits}
 
 
+@dataclass(frozen=True)
+class CheckpointCost:
+    """Of one checkpoint: its size, how long training waits, and how long it is written behind training."""
+
+    bytes: float
+    copy_seconds: float
+    write_seconds: float
+
+
+def checkpoint_cost(sharding: Sharding, device: Device) -> CheckpointCost:
+    """What one checkpoint costs on ``sharding.ranks`` devices of one kind."""
+    size, per_host = FLOAT * (sharding.total + 2 * sharding.trained), min(sharding.ranks, device.per_host)
+    return CheckpointCost(
+        bytes=size,
+        copy_seconds=size / sharding.ranks / (1e9 * device.host_link * device.bandwidth_use),
+        write_seconds=2 * size * per_host / sharding.ranks / (1e9 * DISK_GIGABYTES_PER_SECOND),
+    )
+
+
 def usable_bytes(device: Device) -> float:
     """What of a device's memory tensors can have."""
     whole = 1e9 * device.memory_gigabytes
@@ -116,7 +135,7 @@ def make_estimate(settings: Stage1Settings, devices: int, device: Device) -> Est
     images = settings.train.global_batch_size / seconds
     steps = settings.train.max_steps or max(1, round((settings.train.epochs or 0) * data.steps_an_epoch))
     total, trained = shardings[1].total, shardings[1].trained
-    checkpoint = FLOAT * (total + 2 * trained)
+    checkpoint = checkpoint_cost(shardings[1], device)
     per_host = min(devices, device.per_host)
     cores = sum(at.share * at.cores for at in budgets) * per_host
     return Estimate(
@@ -132,12 +151,12 @@ def make_estimate(settings: Stage1Settings, devices: int, device: Device) -> Est
         use=sum(at.share * at.time.use * at.time.total for at in budgets) / seconds,
         images_per_second=images,
         feed_bytes_per_second=images * data.bytes_a_sample,
-        host_memory=_host_memory(settings, division, data, checkpoint, devices, per_host, total),
+        host_memory=_host_memory(settings, division, data, checkpoint.bytes, devices, per_host, total),
         host_cores=cores + per_host,
-        checkpoint_bytes=checkpoint,
-        checkpoint_copy_seconds=checkpoint / devices / (1e9 * device.host_link * device.bandwidth_use),
-        checkpoint_write_seconds=2 * checkpoint * per_host / devices / (1e9 * DISK_GIGABYTES_PER_SECOND),
-        disk_bytes=_disk(settings, checkpoint, FLOAT * total, steps),
+        checkpoint_bytes=checkpoint.bytes,
+        checkpoint_copy_seconds=checkpoint.copy_seconds,
+        checkpoint_write_seconds=checkpoint.write_seconds,
+        disk_bytes=_disk(settings, checkpoint.bytes, FLOAT * total, steps),
         notes=notes,
     )
 

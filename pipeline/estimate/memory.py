@@ -152,7 +152,7 @@ def batch_bytes(work: Work) -> float:
     return work.images * work.patches * PATCH_VALUES + 8 * texts
 
 
-def _static(sharding: Sharding) -> tuple[float, float, float, float]:
+def held_all_the_time(sharding: Sharding) -> tuple[float, float, float, float]:
     """Weights, gradients, optimizer and buffers that are there all the time."""
     frozen = FLOAT * (sharding.total - sharding.trained)
     optimizer = 3 * sharding.share  # the float32 copy and two moments
@@ -173,7 +173,7 @@ def _gathered(sharding: Sharding) -> tuple[float, float]:
 
 
 def _forward(pieces: Sequence[Piece], work: Work, sharding: Sharding, checkpointed: bool, losses: float) -> Memory:
-    weights, gradients, optimizer, buffers = _static(sharding)
+    weights, gradients, optimizer, buffers = held_all_the_time(sharding)
     whole, moving = _gathered(sharding)
     activations = sum(kept_bytes(pieces, work, checkpointed))
     return Memory(
@@ -189,7 +189,7 @@ def _forward(pieces: Sequence[Piece], work: Work, sharding: Sharding, checkpoint
 
 def _backward(pieces: Sequence[Piece], work: Work, sharding: Sharding, checkpointed: bool) -> list[Memory]:
     """After each piece, last first: what is kept shrinks, the gradients grow."""
-    weights, gradients, optimizer, buffers = _static(sharding)
+    weights, gradients, optimizer, buffers = held_all_the_time(sharding)
     whole, _ = _gathered(sharding)
     kept = kept_bytes(pieces, work, checkpointed)
     grown, moments = 0.0, []
@@ -218,7 +218,7 @@ def _backward(pieces: Sequence[Piece], work: Work, sharding: Sharding, checkpoin
 
 def _cached_losses(work: Work, sharding: Sharding, losses: float) -> Memory:
     """Between the two passes: no activations."""
-    weights, gradients, optimizer, buffers = _static(sharding)
+    weights, gradients, optimizer, buffers = held_all_the_time(sharding)
     return Memory(
         weights, gradients, optimizer, 0.0, losses, buffers + batch_bytes(work), "losses of all micro-batches"
     )
@@ -226,7 +226,7 @@ def _cached_losses(work: Work, sharding: Sharding, losses: float) -> Memory:
 
 def _reduction(work: Work, sharding: Sharding) -> Memory:
     """The end of the backward: the bucket, and the copy of it that is sent."""
-    weights, gradients, optimizer, buffers = _static(sharding)
+    weights, gradients, optimizer, buffers = held_all_the_time(sharding)
     whole, _ = _gathered(sharding)
     touched = FLOAT * min(sharding.reduce_bucket, sharding.trained)
     bucket = sharding.bucket if sharding.stage < 3 else 0.0
@@ -236,7 +236,7 @@ def _reduction(work: Work, sharding: Sharding) -> Memory:
 
 
 def _update(work: Work, sharding: Sharding) -> Memory:
-    weights, gradients, optimizer, buffers = _static(sharding)
+    weights, gradients, optimizer, buffers = held_all_the_time(sharding)
     temporaries = 1 + (ADAM_TEMPORARIES if sharding.on_cpu else 0)
     group = FLOAT * sharding.largest_group / sharding.ranks
     kept = 0.0 if sharding.stage == 3 else sharding.share

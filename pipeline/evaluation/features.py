@@ -79,13 +79,16 @@ def encode_set(
     wanted: dict[int, list[int]] = defaultdict(list)
     for number, row in enumerate(boxes):
         wanted[row.image].append(number)
-    starts = range(0, len(images), settings.chunk_size)
+    size = settings.chunk_size
+    if not settings.cache_folder:  # chunks that are kept must not depend on the ranks; others share a small set evenly
+        size = min(size, max(1, -(-len(images) // ranks.size)))
+    starts = range(0, len(images), size)
     fingerprint = model.fingerprint() if settings.cache_folder else ""
     report = ProgressLine(label, len(images), settings.report_every_seconds if ranks.is_main else None)
     mine = []
     with ThreadPoolExecutor(settings.num_threads) as pool:
         for chunk in ranks.share(len(starts)):
-            numbers = range(starts[chunk], min(starts[chunk] + settings.chunk_size, len(images)))
+            numbers = range(starts[chunk], min(starts[chunk] + size, len(images)))
             chunk_boxes = [(number, row, boxes[row].box) for number in numbers for row in wanted.get(number, ())]
             mine.append(_chunk(model, images, numbers, chunk_boxes, bool(boxes), settings, pool, fingerprint))
             report.advance(len(numbers))
@@ -127,7 +130,7 @@ def encode_texts(
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         return torch.zeros(0, 0), {}
-    size = model.text_batch_size
+    size = min(model.text_batch_size, -(-len(distinct) // ranks.size))
     batches = [distinct[start : start + size] for start in range(0, len(distinct), size)]
     mine = {number: model.encode_texts(batches[number], kind) for number in ranks.share(len(batches))}
     parts = {number: part for share in ranks.gather(mine) for number, part in share.items()}

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.base.run_folder import RunFolder
 from pipeline.config import SettingsError, Stage1Settings, Stage2Settings, load_settings
 from pipeline.preflight.hostfile import HostfileError
 from pipeline.supervise.attempts import (
@@ -41,15 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load_settings(kind, [STAGES / f"{arguments.stage}.yaml", *arguments.config], arguments.overrides)
         run_folder = Path(settings.train.run_folder)
         if arguments.action == "after":
+            if arguments.dry_run:
+                print("supervise: the dry run is over; it is not started again", file=sys.stderr)
+                return 1
             return after(run_folder, arguments.status, arguments.restarts, arguments.max_restarts)
-        passed = [word for file in arguments.config for word in ("--config", str(file))] + arguments.overrides
+        if arguments.dry_run:
+            run_folder = RunFolder.at(run_folder).dry_run
+        passed = ["--dry-run"] * arguments.dry_run
+        passed += [word for file in arguments.config for word in ("--config", str(file))] + arguments.overrides
         return Supervisor(
             arguments.stage,
             passed,
             run_folder,
             settings.train.global_batch_size // settings.train.accumulation_steps,
             hostfile=arguments.hostfile,
-            max_restarts=arguments.max_restarts,
+            max_restarts=0 if arguments.dry_run else arguments.max_restarts,
             first_pause_seconds=arguments.first_pause_seconds,
         ).run()
     except (SettingsError, HostfileError) as error:
@@ -78,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", choices=("stage1", "stage2"))
     parser.add_argument("overrides", nargs="*", metavar="group.name=value", help="settings; values are YAML")
     parser.add_argument("--config", type=Path, action="append", default=[], help="YAML over the stage's; repeatable")
+    parser.add_argument("--dry-run", action="store_true", help="start the stage's dry run, once")
     parser.add_argument("--hostfile", type=Path, help="several hosts, NAME slots=N a line; default: this machine")
     parser.add_argument("--max-restarts", type=int, default=10, help="default: 10")
     parser.add_argument(

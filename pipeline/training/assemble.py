@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from pipeline.base.border import shown
-from pipeline.base.distributed import host_group
 from pipeline.base.files import write_json, write_text
 from pipeline.base.provenance import describe_host, git_revision, package_versions
 from pipeline.base.ranks import RankInfo
 from pipeline.base.run_folder import RunFolder
 from pipeline.checkpoint.record import CheckpointError, read_record
-from pipeline.checkpoint.tensors import CheckpointTensors, read_objective
+from pipeline.checkpoint.tensors import CheckpointTensors
 from pipeline.config import SettingsError, Stage1Settings, dump_settings
-from pipeline.data.device_feed import DeviceFeed
 from pipeline.data.loader import Loader, make_loader
 from pipeline.data.slices import Division
 from pipeline.data.streaming import StreamingLoader, make_streaming_loader
@@ -28,53 +23,29 @@ from pipeline.estimate.fitting import largest_micro_batches
 from pipeline.estimate.inputs import read_zero, sharding_of
 from pipeline.export.folder import ExportError, check_export_folder, export_model
 from pipeline.model import FGCLIP2, FGCLIP2Config, preset_config
-from pipeline.supervise.attempts import AttemptLog, note_verdict
+from pipeline.supervise.attempts import AttemptLog
 from pipeline.tracking.interface import Tracker
 from pipeline.tracking.tracker import start_tracking
-from pipeline.training.checkpoint import restore_moments
-from pipeline.training.compilation import compile_layers
-from pipeline.training.engine import build_engine
-from pipeline.training.evaluation import LIMIT_SECONDS, evaluation_callback
-from pipeline.training.full_state import full_state_dict, prepare_moments
+from pipeline.training.full_state import full_state_dict
 from pipeline.training.health import group_table
-from pipeline.training.heartbeat import Heartbeat
-from pipeline.training.host_metrics import HostMetrics
 from pipeline.training.loop import train
-from pipeline.training.losses import StageLosses
 from pipeline.training.micro_batches import bank_notes, division_notes, make_division
 from pipeline.training.optimizer import freeze_region_parameters, parameter_groups
-from pipeline.training.pictures import pictures_callback
 from pipeline.training.recomputation import describe, least_usable_memory, recomputation_of
+<<<<<<< HEAD
 from pipeline.training.resume import choose_checkpoint, noted_attempt, nothing_left, run_folder_held, settle_changes
 from pipeline.training.run import Engine, Run
 from pipeline.training.saver import Saver
 from pipeline.training.stacks import Stacks
+=======
+from pipeline.training.resume import choose_checkpoint, noted_attempt, run_folder_held, settle_changes
+from pipeline.training.run import Run
+from pipeline.training.running import Start, running
+>>>>>>> e281234 (A dry run of the stages: one step, checkpoint and evaluation batch, measured beside the estimate)
 from pipeline.training.state import TrainState
-from pipeline.training.stragglers import Speed
 from pipeline.training.tracked import describe_inputs, describe_result
 
 EXPORT_LIMIT_SECONDS = 3600.0  # assumption: a few gigabytes to a slow file system, and reading them back
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a run begins with."""
-
-    settings: Stage1Settings
-    rank_info: RankInfo
-    device: torch.device
-    tokenizer: Tokenizer
-    model: FGCLIP2
-    checkpoint: Path | None  # resumed from
-    state: TrainState
-    division: Division
-    loader: Loader | StreamingLoader
-    total_steps: int
-    fingerprint: dict[str, Any]  # what the run is made of
-
-    @property
-    def folder(self) -> RunFolder:
-        return RunFolder.at(self.settings.train.run_folder)
 
 
 def run_in_group(settings: Stage1Settings, rank_info: RankInfo, device: torch.device) -> int:
@@ -85,7 +56,7 @@ def run_in_group(settings: Stage1Settings, rank_info: RankInfo, device: torch.de
         NonFiniteStep, DataFaultLimit: training cannot go on.
     """
     with run_folder_held(settings, rank_info), noted_attempt(settings, rank_info) as attempt:
-        start = _prepare(settings, rank_info, device)
+        start = prepare(settings, rank_info, device)
         try:
             tracker = _start_tracker(start)
             try:
@@ -101,8 +72,9 @@ def run_in_group(settings: Stage1Settings, rank_info: RankInfo, device: torch.de
     return status
 
 
-def _prepare(settings: Stage1Settings, rank_info: RankInfo, device: torch.device) -> Start:
-    _check_run_folder(settings)
+def prepare(settings: Stage1Settings, rank_info: RankInfo, device: torch.device) -> Start:
+    """What a run begins with, from its settings; collective. Raises as :func:`run_in_group`."""
+    check_run_folder(settings)
     tokenizer = load_tokenizer(settings.tokenizer.path)
     checkpoint = choose_checkpoint(settings, rank_info)
     model = _make_model(settings, tokenizer, checkpoint)
@@ -117,7 +89,7 @@ def _prepare(settings: Stage1Settings, rank_info: RankInfo, device: torch.device
     )
 
 
-def _check_run_folder(settings: Stage1Settings) -> None:
+def check_run_folder(settings: Stage1Settings) -> None:
     """Say before the first step what would stop the last one: a name or a folder that the run cannot be written to.
 
     Raises:
@@ -248,66 +220,19 @@ def _write_provenance(folder: RunFolder, settings: Stage1Settings) -> None:
 
 def _drive(start: Start, tracker: Tracker, attempt: AttemptLog | None) -> int:
     """The loop under heartbeats, and the export of a finished run."""
-    settings, rank_info = start.settings, start.rank_info
-    if rank_info.is_main:
-        _announce(start)
-    engine, losses = _make_engine_and_losses(start)
-    patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=LIMIT_SECONDS))
-    callbacks = [
-        evaluation_callback(settings, start.model.config, start.tokenizer, patient),
-        pictures_callback(settings, start.model.config, start.tokenizer),
-    ]
-    if attempt is not None:
-        attempt.at_step(start.state.step)
-        callbacks.insert(0, lambda run: attempt.at_step(run.state.step))
-
-    def on_failure(verdict: str) -> None:
-        if rank_info.rank == (1 if verdict.startswith("rank 0") else 0):  # one rank that lives
-            note_verdict(start.folder.path, verdict)
-        tracker.end("FAILED")
-
-    speed = Speed(start.device, start.model.config, settings.train.precision, settings.trains_regions)
-    stacks = Stacks(start.folder.path, rank_info.rank)
-    heartbeat = Heartbeat(
-        rank_info.rank,
-        rank_info.world_size,
-        settings.train.timeout_seconds,
-        on_failure=on_failure,
-        stacks=stacks,
-        on_phase=speed.phases.enter,
-    )
-    saver = Saver(settings.train, rank_info, start.fingerprint)
-    with stacks, heartbeat, DeviceFeed(start.loader, start.device) as feed:
-        run = Run(
-            settings=settings,
-            rank_info=rank_info,
-            device=start.device,
-            engine=engine,
-            losses=losses,
-            division=start.division,
-            loader=start.loader,
-            feed=feed,
-            state=start.state,
-            total_steps=start.total_steps,
-            tracker=tracker,
-            heartbeat=heartbeat,
-            saver=saver,
-            speed=speed,
-            callbacks=[callback for callback in callbacks if callback is not None],
-            host_metrics=HostMetrics(rank_info, start.device) if settings.tracking.system_metrics else None,
-        )
+    if start.rank_info.is_main:
+        announce(start)
+    with running(start, tracker, attempt) as (run, patient):
         status = train(run)
         if status == 0:
-            heartbeat.beat(run.state.step, "export", allowed_seconds=EXPORT_LIMIT_SECONDS)
+            run.heartbeat.beat(run.state.step, "export", allowed_seconds=EXPORT_LIMIT_SECONDS)
             _export(run, start, patient)
-            if rank_info.is_main:
+            if start.rank_info.is_main:
                 describe_result(run)
-    saver.close()
-    dist.destroy_process_group(patient)
     return status
 
 
-def _announce(start: Start) -> None:
+def announce(start: Start) -> None:
     """What is about to run, and the table of what trains; before DeepSpeed takes the parameters apart."""
     settings, checkpoint = start.settings, start.checkpoint
     begin = f"goes on from {checkpoint}" if checkpoint else f"starts from {settings.model.start_from or 'scratch'}"
@@ -331,23 +256,6 @@ def _announce(start: Start) -> None:
     )
     encoder = start.model.vision_model.encoder
     print(describe(encoder.recomputation, len(encoder.layers)), flush=True)
-
-
-def _make_engine_and_losses(start: Start) -> tuple[Engine, StageLosses]:
-    """Both with the checkpoint's state, or with a new run's."""
-    engine = build_engine(start.model, start.settings, start.rank_info, start.device)
-    if start.settings.model.compile:
-        told = compile_layers(start.model, start.device, engine.zero_optimization_stage())
-        if start.rank_info.is_main:
-            print(told, flush=True)
-    losses = StageLosses(start.settings, host_group=host_group(start.settings.train.timeout_seconds))
-    losses.state.to(start.device)
-    if start.checkpoint:
-        restore_moments(engine, start.checkpoint)
-        losses.state.load_state_dict(read_objective(start.checkpoint, losses.state.state_dict()), start.device)
-    else:
-        prepare_moments(engine)
-    return engine, losses
 
 
 def _export(run: Run, start: Start, group: dist.ProcessGroup) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from pipeline.base.border import shown
 from pipeline.base.defects import ask_for_reports
 from pipeline.base.ranks import read_rank_info
+from pipeline.base.run_folder import RunFolder
 from pipeline.base.run_lock import RunFolderTaken
 from pipeline.config import SettingsError, Stage1Settings, dump_settings, load_settings
 from pipeline.supervise.attempts import BAD_INPUT, FOLDER_TAKEN, NOT_FINITE, pause_seconds, restart_count
@@ -24,7 +25,8 @@ MAX_ERROR = 4000  # characters of a message
 EXAMPLES = """examples:
   bash launch/stage1.sh train.run_folder=runs/a 'data.shards=[shards/train]' tokenizer.path=tokenizer
   python stages/stage2.py --config mine.yaml model.start_from=runs/a optimizer.peak_learning_rate=1e-5
-  deepspeed --hostfile hostfile --no_python launch/stage1.sh --config mine.yaml"""
+  deepspeed --hostfile hostfile --no_python launch/stage1.sh --config mine.yaml
+  bash launch/stage2.sh --dry-run --config mine.yaml    # before a long run: what it will take, measured"""
 
 
 def main(
@@ -37,6 +39,12 @@ def main(
     parser.add_argument("overrides", nargs="*", metavar="group.name=value", help="settings; values are YAML")
     parser.add_argument("--config", type=Path, action="append", default=[], help="YAML over the stage's; repeatable")
     parser.add_argument("--print-config", action="store_true", help="print every setting as it would be used and stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="take the largest step, write and read back a checkpoint, evaluate a batch, print what they took beside "
+        "the estimate, and stop; the run folder is not touched",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers pass it; RANK variables rule
     arguments = parser.parse_intermixed_args(argv)
     ask_for_reports()
@@ -48,11 +56,11 @@ def main(
     if arguments.print_config:
         print(dump_settings(settings), end="")
         return 0
-    return run(settings)
+    return run(settings, dry=arguments.dry_run)
 
 
-def run(settings: Stage1Settings) -> int:
-    """Run a stage in this process, one of the world's; the exit status."""
+def run(settings: Stage1Settings, *, dry: bool = False) -> int:
+    """Run a stage, or its dry run, in this process, one of the world's; the exit status."""
     import torch.distributed as dist
 
     from pipeline.base.distributed import device_of, join_process_group
@@ -76,11 +84,17 @@ def run(settings: Stage1Settings) -> int:
         print(f"rank {rank_info.rank}: restarted; waiting {pause:.0f} s for what failed to recover", flush=True)
         time.sleep(pause)
     prepare_cores(rank_info, device_of(rank_info), settings.train)
-    prepare_nccl(settings.train.run_folder)
+    folder = RunFolder.at(settings.train.run_folder)
+    prepare_nccl(folder.dry_run if dry else folder.path)
     device = join_process_group(rank_info, settings.train.timeout_seconds)
     known = (SettingsError, ValueError, OSError, CheckpointError, NonFiniteStep, DataFaultLimit, StoreUnavailable)
     try:
-        status = run_in_group(settings, rank_info, device)
+        if dry:
+            from pipeline.training.dry_run import dry_run_in_group  # it loads what most runs do not need
+
+            status = dry_run_in_group(settings, rank_info, device)
+        else:
+            status = run_in_group(settings, rank_info, device)
     except known as error:
         # Known failures are one line; every rank that meets one prints it, since any may be the only one.
         print(f"error: rank {rank_info.rank}: {shown(error, MAX_ERROR)}", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,9 @@ from pipeline.training.full_state import full_state_dict
 from pipeline.training.losses import StageLosses
 from pipeline.training.metrics import reduce_metrics
 from pipeline.training.run import Run
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.models.base import EvaluationModel
 
 LIMIT_SECONDS = 6 * 3600.0  # assumption: an evaluation beside training that takes longer is a mistake
 VALIDATION = "validation/"
@@ -69,10 +72,7 @@ def evaluation_callback(
         if run.state.step % every_steps:
             return
         run.heartbeat.beat(run.state.step, "evaluation", allowed_seconds=LIMIT_SECONDS)
-        weights = full_state_dict(run.engine.module)  # collective: ZeRO 3 gathers
-        copy = model_with_weights(config, weights).to(run.device)
-        if not run.settings.trains_regions:
-            copy.copy_heads_for_stage2()
+        copy = copy_of_model(run, config)
         scores: dict[str, float] = {}
         if chosen.shards:
             scores |= validation_losses(run, copy, tokenizer)
@@ -87,21 +87,30 @@ def evaluation_callback(
     return evaluate
 
 
+def copy_of_model(run: Run, config: FGCLIP2Config) -> FGCLIP2:
+    """The model as it is now, whole on every rank; collective, because ZeRO 3 gathers. ``config``: as it began."""
+    copy = model_with_weights(config, full_state_dict(run.engine.module)).to(run.device)
+    if not run.settings.trains_regions:
+        copy.copy_heads_for_stage2()
+    return copy
+
+
+def evaluated_model(run: Run, copy: FGCLIP2, tokenizer: Tokenizer) -> EvaluationModel:
+    """A copy of the model as tasks take it, with the run's patch budgets and prefixes."""
+    from pipeline.evaluation.models.fgclip2 import FGCLIP2Evaluation  # not at the top: see task_scores
+
+    data = run.settings.data
+    prefixes = {str(language): prefix for language, prefix in data.short_caption_prefix.items()}
+    return FGCLIP2Evaluation(copy.eval(), tokenizer, patch_budgets=data.patch_budgets, prefixes=prefixes)
+
+
 def task_scores(run: Run, copy: FGCLIP2, tokenizer: Tokenizer, ranks: Ranks, data: Path) -> dict[str, float]:
     """``score/TASK/NAME``, the same on every rank."""
     # Here, not at the top: most runs do not evaluate, and need not load what the tasks import.
-    from pipeline.evaluation.models.fgclip2 import FGCLIP2Evaluation
     from pipeline.evaluation.results import flat_scores
     from pipeline.evaluation.run import evaluate_several
 
-    settings = run.settings
-    evaluated = FGCLIP2Evaluation(
-        copy.eval(),
-        tokenizer,
-        patch_budgets=settings.data.patch_budgets,
-        prefixes={str(language): prefix for language, prefix in settings.data.short_caption_prefix.items()},
-    )
-    results = evaluate_several(evaluated, settings.evaluation.tasks, data, ranks)
+    results = evaluate_several(evaluated_model(run, copy, tokenizer), run.settings.evaluation.tasks, data, ranks)
     return {
         f"score/{name}/{key}": value
         for name, result in results.items()

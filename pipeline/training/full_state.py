@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,14 +23,31 @@ def prepare_moments(engine: Engine, step: int = 0) -> None:
     run needs somewhere to put what it read.
     """
     zero = engine.optimizer
-    flat = getattr(zero, "fp32_partitioned_groups_flat", None) or zero.single_partition_of_fp32_groups
-    for partition in flat:
+    for partition in _partitions(zero):
         zero.optimizer.state[partition] = {
             "step": torch.tensor(float(step), device=partition.device if partition.is_cuda else None),
             **{moment: torch.zeros_like(partition, requires_grad=False) for moment in MOMENTS},
         }
     if hasattr(zero, "_lazy_init_hp_params_optimizer_state"):  # ZeRO 1 and 2 keep views into that state
         zero._lazy_init_hp_params_optimizer_state()
+
+
+def held_bytes(engine: Engine) -> tuple[int, int]:
+    """Bytes on this rank that are there all the time: of weights, and of the optimizer's copy and moments."""
+    weights = 0
+    for parameter in engine.module.parameters():
+        own = getattr(parameter, "ds_tensor", parameter)  # ZeRO 3's share
+        weights += own.numel() * own.element_size()
+    zero, optimizer = engine.optimizer, 0
+    for partition in _partitions(zero):
+        tensors = [partition, *(zero.optimizer.state[partition][moment] for moment in MOMENTS)]
+        optimizer += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return weights, optimizer
+
+
+def _partitions(zero: Any) -> list[Tensor]:
+    """This rank's float32 share of every parameter group, as one of DeepSpeed's ZeRO optimizers holds it."""
+    return getattr(zero, "fp32_partitioned_groups_flat", None) or zero.single_partition_of_fp32_groups
 
 
 def full_parameter(parameter: nn.Parameter) -> Tensor:

@@ -45,7 +45,7 @@ def train(run: Run) -> int:
                 state.seconds = before + time.monotonic() - started
                 progress.step()
                 if _is_logged(run, state.step):
-                    _log(run, result, time.monotonic() - step_started, progress)
+                    log_step(run, result, time.monotonic() - step_started, progress)
                 for callback in run.callbacks:
                     callback(run)
                 finished = state.step >= run.total_steps
@@ -71,7 +71,7 @@ def _tell_checkpoints(run: Run) -> None:
         run.tracker.log_checkpoints(kept_models(run))
 
 
-def _log(run: Run, result: StepResult, step_seconds: float, progress: Progress) -> None:
+def log_step(run: Run, result: StepResult, step_seconds: float, progress: Progress) -> None:
     """Reduce over the ranks and write; the values are those of this step alone, so a resumed curve is the same."""
     run.heartbeat.beat(run.state.step, "log")
     for problem in norm_problems(result.health):

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.base.ranks import RankInfo
 from pipeline.config import Stage1Settings
 from pipeline.data.batch import Batch
-from pipeline.data.device_feed import DeviceFeed
+from pipeline.data.device_feed import Source
 from pipeline.data.loader import Loader
 from pipeline.data.slices import Division
 from pipeline.data.streaming import StreamingLoader
@@ -61,7 +61,7 @@ class Run:
     losses: StageLosses
     division: Division  # of global batches, among ranks and micro-batches
     loader: Loader | StreamingLoader  # micro-batches of this rank, in order, without end
-    feed: DeviceFeed  # the same, on the device ahead of need
+    feed: Source  # the same, on the device ahead of need
     state: TrainState
     total_steps: int
     tracker: Tracker

@@ -79,6 +79,20 @@ def test_slurm_starts_nothing_after_a_failed_preflight(tools):
     assert status == 1 and len(record) == 1
 
 
+def test_every_launcher_passes_a_dry_run_on_and_torchrun_starts_it_once(tools):
+    words = ["--dry-run", "train.seed=1"]
+    status, record, _ = call("slurm.sbatch", ["stage2", *words], tools)
+    assert status == 0 and record[1].endswith("bash launch/stage2.sh --dry-run train.seed=1")
+    _, record, _ = call("torchrun.sh", ["stage2", *words], tools)
+    assert "--max-restarts 0 " in record[-1] and record[-1].endswith("stages/stage2.py --dry-run train.seed=1")
+    _, record, _ = call("supervised.sh", ["stage2", *words], tools)
+    assert record[-1] == "-m pipeline.supervise run stage2 --dry-run train.seed=1"
+    _, record, _ = call("stage1.sh", words, tools | {"MASTER_PORT": "29501"})
+    assert "--num_gpus 4" in record[-1] and record[-1].endswith("stages/stage1.py --dry-run train.seed=1")
+    _, record, _ = call("stage1.sh", words, tools | {"RANK": "1", "LOCAL_RANK": "1"})  # as a launcher calls it
+    assert record[-1].endswith("stages/stage1.py --dry-run train.seed=1") and "launcher" not in record[-1]
+
+
 @pytest.mark.parametrize("script", ["slurm.sbatch", "torchrun.sh"])
 def test_an_unknown_stage_is_named(tools, script):
     status, record, error = call(script, ["stage3"], tools)

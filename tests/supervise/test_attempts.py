@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.base.run_folder import RunFolder
 from pipeline.supervise.__main__ import main
 from pipeline.supervise.attempts import (
     BEFORE_TRAINING,
@@ -116,3 +117,22 @@ def test_a_batch_system_is_told_to_queue_again_without_the_bad_node(tmp_path: Pa
 def test_wrong_words_are_named(capsys):
     assert main(["run", "stage1", "--hostfile", "没有"]) == 2 and "没有" in capsys.readouterr().err
     assert main(["run", "stage1", "train.run_foldr=x"]) == 2 and "run_folder" in capsys.readouterr().err
+
+
+def test_a_dry_run_is_passed_on_started_once_and_never_queued_again(tmp_path: Path, monkeypatch, capsys):
+    made = []
+
+    class Once:
+        def __init__(self, stage, arguments, run_folder, images, **options):
+            made.append((stage, arguments, run_folder, options["max_restarts"]))
+
+        def run(self) -> int:
+            return 0
+
+    monkeypatch.setattr("pipeline.supervise.__main__.Supervisor", Once)
+    folder = f"train.run_folder={tmp_path / '运行'}"
+    assert main(["run", "stage1", "--dry-run", folder]) == 0
+    assert made == [("stage1", ["--dry-run", folder], RunFolder.at(tmp_path / "运行").dry_run, 0)]
+    assert main(["after", "stage1", "--dry-run", "--status", "137", folder]) == 1
+    assert "dry run is over" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

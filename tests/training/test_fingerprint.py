@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from pipeline.checkpoint.folder import list_checkpoints
 from pipeline.config import SettingsError, Stage2Settings, load_settings
 from pipeline.training.fingerprint import compare_fingerprints, make_fingerprint
 from tests.end_to_end.runs import Material
+from tests.ranks import run_ranks
+from tests.training.small_runs import case, run_cases
 
 CHECKPOINT = Path("运行/checkpoints/step-00000004")
 
@@ -87,3 +91,32 @@ def test_another_tokenizer_of_the_same_size_and_other_shards_are_refused(materia
 def test_a_checkpoint_that_does_not_say_what_it_is_of_is_told(material: Material):
     (line,) = compare_fingerprints({}, fingerprint(material), [], CHECKPOINT)
     assert "are not compared" in line
+
+
+def test_a_true_resume_with_other_settings_is_refused_or_told_and_keeps_its_checkpoints(
+    material: Material, tmp_path: Path, capfd
+):
+    """Each through the start of a run, so that nothing between the settings and the comparison is silent."""
+    run = tmp_path / "run"
+    shutil.copytree(material.folder / "tokenizer", tmp_path / "分词器")
+    model = tmp_path / "分词器" / "tokenizer.model"
+    model.write_bytes(model.read_bytes() + b"\xc0\x3e\x01")  # a field that nobody reads: the same words, another file
+    refused = {
+        f"tokenizer.path={tmp_path / '分词器'}": "tokenizer.path",
+        f"data.shards=[{material.test}]": "data.shards",
+        "train.seed=7": "train.seed",
+        "train.global_batch_size=16": "train.global_batch_size",
+        "data.patch_budgets=[48, 64]": "data.patch_budgets",
+    }
+    allowed = ("train.max_steps=3", "train.accept_changes=[train.seed]", "train.seed=7", "region_loss.fgt_weight=0.25")
+    starts = [(), *((override,) for override in refused), allowed]
+    cases = [case(material, run, "train.max_steps=2", *overrides) for overrides in starts]
+    ((begun, *errors, gone_on),) = run_ranks(1, run_cases, cases, timeout_seconds=240)
+    assert (begun, gone_on) == (0, 0)
+    for name, error in zip(refused.values(), errors, strict=True):
+        assert error.startswith("SettingsError") and "step-00000002 is of another run" in error
+        assert f"{name} was " in error and f"train.accept_changes=[{name}]" in error
+    assert [folder.name for folder in list_checkpoints(run)] == ["step-00000002", "step-00000003"]
+    told = [line for line in capfd.readouterr().out.splitlines() if line.startswith("resume: ")]
+    assert any("accepted by train.accept_changes: train.seed was 0 and is 7" in line for line in told)
+    assert any("region_loss.fgt_weight was 0.5 and is 0.25" in line for line in told)
