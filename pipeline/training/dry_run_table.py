@@ -40,6 +40,7 @@ class Estimated:
     """Of the same step on the same devices. Bytes of a device and seconds; ``notes``: what had to be assumed."""
 
     device: str
+    on_cpu: bool
     weights: float
     optimizer: float
     at: AtBudget
@@ -65,7 +66,7 @@ def estimated_of(start: Start, measured: Measured) -> Estimated | None:
     )  # fmt: skip
     weights, _, optimizer, _ = held_all_the_time(sharding)
     cost = checkpoint_cost(sharding, row)
-    return Estimated(row.name, weights, optimizer, at, zero, cost, data.bytes_a_sample, notes)
+    return Estimated(row.name, row.is_cpu, weights, optimizer, at, zero, cost, data.bytes_a_sample, notes)
 
 
 def _as_it_runs(start: Start, measured: Measured, notes: list[str]) -> Stage1Settings:
@@ -93,6 +94,8 @@ def format_table(measured: Measured, estimated: Estimated | None) -> str:
         notes = ["no estimate: pipeline/estimate/devices.yaml has no row for this device"]
     else:
         notes = [f"assumed: {note}" for note in estimated.notes]
+        if estimated.on_cpu:
+            notes.append("the peak on a CPU is the growth of the whole process: of a small model, mostly code")
         notes.append(f"the estimate is for: {estimated.device}; the step's own numbers of images and regions are used")
     return "\n".join([shape, *table, *notes, "dry run: all of it works; nothing was kept"])
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline.base.ranks import read_rank_info
 from pipeline.base.run_folder import RunFolder
 from pipeline.checkpoint.folder import list_checkpoints
 from pipeline.config import Stage1Settings, Stage2Settings, load_settings
 from pipeline.training.cli import main
+from pipeline.training.dry_run import dry_run_in_group
 from tests.end_to_end.runs import ROOT, Material, StageRun
 from tests.ranks import run_ranks
 from tests.training.small_runs import case, run_cases
 
-EVALUATION = ("evaluation.every_steps=100", "evaluation.tasks=[fgovd]")
 ROW = re.compile(r"^(?P<name>\S.*?)  +(?P<values>[\d.e+-]+.*)$", re.MULTILINE)
 
 
@@ -26,19 +29,10 @@ def table_of(text: str) -> dict[str, list[str]]:
     return {row["name"].strip(): row["values"].split() for row in ROW.finditer(text[begin:])}
 
 
-@pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_a_dry_run_on_two_ranks_shows_measured_beside_estimated_and_leaves_nothing(
-    material: Material, tmp_path: Path, stage: str
-):
-    run = tmp_path / "运行"
-    validation = [f"evaluation.data={material.test}", f"evaluation.shards=[{material.test}]", *EVALUATION]
-    zero = "train.deepspeed_config=launch/zero3.json" if stage == "stage1" else "train.micro_batch_size=2"
-    running = StageRun(stage, ["--dry-run", *material.settings(run, *validation, zero)], 2, tmp_path / "log")
-    status, text = running.wait(), running.text()
-    assert status == 0, text[-4000:]
-    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+def check_table(text: str) -> dict[str, list[str]]:
+    """The rows, of which what can be counted must be as it was foretold."""
     rows = table_of(text)
-    for name in ("weights, GB", "optimizer, GB", "checkpoint, GB"):  # what can be counted is what was foretold
+    for name in ("weights, GB", "optimizer, GB", "checkpoint, GB"):
         measured, estimated, _ = map(float, rows[name])
         assert measured == pytest.approx(estimated, rel=0.03), name
     assert float(rows["peak of a device, GB"][0]) > float(rows["weights, GB"][0]) + float(rows["optimizer, GB"][0])
@@ -48,34 +42,54 @@ def test_a_dry_run_on_two_ranks_shows_measured_beside_estimated_and_leaves_nothi
     for name in ("first step, s", "it is read back in, s", "a batch of the validation loss, s",
                  "a batch of a task's images and texts, s"):  # fmt: skip
         assert float(rows[name][0]) > 0
-    assert "step 1/" in text and "global_short=" in text  # the line of the log
     assert "8 images of 80 patches" in text  # the largest patch budget
-    if stage == "stage2":
-        assert "2 micro-batch(es) a rank" in text and " 0 regions" not in text
+    return rows
 
 
-def run_dry(overrides: list[str]) -> int:
-    """On every rank: the dry run of stage 2."""
-    from pipeline.base.ranks import read_rank_info
-    from pipeline.training.dry_run import dry_run_in_group
-
-    torch.set_num_threads(1)
-    return dry_run_in_group(load_settings(Stage2Settings, None, overrides), read_rank_info(), torch.device("cpu"))
+def evaluation(material: Material) -> tuple[str, ...]:
+    return ("evaluation.every_steps=100", "evaluation.tasks=[fgovd]", f"evaluation.data={material.test}",
+            f"evaluation.shards=[{material.test}]")  # fmt: skip
 
 
-def test_the_dry_run_of_a_run_that_goes_on_reads_its_checkpoint_and_touches_nothing(
-    material: Material, tmp_path: Path, capfd
+def test_a_dry_run_as_a_user_starts_it_shows_measured_beside_estimated_and_leaves_nothing(
+    material: Material, tmp_path: Path
 ):
+    """Stage 1 under ZeRO 3."""
+    chosen = (*evaluation(material), "train.deepspeed_config=launch/zero3.json")
+    settings = material.settings(tmp_path / "运行", *chosen)
+    running = StageRun("stage1", ["--dry-run", *settings], 2, tmp_path / "log")
+    status, text = running.wait(), running.text()
+    assert status == 0, text[-4000:]
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+    check_table(text)
+    assert "step 1/" in text and "global_short=" in text  # the line of the log
+
+
+def run_dry(overrides: list[str]) -> tuple[int, str]:
+    """On every rank: the dry run of stage 2, its status and what it said."""
+    torch.set_num_threads(1)
+    settings, said = load_settings(Stage2Settings, None, overrides), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        status = dry_run_in_group(settings, read_rank_info(), torch.device("cpu"))
+    return status, said.getvalue()
+
+
+def test_the_dry_run_of_a_run_that_goes_on_reads_its_checkpoint_and_touches_nothing(material: Material, tmp_path: Path):
+    """Stage 2 in two micro-batches a rank."""
     run = tmp_path / "run"
     begun = case(material, run, "train.max_steps=3")
     assert run_ranks(1, run_cases, [begun], timeout_seconds=240) == [[0]]
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     left = RunFolder.at(run).dry_run  # of one that was killed
     (left / "checkpoints").mkdir(parents=True)
-    assert run_ranks(2, run_dry, [*begun.overrides, "train.max_steps=9"], timeout_seconds=240) == [0, 0]
+    overrides = [*begun.overrides, *evaluation(material), "train.micro_batch_size=2", "train.max_steps=9"]
+    (status, text), other = run_ranks(2, run_dry, overrides, timeout_seconds=240)
+    assert status == 0 and other == (0, "")
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     assert not left.exists()
-    assert f"goes on from {list_checkpoints(run)[-1]}" in capfd.readouterr().out
+    assert f"goes on from {list_checkpoints(run)[-1]}" in text and "from here on the schedule" in text
+    check_table(text)
+    assert "2 micro-batch(es) a rank" in text and " 0 regions" not in text and "step 4/9" in text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from pipeline.config import SettingsError, Stage2Settings, load_settings
 from pipeline.training.fingerprint import compare_fingerprints, make_fingerprint
 from tests.end_to_end.runs import Material
 from tests.ranks import run_ranks
-from tests.training.small_runs import case, run_cases
+from tests.training.small_runs import Case, case, run_cases
 
 CHECKPOINT = Path("运行/checkpoints/step-00000004")
 
@@ -93,8 +95,16 @@ def test_a_checkpoint_that_does_not_say_what_it_is_of_is_told(material: Material
     assert "are not compared" in line
 
 
+def run_and_hear(cases: list[Case]) -> tuple[list[int | str], str]:
+    """What the cases came to, and what they said."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        outcomes = run_cases(cases)
+    return outcomes, said.getvalue()
+
+
 def test_a_true_resume_with_other_settings_is_refused_or_told_and_keeps_its_checkpoints(
-    material: Material, tmp_path: Path, capfd
+    material: Material, tmp_path: Path
 ):
     """Each through the start of a run, so that nothing between the settings and the comparison is silent."""
     run = tmp_path / "run"
@@ -111,12 +121,12 @@ def test_a_true_resume_with_other_settings_is_refused_or_told_and_keeps_its_chec
     allowed = ("train.max_steps=3", "train.accept_changes=[train.seed]", "train.seed=7", "region_loss.fgt_weight=0.25")
     starts = [(), *((override,) for override in refused), allowed]
     cases = [case(material, run, "train.max_steps=2", *overrides) for overrides in starts]
-    ((begun, *errors, gone_on),) = run_ranks(1, run_cases, cases, timeout_seconds=240)
+    (((begun, *errors, gone_on), said),) = run_ranks(1, run_and_hear, cases, timeout_seconds=240)
     assert (begun, gone_on) == (0, 0)
     for name, error in zip(refused.values(), errors, strict=True):
         assert error.startswith("SettingsError") and "step-00000002 is of another run" in error
         assert f"{name} was " in error and f"train.accept_changes=[{name}]" in error
     assert [folder.name for folder in list_checkpoints(run)] == ["step-00000002", "step-00000003"]
-    told = [line for line in capfd.readouterr().out.splitlines() if line.startswith("resume: ")]
+    told = [line for line in said.splitlines() if line.startswith("resume: ")]
     assert any("accepted by train.accept_changes: train.seed was 0 and is 7" in line for line in told)
     assert any("region_loss.fgt_weight was 0.5 and is 0.25" in line for line in told)
