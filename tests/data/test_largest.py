@@ -16,7 +16,7 @@ from tests.end_to_end.runs import Material
 def loader(material: Material, **more) -> Loader:
     settings = load_settings(Stage2Settings, None, material.settings(Path("run"), "data.num_workers=0"))
     tokenizer = load_tokenizer(settings.tokenizer.path)
-    return make_loader(settings.data, tokenizer, (24, 60), seed=0, global_batch_size=8, with_regions=True, **more)
+    return make_loader(settings.data, tokenizer, (24, 60), seed=0, global_batch_size=4, with_regions=True, **more)
 
 
 def test_the_largest_step_has_the_highest_budget_and_the_most_regions_with_their_texts(material: Material):
@@ -33,7 +33,7 @@ def test_the_largest_step_has_the_highest_budget_and_the_most_regions_with_their
 
 
 def test_a_smaller_budget_in_larger_micro_batches_can_be_the_largest(material: Material):
-    division = Division(largest={48: 8, 64: 8, 80: 1})
+    division = Division(largest={48: 4, 64: 4, 80: 1})
     with loader(material, division=division) as source:
         assert source.plan.shape_of(0, source.largest_step())[1] == 64
 

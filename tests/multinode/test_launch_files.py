@@ -30,7 +30,8 @@ def tools(tmp_path) -> dict[str, str]:
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", PYTHON)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    names = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PROCESSES", "PYTHON", "PREFLIGHT_ARGUMENTS")
+    names = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "PROCESSES", "PYTHON", "PREFLIGHT_ARGUMENTS",
+             "RANK", "LOCAL_RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")  # fmt: skip
     environment = {name: value for name, value in os.environ.items() if name not in names}
     return environment | {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
