@@ -97,7 +97,7 @@ class RunFolder:
     @property
     def dry_run(self) -> Path:
         """Where a dry run writes: beside the folder, so on its disk; it is gone when the dry run has ended."""
-        return partial_path(self.path, DRY_RUN)
+        return partial_path(self.path.absolute(), DRY_RUN)
 
     def exists(self) -> bool:
         """Whether a run was started here."""

@@ -32,16 +32,9 @@ from pipeline.training.loop import train
 from pipeline.training.micro_batches import bank_notes, division_notes, make_division
 from pipeline.training.optimizer import freeze_region_parameters, parameter_groups
 from pipeline.training.recomputation import describe, least_usable_memory, recomputation_of
-<<<<<<< HEAD
 from pipeline.training.resume import choose_checkpoint, noted_attempt, nothing_left, run_folder_held, settle_changes
-from pipeline.training.run import Engine, Run
-from pipeline.training.saver import Saver
-from pipeline.training.stacks import Stacks
-=======
-from pipeline.training.resume import choose_checkpoint, noted_attempt, run_folder_held, settle_changes
 from pipeline.training.run import Run
 from pipeline.training.running import Start, running
->>>>>>> e281234 (A dry run of the stages: one step, checkpoint and evaluation batch, measured beside the estimate)
 from pipeline.training.state import TrainState
 from pipeline.training.tracked import describe_inputs, describe_result
 
