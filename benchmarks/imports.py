@@ -28,8 +28,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.data", "pipeline.checkpoint"),
     ("pipeline.tracking", "pipeline.preflight.hostfile"),
     ("pipeline.evaluation", "pipeline.export", "pipeline.training.optimizer", "pipeline.training.micro_batches"),
-    ("pipeline.estimate", "pipeline.supervise"),
-    ("pipeline.training", "data_tools"),
+    ("pipeline.estimate", "pipeline.supervise", "pipeline.embed"),
+    ("pipeline.training", "pipeline.report", "pipeline.explore", "data_tools"),
     ("pipeline.preflight",),
     ("stages", "launch", "benchmarks"),
 )

@@ -14,6 +14,4 @@ done
 if [[ -z "${PROCESSES:-}" ]]; then
   PROCESSES="$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')"
 fi
-port="${MASTER_PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}"
-exec "$python" -m deepspeed.launcher.runner --num_gpus "$PROCESSES" --master_port "$port" \
-  "$root/stages/$stage.py" "$@"
+exec "$python" -m pipeline.supervise.one_host --processes "$PROCESSES" "$root/stages/$stage.py" "$@"

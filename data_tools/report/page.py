@@ -1,10 +1,12 @@
-"""The report as one HTML page: no scripts, no links out, images inside."""
+"""The report as HTML pages: no scripts, no links but to each other, images inside."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from html import escape
 from importlib import resources
+from urllib.parse import quote
 
 from data_tools.phrases.interface import found_phrases
 from data_tools.report.charts import bars_html, histogram_svg, table_html
@@ -20,15 +22,63 @@ COLORS = ("#e6194b", "#0074d9", "#2ca02c", "#ff7f0e", "#8e44ad", "#008b8b", "#d4
 
 
 def page(statistics: Statistics) -> str:
-    """The whole page.
+    """Everything on one page.
 
     Raises:
         OSError: a shard cannot be read.
     """
+    return next(pages(statistics, ["report.html"], max(1, len(statistics.chosen))))
+
+
+def page_names(first: str, num_samples: int, per_page: int) -> list[str]:
+    """File names of the pages: ``report.html``, ``report-2.html`` …; one where there are no samples."""
+    stem, point, ending = first.rpartition(".")
+    stem, ending = (stem, f".{ending}") if point else (first, "")
+    count = max(1, -(-num_samples // per_page))
+    return [first, *(f"{stem}-{number}{ending}" for number in range(2, count + 1))]
+
+
+def pages(statistics: Statistics, names: Sequence[str], per_page: int) -> Iterator[str]:
+    """The pages of ``names`` one after another: the first with all statistics, all with ``per_page`` samples.
+
+    Raises:
+        OSError: a shard cannot be read.
+    """
+    for number, start in enumerate(range(0, max(1, len(statistics.chosen)), per_page)):
+        some = statistics.chosen[start : start + per_page]
+        samples = "".join(_sample(place, chosen) for place, chosen in enumerate(some, start=start + 1))
+        links = _links(names, number)
+        body = f"{links}{samples}{links}" if samples else '<p class="quiet">No sample has an image.</p>'
+        title = f"Samples {start + 1:,} to {start + len(some):,} of {len(statistics.chosen):,}"
+        section = _section(title if len(names) > 1 else "Samples", body)
+        yield _page(statistics, f"{_about(statistics)}{section}" if number == 0 else section, number)
+
+
+def _links(names: Sequence[str], here: int) -> str:
+    """The way to the other pages."""
+    if len(names) == 1:
+        return ""
+    parts = [
+        f'<b aria-current="page">{n + 1}</b>' if n == here else f'<a href="{escape(quote(name))}">{n + 1}</a>'
+        for n, name in enumerate(names)
+    ]
+    return f'<nav aria-label="pages">page {" ".join(parts)}</nav>'
+
+
+def _about(statistics: Statistics) -> str:
+    """Everything but the samples."""
+    return (
+        f"{_section('Languages and fields', _fields(statistics))}"
+        f"{_section('What the negatives change', _attributes(statistics))}"
+        f"{_section('Histograms', _histograms(statistics))}"
+        f"{_section('How it was made', _steps(statistics))}"
+        f"{_section('What was left out, and why', _left_out(statistics))}"
+    )
+
+
+def _page(statistics: Statistics, body: str, number: int) -> str:
     style = resources.files("data_tools.report").joinpath("style.html").read_text(encoding="utf-8")
-    title = f"Shards in {statistics.folder}"
-    samples = "".join(_sample(number, chosen) for number, chosen in enumerate(statistics.chosen, start=1))
-    empty = '<p class="quiet">No sample has an image.</p>'
+    title = f"Shards in {statistics.folder}{f', page {number + 1}' if number else ''}"
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -36,13 +86,7 @@ def page(statistics: Statistics) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title>{style}</head><body>"
         f"<header><h1>{escape(title)}</h1>{_totals(statistics)}{_warning(statistics)}</header><main>"
-        f"{_section('Languages and fields', _fields(statistics))}"
-        f"{_section('What the negatives change', _attributes(statistics))}"
-        f"{_section('Histograms', _histograms(statistics))}"
-        f"{_section('How it was made', _steps(statistics))}"
-        f"{_section('What was left out, and why', _left_out(statistics))}"
-        f"{_section('Samples', samples or empty)}"
-        "</main></body></html>\n"
+        f"{body}</main></body></html>\n"
     )
 
 

@@ -119,7 +119,11 @@ def main() -> int:
     print(f"scores:    {out / 'scores.json'}")
     print(f"pictures:  {out / 'pictures'}")
     print(f"compare:   python -m pipeline.tracking.compare {out / 'stage1'} {out / 'stage2'}")
+    models = f"{out / 'stage1'} {out / 'stage2'}"
+    print(f"explore:   python -m pipeline.explore {models} --data {data / 'test'}")
+    print(f"report:    python -m pipeline.report {out / 'stage2'}")
     print(f"MLflow:    mlflow ui --backend-store-uri sqlite:///{(out / 'mlflow.db').resolve()}")
+    print("           then http://127.0.0.1:5000/?workflowType=machine_learning")
     return 0
 
 

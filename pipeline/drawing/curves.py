@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
@@ -11,8 +10,8 @@ from matplotlib.font_manager import FontProperties
 
 from pipeline.drawing.boxes import COLOURS
 from pipeline.drawing.fonts import drawable, replace_unknown
+from pipeline.drawing.sampling import Curves
 
-Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # name -> (steps, values)
 # What a reader looks at first; curves of other names are drawn when they are asked for.
 FIRST_METRICS = (
     "loss/total",
@@ -64,10 +63,3 @@ def draw_curves(runs: Mapping[str, Curves], names: Sequence[str] | None = None, 
         panel.set_visible(False)
     panels[0].legend(prop=font)
     return figure
-
-
-def default_metrics(present: set[str]) -> list[str]:
-    """Names in the order a reader wants them; counts and learning rates last."""
-    first = [name for name in FIRST_METRICS if name in present]
-    others = sorted(present - set(first), key=lambda name: (bool(re.match("data/(count|replaced)_", name)), name))
-    return first + others

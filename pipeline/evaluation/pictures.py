@@ -30,21 +30,28 @@ def file_part(text: str) -> str:
     return re.sub(r"[^\w]+", "-", text.strip(), flags=re.UNICODE).strip("-")[:60] or "phrase"
 
 
-def _panel(image: Image.Image) -> Image.Image:
+def panel_of(image: Image.Image) -> Image.Image:
+    """The image at the size in which pictures show it."""
     scale = LARGEST_SIDE / max(image.size)
     return image.convert("RGB").resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
 
 
-def heat_picture(image: Image.Image, similarity: np.ndarray, phrase: str, number: int) -> Image.Image:
-    """The image beside itself under its map. ``similarity``: [h, w] cosines; colours run from least to greatest."""
+def heat_overlay(image: Image.Image, similarity: np.ndarray) -> Image.Image:
+    """The image under a map [h, w] of cosines; colours run from the least to the greatest."""
     from matplotlib import colormaps
 
-    panel = _panel(image)
     low, high = float(similarity.min()), float(similarity.max())
     scaled = ((similarity - low) / max(high - low, 1e-9) * 255).astype(np.uint8)
-    smooth = Image.fromarray(scaled).resize(panel.size, Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(scaled).resize(image.size, Image.Resampling.BICUBIC)
     colours = (colormaps["turbo"](np.asarray(smooth) / 255.0)[..., :3] * 255).astype(np.uint8)
-    overlay = Image.blend(panel, Image.fromarray(colours), 0.55)
+    return Image.blend(image, Image.fromarray(colours), 0.55)
+
+
+def heat_picture(image: Image.Image, similarity: np.ndarray, phrase: str, number: int) -> Image.Image:
+    """The image beside itself under its map. ``similarity``: [h, w] cosines; colours run from least to greatest."""
+    panel = panel_of(image)
+    low, high = float(similarity.min()), float(similarity.max())
+    overlay = heat_overlay(panel, similarity)
     head = TEXT_HEIGHT + 10
     picture = Image.new("RGB", (2 * panel.width + 4, panel.height + head), "white")
     picture.paste(panel, (0, head))
@@ -59,7 +66,7 @@ def heat_picture(image: Image.Image, similarity: np.ndarray, phrase: str, number
 
 def detection_picture(image: Image.Image, boxes: Sequence[tuple[Sequence[float], str]], path: Path) -> None:
     """Boxes (x, y, width, height in pixels) with their labels; labels also go into ``pictures.json`` beside it."""
-    panel = _panel(image)
+    panel = panel_of(image)
     normalised = [
         (x / image.width, y / image.height, (x + wide) / image.width, (y + high) / image.height)
         for (x, y, wide, high), _ in boxes

@@ -35,6 +35,7 @@ class Tracker(Protocol):
 
     run_id: str | None  # of the MLflow run; None until the store has answered
     lost: int  # metric values, tags and files that never reached the store; known after end()
+    page: str | None  # where the run is shown, and by which command; None until the store has answered
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Record the metrics of an optimizer step."""
@@ -72,6 +73,7 @@ class NoTracking:
 
     run_id: str | None = None
     lost = 0
+    page: str | None = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Nothing."""

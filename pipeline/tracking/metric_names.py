@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 LOSSES = ("global_short", "global_long", "fgv", "fgt", "cmr", "tic", "hard_inbatch")
 LEARNING_RATE = "learning_rate/"
@@ -68,6 +68,11 @@ _USUAL = (
     "evaluation/",
     "system/",
 )
+# What a reader of a comparison or a report looks at first; the rest is shown on request.
+_FIRST = re.compile(
+    r"loss/|region/(cmr_margin|true_beats|right_phrase)|(health/gradient_norm|speed/images_per_second|data/wait_share)$"
+    r"|evaluation/(validation\.|[^.]+(\.[^.]+)?$)"
+)
 _TOO_MUCH = re.compile(r"health/gradient_norm_|evaluation/.*_r(5|10)$|evaluation/.*\bseen\.")
 
 
@@ -113,4 +118,22 @@ def unit_of(name: str) -> str:
     }
     if what in units:
         return units[what]
-    return "fraction" if name.startswith("evaluation/") else ""
+    return "fraction" if name.startswith("evaluation/") and not name.startswith("evaluation/validation.") else ""
+
+
+def is_first(name: str) -> bool:
+    """Whether a metric is among those that a reader looks at first; the others are diagnostics."""
+    return _FIRST.match(name) is not None and not _TOO_MUCH.match(name)
+
+
+def in_reading_order(names: Iterable[str]) -> list[str]:
+    """What is looked at first before diagnostics; in both by group, and the total loss before its parts."""
+    order = {group: number for number, group in enumerate(GROUPS)}
+    parts = ("total", *LOSSES)
+
+    def place(name: str) -> tuple[bool, int, int, str]:
+        group, _, what = name.partition("/")
+        part = parts.index(what) if what in parts else len(parts)
+        return not is_first(name), order.get(group, len(order)), part, name
+
+    return sorted(names, key=place)

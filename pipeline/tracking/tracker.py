@@ -73,6 +73,7 @@ class RunTracker(Tracker):
         self.run_folder, self.local, self.settings = run_folder, local, settings or TrackingSettings()
         self.run_id: str | None = None
         self.lost = 0  # metric values, tags and files that never reached the store; known after end()
+        self.page: str | None = None
         self._open_store = open_store
         self._store: Store | None = None
         self._entries: deque[Entry] = deque()
@@ -273,7 +274,7 @@ class RunTracker(Tracker):
         if self._store is None:
             assert self._open_store is not None, "the thread runs only where there is a store"
             self._store = self._open_store()
-            self.run_id = self._store.run_id
+            self.run_id, self.page = self._store.run_id, _page_in_words(self._store)
         return self._store
 
     def _attempt(self, num_values: int, call: Callable[..., None], *arguments: Any) -> None:
@@ -368,11 +369,15 @@ def _store_opener(
         store.load_held()
         store.start_system_metrics()
         save_run(run_folder, address, store.run_id)
-        command, page = store.page()
-        print(f"tracking: {page}" + (f"  (shown by: {command})" if command else ""), flush=True)
+        print(f"tracking: {_page_in_words(store)}", flush=True)
         return store
 
     return open_store
+
+
+def _page_in_words(store: Store) -> str:
+    command, page = store.page()
+    return page + (f"  (shown by: {command})" if command else "")
 
 
 def _log_step_image(image: SavedImage, store: Store) -> None:

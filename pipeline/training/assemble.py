@@ -28,6 +28,7 @@ from pipeline.tracking.interface import Tracker
 from pipeline.tracking.tracker import start_tracking
 from pipeline.training.full_state import full_state_dict
 from pipeline.training.health import group_table
+from pipeline.training.last_lines import last_lines
 from pipeline.training.loop import train
 from pipeline.training.micro_batches import bank_notes, division_notes, make_division
 from pipeline.training.optimizer import freeze_region_parameters, parameter_groups
@@ -222,6 +223,9 @@ def _drive(start: Start, tracker: Tracker, attempt: AttemptLog | None) -> int:
             _export(run, start, patient)
             if start.rank_info.is_main:
                 describe_result(run)
+    if start.rank_info.is_main:
+        told = last_lines(start.folder.path, status, run.state.step, start.total_steps, run.last_metrics, tracker.page)
+        print("\n".join(told), flush=True)
     return status
 
 

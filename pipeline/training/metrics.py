@@ -10,6 +10,7 @@ from typing import Any
 import torch.distributed as dist
 from tqdm import tqdm
 
+BAR = "{percentage:3.0f} % |{bar:24}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}, {rate_fmt}]"
 SHOWN = ("loss", "global_short", "global_long", "fgv", "fgt", "cmr", "tic", "images_per_second", "data_wait_share")
 
 
@@ -35,7 +36,10 @@ class Progress:
         self.total, self.enabled = total_steps, enabled
         self.started, self.first = time.monotonic(), done_steps
         in_terminal = enabled and sys.stderr.isatty()
-        self.bar = tqdm(total=total_steps, initial=done_steps, unit="step") if in_terminal else None
+        self.bar, self.parts = None, None
+        if in_terminal:  # the losses have a line of their own, so that the bar keeps its width
+            self.bar = tqdm(total=total_steps, initial=done_steps, unit="step", bar_format=BAR, dynamic_ncols=True)
+            self.parts = tqdm(total=0, position=1, bar_format="{desc}", leave=False, dynamic_ncols=True)
 
     def step(self) -> None:
         if self.bar is not None:
@@ -46,7 +50,8 @@ class Progress:
             return
         shown = " ".join(f"{name}={metrics[name]:.4g}" for name in SHOWN if name in metrics)
         if self.bar is not None:
-            self.bar.set_postfix_str(shown)
+            assert self.parts is not None, "made with the bar"
+            self.parts.set_description_str(shown)
             return
         left = (time.monotonic() - self.started) / max(1, step - self.first) * (self.total - step)
         print(f"step {step}/{self.total} {shown} time_left={format_seconds(left)}", flush=True)
@@ -54,6 +59,8 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+        if self.parts is not None:
+            self.parts.close()
 
 
 def format_seconds(seconds: float) -> str:

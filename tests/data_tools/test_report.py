@@ -8,6 +8,7 @@ import tarfile
 import tracemalloc
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -209,3 +210,16 @@ def test_a_damaged_report_is_counted_and_the_page_is_written(shards, tmp_path):
     for path in (copy / "reports").glob("*.json"):
         path.write_bytes(b'{"shard": [')
     assert "damaged_report" in page(collect(copy))
+
+
+def test_many_samples_are_laid_out_on_pages_that_lead_to_each_other(shards, tmp_path, capsys):
+    out = tmp_path / "报告 1.html"
+    assert main(["report", str(shards), "--out", str(out), "--samples", "5", "--per-page", "2"]) == 0
+    count = capsys.readouterr().out
+    files = sorted(tmp_path.glob("报告*.html"))
+    texts = {file.name: file.read_text(encoding="utf-8") for file in files}
+    shown = sum(text.count("<article") for text in texts.values())
+    assert f"{shown} shown on {len(files)} pages" in count and len(files) == -(-shown // 2) > 1
+    assert "<h2>Histograms" in texts["报告 1.html"] and "<h2>Histograms" not in texts["报告 1-2.html"]
+    assert f'href="{quote("报告 1-2.html")}"' in texts["报告 1.html"], "a link by its name"
+    assert 'aria-current="page">2' in texts["报告 1-2.html"]

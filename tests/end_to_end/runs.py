@@ -89,7 +89,8 @@ class StageRun:
         for line in listed.splitlines()[1:]:
             pid, _, session, command = line.split(None, 3)
             if int(session) == self.process.pid and "stages/stage" in command and "deepspeed" not in command:
-                if "multiprocessing" not in command and "watchdog" not in command and "bash" not in command:
+                others = ("multiprocessing", "watchdog", "bash", "one_host")
+                if not any(word in command for word in others):
                     found.append(int(pid))
         return sorted(found)
 

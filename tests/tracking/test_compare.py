@@ -10,7 +10,8 @@ from PIL import Image
 
 from pipeline.config import Stage1Settings, Stage2Settings, dump_settings, load_settings
 from pipeline.drawing.curves import draw_curves
-from pipeline.tracking.compare import format_table, main
+from pipeline.tracking.compare.__main__ import main
+from pipeline.tracking.compare.text import format_table
 from pipeline.tracking.figures import draw_losses
 from pipeline.tracking.scores import log_scores
 from pipeline.tracking.tracker import start_tracking
@@ -45,11 +46,15 @@ def test_differing_settings_and_scores_stand_side_by_side_and_curves_are_drawn(r
     text = capsys.readouterr().out
     assert "optimizer.peak_learning_rate" in text and "optimizer.weight_decay" not in text
     record = json.loads(table.read_text(encoding="utf-8"))
-    assert record["runs"] == ["stage1", "第二阶段"]
-    assert record["settings that differ"]["optimizer.peak_learning_rate"] == ["0.001", "0.0005"]
-    assert record["settings that differ"]["region_loss.fgt_weight"] == ["-", "0.5"]
-    assert record["scores"]["fgovd/hard"] == ["0.0010", "0.0005"]
-    assert record["last values"]["loss/total"] == ["1", "1"] and record["last step"]["step"] == ["5", "5"]
+    assert [group["name"] for group in record["groups"]] == ["stage1", "第二阶段"]
+    differ = record["settings_that_differ"]
+    assert differ["optimizer.peak_learning_rate"] == {"stage1": "0.001", "第二阶段": "0.0005"}
+    assert differ["region_loss.fgt_weight"] == {"stage1": None, "第二阶段": "0.5"}
+    scores = record["scores"]["fgovd/hard"]
+    assert scores["unit"] == "fraction" and scores["values"]["第二阶段"]["mean"] == 0.0005
+    assert record["last_values"]["loss/total"]["values"]["stage1"]["mean"] == 1.0
+    assert [run["step"] for group in record["groups"] for run in group["runs"]] == [5, 5]
+    assert text.index("scores") < text.index("last values") < text.index("settings that differ")
     with Image.open(out) as picture:
         assert picture.width > 400 and len(picture.convert("RGB").getcolors(10**7)) > 10
 
@@ -60,7 +65,11 @@ def test_what_is_no_run_is_one_line_with_a_remedy(runs, tmp_path, capsys):
         ([str(tmp_path)], "holds no settings.yaml"),
         (["nosuchrun", "--uri", store], "give a run's folder, or its id and --uri"),
         ([str(tmp_path / "gone")], "is not there"),
-        ([str(runs[0][0]), "--metric", "lost", "--out", str(tmp_path / "x.png")], "none of ['lost'] was logged"),
+        ([str(runs[0][0]), "--metric", "loss/totle"], "do you mean loss/total?"),
+        ([str(runs[0][0]), "--sort", "fgovd/hart"], "do you mean fgovd/hard?"),
+        ([str(runs[0][0]), "--baseline", "stage"], "do you mean stage1?"),
+        (["--experiment", "nowhere", "--uri", store], "--experiment is nowhere"),
+        ([], "no run was named"),
     ):
         assert main(wrong) == 2
         error = capsys.readouterr().err

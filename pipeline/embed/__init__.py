@@ -1,0 +1,1 @@
+"""Embeddings of many images or boxes, as Parquet files."""

@@ -1,0 +1,1 @@
+"""The story of one run on one page: data, curves with what happened, scores, pictures, health, speed, cost."""

@@ -1,0 +1,69 @@
+"""A headless Chromium of the system, by Playwright; tests that need it are skipped where there is none.
+
+``CHROMIUM`` names another executable. With ``SCREENSHOTS=folder`` every page that a test shows is kept there, at 1,400
+and at 400 pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+WIDTHS = (1400, 400)
+
+
+def executable() -> str | None:
+    """The browser's path; None where there is none."""
+    return os.environ.get("CHROMIUM") or next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+@contextmanager
+def browser() -> Iterator[Any]:
+    """The browser; skips the test where it or Playwright is missing."""
+    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    path = executable()
+    if path is None:
+        pytest.skip(f"no Chromium on this machine ({', '.join(NAMES)}); set CHROMIUM")
+    with api.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+class Watched:
+    """A page whose console errors and requests are kept. ``allowed``: the beginning of addresses that it may ask."""
+
+    def __init__(self, opened: Any, address: str, width: int, allowed: str) -> None:
+        self.page = opened.new_page(viewport={"width": width, "height": 900})
+        self.problems: list[str] = []
+        self.page.on("console", lambda message: self._said(message))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("request", lambda request: self._asked(request.url, allowed))
+        self.page.on("dialog", lambda dialog: (self.problems.append("a dialog opened"), dialog.dismiss()))
+        self.page.goto(address)
+
+    def _said(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.problems.append(message.text)
+
+    def _asked(self, address: str, allowed: str) -> None:
+        if not address.startswith((allowed, "data:", "blob:")):
+            self.problems.append(f"asked {address}")
+
+    def check(self, name: str) -> None:
+        """Nothing went wrong, and the page is as wide as its window."""
+        if folder := os.environ.get("SCREENSHOTS"):
+            width = self.page.viewport_size["width"]
+            self.page.screenshot(path=Path(folder) / f"{name}-{width}.png", full_page=True)
+        assert self.problems == []
+        overflow = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert overflow <= 0, f"{name} is {overflow} pixels wider than its window"
