@@ -27,10 +27,8 @@ function figures() {
 }
 function drawOver(axis) {
   for (const figure of figures()) {
-    for (const renderer of figure.renderers) {
-      if (renderer.glyph) renderer.glyph.x = { field: axis };
-      else renderer.visible = axis === figure.tags[0]; // marks of events stand at steps
-    }
+    for (const renderer of figure.renderers) renderer.glyph.x = { field: axis };
+    for (const mark of figure.center) if (mark.type === "Span") mark.visible = axis === figure.tags[0]; // of events
     figure.below[0].axis_label = axis;
   }
 }

@@ -11,7 +11,7 @@ from html import escape
 
 import numpy as np
 from bokeh.embed import components
-from bokeh.models import ColumnDataSource, HoverTool, Span
+from bokeh.models import ColumnDataSource, HoverTool, Line, Scatter, Span, VArea
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
@@ -100,19 +100,17 @@ def _panel(
         if name not in line.middle:
             continue
         colour, dash = style_of(number)
+        # glyphs of their own, because figure.line() would write three copies of each into the page
+        source, middle = sources[label], f"middle {name}"
         if _has_band(line):
-            panel.varea(
-                STEP, f"low {name}", f"high {name}", source=sources[label], fill_color=colour, fill_alpha=0.18,
-                tags=[label],
-            )  # fmt: skip
-        drawn.append(
-            panel.line(
-                STEP, f"middle {name}", source=sources[label], color=colour, line_dash=dash, line_width=1.8,
-                name=label, tags=[label],
-            )
-        )  # fmt: skip
+            band = VArea(x=STEP, y1=f"low {name}", y2=f"high {name}", fill_color=colour, fill_alpha=0.18)
+            panel.add_glyph(source, band, tags=[label])
+        curve = Line(x=STEP, y=middle, line_color=colour, line_dash=dash, line_width=1.8)
+        drawn.append(panel.add_glyph(source, curve, name=label, tags=[label]))
         if np.isfinite(line.middle[name]).sum() <= FEW_POINTS:
-            panel.scatter(STEP, f"middle {name}", source=sources[label], color=colour, size=7, tags=[label])
+            panel.add_glyph(
+                source, Scatter(x=STEP, y=middle, line_color=colour, fill_color=colour, size=7), tags=[label]
+            )
     for event in events:
         panel.add_layout(Span(location=event.step, dimension="height", line_color=event.colour, line_dash="dashed"))
     # "$name" is replaced as text, so that a run's name is not read as HTML

@@ -22,7 +22,7 @@ AXES: dict[str, str | None] = {
     "FLOPs": "speed/training_flops",
     "hours": "speed/training_hours",
 }
-POINTS = 250  # of a curve: half as many as a picture of it has pixels on a phone
+POINTS = 200  # of a curve: half as many as a picture of it has pixels on a phone
 
 
 @dataclass

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from pipeline.base.files import write_aside, write_json
 from pipeline.base.ranks import RankInfo
@@ -62,6 +63,7 @@ class Embedded:
         return self.parts == self.of_parts
 
 
+@torch.no_grad()
 def embed(
     model: EvaluationModel,
     parts: Sequence[Part],

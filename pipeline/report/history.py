@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.base.run_folder import RunFolder
+from pipeline.base.run_folder import MODEL_CONFIG, RunFolder
 from pipeline.drawing.page_curves import Event
 from pipeline.supervise.attempts import read_lines
 from pipeline.tracking.local_log import Entry
@@ -83,7 +83,7 @@ def _skips(entries: Sequence[Entry]) -> list[Event]:
     for entry in entries:
         skipped = entry.values.get(SKIPPED_STEPS, before)
         if skipped > before:
-            found.append(Event(entry.step, f"{skipped - before:.0f} updates skipped up to here", SKIPPED))
+            found.append(Event(entry.step, f"updates skipped up to here: {skipped - before:.0f}", SKIPPED))
         before = skipped
     return found
 
@@ -94,7 +94,7 @@ def _failures(folder: Path) -> list[Event]:
 
 
 def _status(run: RunFolder, notes: Sequence[dict[str, object]]) -> str:
-    if (run.final / "config.json").is_file():
+    if (run.final / MODEL_CONFIG).is_file():
         return "finished"
     ends = [note for note in notes if "end" in note or "failed" in note]
     if not ends or "start" in notes[-1]:

@@ -90,7 +90,7 @@ def _warnings(history: History) -> str:
 def _what(view: RunView) -> str:
     chosen = view.settings
     rows = [
-        ("starts from", chosen.get("model.start_from", ABSENT)),
+        ("starts from", chosen.get("model.start_from", ABSENT).replace("None", "random weights")),
         ("model", chosen.get("model.preset", ABSENT)),
         ("images a step", chosen.get("train.global_batch_size", ABSENT)),
         ("peak learning rate", chosen.get("optimizer.peak_learning_rate", ABSENT)),
