@@ -57,7 +57,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 class StageRun:
-    """A stage under DeepSpeed's launcher in a session of its own, so that nothing of it can outlive the test."""
+    """A stage by launch/stage.sh in a session of its own, so that nothing of it can outlive the test."""
 
     def __init__(self, stage: str, settings: list[str], processes: int, log: Path) -> None:
         self.log = log

@@ -1,4 +1,4 @@
-"""Signals: the first is a request, a second Ctrl-C is obeyed at once; and Ctrl-C under DeepSpeed's launcher."""
+"""Signals: the first is a request, a second Ctrl-C is obeyed at once; and Ctrl-C to a run of several ranks."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def test_ctrl_c_under_the_launcher_leaves_nothing_running_and_a_run_that_goes_on
         os.killpg(running.process.pid, signal.SIGINT)  # as the terminal does: launcher, ranks and loaders alike
         time.sleep(0.05)
     try:
-        assert running.process.wait(60) != 0
-        end = time.monotonic() + 60  # the launcher's outer process ends before the ranks have written their checkpoint
+        assert running.process.wait(120) == 130
+        end = time.monotonic() + 60
         while running.members() and time.monotonic() < end:
             time.sleep(0.2)
         assert running.members() == []
@@ -76,5 +76,7 @@ def test_ctrl_c_under_the_launcher_leaves_nothing_running_and_a_run_that_goes_on
         (checkpoint,) = list_checkpoints(run)
         reached = int(checkpoint.name.removeprefix("step-"))
         assert 3 <= reached < steps
+        assert f"Ctrl-C: saved step {reached} of {steps}; the same command goes on" in running.text()
+        assert "Traceback" not in running.text()
     run_stage("stage1", settings, 2, tmp_path / "log")
     assert sorted(curves(run, "loss")["loss"]) == list(range(1, steps + 1))
