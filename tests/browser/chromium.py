@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,13 @@ class Watched:
     def _asked(self, address: str, allowed: str) -> None:
         if not address.startswith((allowed, "data:", "blob:")):
             self.problems.append(f"asked {address}")
+
+    def until(self, expression: str, limit_seconds: float = 60.0) -> None:
+        """Wait until it is true. Playwright's own way evaluates text in the page, which the page's policy forbids."""
+        end = time.monotonic() + limit_seconds
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < end, f"never true: {expression}"
+            time.sleep(0.05)
 
     def check(self, name: str) -> None:
         """Nothing went wrong, and the page is as wide as its window."""

@@ -97,7 +97,7 @@ def test_the_explorer_answers_in_both_languages_by_mouse(chromium, served):
             assert page.locator(".hits").count() == 2 and page.locator(".hits li").count() == 8
         assert EVIL in page.inner_text("#results"), "a name with HTML in it is text"
         page.locator(".hits button").first.click()
-        page.wait_for_function("document.getElementById('image').naturalWidth > 0")
+        watched.until("document.getElementById('image').naturalWidth > 0")
         frame = page.locator("#image").bounding_box()
         page.mouse.move(frame["x"] + 0.2 * frame["width"], frame["y"] + 0.2 * frame["height"])
         page.mouse.down()
@@ -112,7 +112,7 @@ def test_the_explorer_answers_in_both_languages_by_mouse(chromium, served):
         page.click("#heat button")
         page.wait_for_selector("#maps img")
         page.click("#like-box")
-        page.wait_for_function("document.getElementById('status').textContent === ''")
+        watched.until("document.getElementById('status').textContent === ''")
         watched.check("explore")
 
 
@@ -120,7 +120,7 @@ def test_a_keyboard_alone_uses_the_explorer(chromium, served):
     watched = Watched(chromium, served, 1400, served)
     page = watched.page
     press = page.keyboard.press
-    page.wait_for_function("document.getElementById('status').textContent.includes('images')")
+    watched.until("document.getElementById('status').textContent.includes('images')")
     press("Tab")
     page.keyboard.type("a cat")
     press("Enter")
@@ -128,7 +128,7 @@ def test_a_keyboard_alone_uses_the_explorer(chromium, served):
     while page.evaluate("!document.activeElement.closest('.hits')"):
         press("Tab")
     press("Enter")
-    page.wait_for_function("document.activeElement.id === 'canvas'")
+    watched.until("document.activeElement.id === 'canvas'")
     press("ArrowRight")
     before = [float(page.input_value(f"#{edge}")) for edge in ("x1", "y1", "x2", "y2")]
     press("Shift+ArrowDown")
