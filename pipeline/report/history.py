@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def read_history(run: RunFolder, entries: Sequence[Entry]) -> History:
     )
 
 
-def _resumes(notes: Sequence[dict[str, object]], entries: Sequence[Entry]) -> list[Event]:
+def _resumes(notes: Sequence[Mapping[str, object]], entries: Sequence[Entry]) -> list[Event]:
     """Every start but the first stands where its first metrics were logged; a failure where it happened."""
     found: list[Event] = []
     starts = [float(str(note["start"])) for note in notes if "start" in note]
@@ -93,7 +93,7 @@ def _failures(folder: Path) -> list[Event]:
     return [Event(int(match[1]), "a loss or gradient was not finite", FAULT) for match in steps if match]
 
 
-def _status(run: RunFolder, notes: Sequence[dict[str, object]]) -> str:
+def _status(run: RunFolder, notes: Sequence[Mapping[str, object]]) -> str:
     if (run.final / MODEL_CONFIG).is_file():
         return "finished"
     ends = [note for note in notes if "end" in note or "failed" in note]
