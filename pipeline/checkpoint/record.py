@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.base.border import BorderError, read_object
+from pipeline.base.border import BorderError, explain, quoted, read_object, shown
 
 RECORD = "checkpoint.json"
 FORMAT_VERSION = 2
@@ -19,6 +19,10 @@ READABLE = (1, 2)  # format 1 has full tensors only, and no checksum, shapes and
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written or is not whole; the message names the file and what to do."""
+
+
+# of a file beside the record: never a way out of the folder
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
 
 
 class FileRecord(BaseModel):
@@ -52,7 +56,7 @@ class CheckpointRecord(BaseModel):
     step: int = Field(ge=0)
     state: StateRecord
     world_size: int = Field(1, ge=1)
-    files: dict[str, FileRecord] = Field(min_length=1)
+    files: dict[FileName, FileRecord] = Field(min_length=1)
     shapes: dict[str, list[Annotated[int, Field(ge=0)]]] = {}  # of every parameter
     fingerprint: dict[str, Any] = {}  # what the run was made of; see pipeline/training/fingerprint.py
 
@@ -74,9 +78,8 @@ def read_record(checkpoint: Path) -> CheckpointRecord:
     except (OSError, BorderError) as error:
         raise CheckpointError(f"{checkpoint} is no whole checkpoint: {RECORD} cannot be read ({error})") from error
     if content.get("format") not in READABLE:
-        raise CheckpointError(
-            f"{checkpoint} has format {content.get('format')!r:.40}; this version reads {READABLE[0]} to {READABLE[-1]}"
-        )
+        written = quoted(content.get("format"))
+        raise CheckpointError(f"{checkpoint} has format {written}; this version reads {READABLE[0]} to {READABLE[-1]}")
     digest = content.pop("sha256", None)
     if content["format"] > 1 and digest != _digest(content):
         raise CheckpointError(f"{path} was changed since it was written (its checksum differs); use another checkpoint")
@@ -99,6 +102,5 @@ def _digest(content: dict[str, Any]) -> str:
 
 def _first_problem(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        problem = error.errors()[0]
-        return f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"[:200]
-    return str(error)[:200]
+        return explain(error, 1)
+    return shown(error)

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.base.border import shown
+from pipeline.base.border import quoted, shown
 from pipeline.checkpoint.folder import OBJECTIVE, crc32
 from pipeline.checkpoint.record import CheckpointError, read_record
 
@@ -62,7 +62,9 @@ class CheckpointTensors:
             slices.sort(key=lambda one: one.start)
             self._check(name, slices)
         if missing := [name for name in record.shapes if f"weight/{name}" not in self._slices]:
-            raise CheckpointError(f"{checkpoint} has no weight of {', '.join(missing[:5])}; use another checkpoint")
+            raise CheckpointError(
+                f"{checkpoint} has no weight of {shown(', '.join(missing[:5]))}; use another checkpoint"
+            )
 
     def __enter__(self) -> CheckpointTensors:
         return self
@@ -109,7 +111,7 @@ class CheckpointTensors:
                     one = _Slice(int(start or 0), prod(shape), path, key)
                     self._slices.setdefault(name, []).append(one)
         except (OSError, SafetensorError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); use another checkpoint") from error
+            raise CheckpointError(f"{path} cannot be read ({shown(error)}); use another checkpoint") from error
 
     def _check(self, name: str, slices: list[_Slice]) -> None:
         """Slices without gap or overlap, as many numbers as the shape has."""
@@ -121,8 +123,8 @@ class CheckpointTensors:
         shape = self.shapes.get(name)
         if shape is None or expected != prod(shape) or expected != sum(one.count for one in slices):
             raise CheckpointError(
-                f"{self.checkpoint}: {name} is there in part only ({expected} numbers of shape {shape}); "
-                "use another checkpoint"
+                f"{self.checkpoint}: {shown(name)} is there in part only ({expected} numbers of shape "
+                f"{quoted(shape)}); use another checkpoint"
             )
 
 
@@ -149,7 +151,9 @@ def read_objective(checkpoint: Path, template: dict[str, Any]) -> dict[str, Any]
     try:
         loaded = load_file(checkpoint / OBJECTIVE)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint / OBJECTIVE} cannot be read ({error}); use another checkpoint") from error
+        raise CheckpointError(
+            f"{checkpoint / OBJECTIVE} cannot be read ({shown(error)}); use another checkpoint"
+        ) from error
     for name, tensor in loaded.items():
         *parents, last = name.split("/")
         target = nested
