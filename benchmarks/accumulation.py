@@ -149,13 +149,13 @@ class _Steps:
 
         from pipeline.base.distributed import join_process_group
         from pipeline.base.ranks import RankInfo
-        from pipeline.config import Stage1Settings
+        from pipeline.config import Stage1Settings, TuneSettings
         from pipeline.model import FGCLIP2, FGCLIP2Config
         from pipeline.model.configuration import stretched_length
         from pipeline.training.engine import build_engine
         from pipeline.training.full_state import prepare_moments
         from pipeline.training.losses import StageLosses
-        from pipeline.training.optimizer import freeze_region_parameters
+        from pipeline.tuning.parts import choose_trained
 
         torch.set_num_threads(1)
         device = join_process_group(RankInfo(), 60)
@@ -165,7 +165,7 @@ class _Steps:
                 "keep_len": KEEP, "longtext_len": stretched_length(SHORT, KEEP)}  # fmt: skip
         torch.manual_seed(0)
         model = FGCLIP2.from_scratch(FGCLIP2Config(text_config=tower | text, vision_config=tower))
-        freeze_region_parameters(model)
+        choose_trained(model, TuneSettings(), with_regions=False)
         self.settings = Stage1Settings.model_validate(
             {"train": {"precision": "fp32", "deepspeed_config": str(ROOT / "launch/zero2.json")}}
         )

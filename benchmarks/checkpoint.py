@@ -84,8 +84,8 @@ def measure(rank: int, case: Case, folder: Path, repeats: int, port: int) -> Non
     from pipeline.training.engine import build_engine
     from pipeline.training.full_state import prepare_moments
     from pipeline.training.losses import StageLosses
-    from pipeline.training.optimizer import freeze_region_parameters
     from pipeline.training.state import TrainState
+    from pipeline.tuning.parts import choose_trained
 
     os.environ["MASTER_PORT"] = str(port)
     torch.set_num_threads(1)
@@ -94,7 +94,7 @@ def measure(rank: int, case: Case, folder: Path, repeats: int, port: int) -> Non
     settings = settings_of(case, folder)
     torch.manual_seed(0)
     model = FGCLIP2.from_scratch(config_of(case))
-    freeze_region_parameters(model)
+    choose_trained(model, settings.tune, with_regions=False)
     engine = build_engine(model.train(), settings, rank_info, device)
     prepare_moments(engine)
     objective = StageLosses(settings).state.state_dict()

@@ -15,7 +15,7 @@ from pipeline.config import Stage1Settings, Stage2Settings
 from pipeline.model import FGCLIP2, preset_config
 from pipeline.training.engine import build_engine
 from pipeline.training.losses import StageLosses
-from pipeline.training.optimizer import freeze_region_parameters
+from pipeline.tuning.parts import choose_trained
 
 VOCABULARY = 4096
 NUM_BATCHES = 8  # that a curve goes through again and again, so that the loss falls
@@ -90,7 +90,7 @@ def zero_rows(device: torch.device, preset: str, images: int) -> list[Row]:
         torch.manual_seed(0)
         model = FGCLIP2.from_scratch(preset_config(preset, VOCABULARY)).train()
         if not settings.trains_regions:
-            freeze_region_parameters(model)
+            choose_trained(model, settings.tune, with_regions=False)
         engine = build_engine(model, settings, RankInfo(), device)
         losses = StageLosses(settings)
         losses.state.to(device)

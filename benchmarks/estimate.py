@@ -161,7 +161,7 @@ def measure(case: Case, material: Path) -> Measured:
 def predict(case: Case, measured: Measured, material: Path) -> tuple[float, float]:
     """Bytes at the peak and products of a step, with the region numbers of the measured batch."""
     from pipeline.estimate.estimate import flops_of, memory_of
-    from pipeline.estimate.inputs import is_trained, sharding_of
+    from pipeline.estimate.inputs import keeps_activations, sharding_of
     from pipeline.estimate.memory import Work
     from pipeline.estimate.pieces import trace_pieces
 
@@ -171,7 +171,7 @@ def predict(case: Case, measured: Measured, material: Path) -> tuple[float, floa
     )
     sharding = sharding_of(settings, config, case.ranks, case.zero, on_cpu=True)
     regions = settings.trains_regions
-    pieces = trace_pieces(config, case.patches, case.precision, regions, lambda name: is_trained(name, regions))
+    pieces = trace_pieces(config, case.patches, case.precision, regions, keeps_activations(settings, config))
     text = config.text_config
     work = Work(SIZES[case.size][5], case.patches, text.max_position_embeddings, text.longtext_len)
     if regions:
@@ -238,7 +238,7 @@ def measure_here(case: Case, out: Path) -> None:
     from pipeline.training.engine import build_engine
     from pipeline.training.full_state import prepare_moments
     from pipeline.training.losses import StageLosses
-    from pipeline.training.optimizer import freeze_region_parameters
+    from pipeline.tuning.parts import choose_trained
 
     torch.set_num_threads(1)
     settings, config, rank_info = settings_of(case, out.parent), config_of(case), read_rank_info()
@@ -258,7 +258,7 @@ def measure_here(case: Case, out: Path) -> None:
     if case.checkpointed:
         model.checkpoint_activations()
     if case.stage == 1:
-        freeze_region_parameters(model)
+        choose_trained(model, settings.tune, with_regions=False)
     engine = build_engine(model.train(), settings, rank_info, device)
     prepare_moments(engine)
     losses = StageLosses(settings)

@@ -25,7 +25,7 @@ PACKAGES = ("pipeline", "stages", "data_tools", "launch", "benchmarks")
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.base",),
     ("pipeline.config", "pipeline.model", "pipeline.objectives", "pipeline.drawing"),
-    ("pipeline.data", "pipeline.checkpoint"),
+    ("pipeline.data", "pipeline.checkpoint", "pipeline.tuning"),
     ("pipeline.tracking", "pipeline.preflight.hostfile"),
     ("pipeline.evaluation", "pipeline.export", "pipeline.training.optimizer", "pipeline.training.micro_batches"),
     ("pipeline.estimate", "pipeline.supervise", "pipeline.embed"),

@@ -16,7 +16,8 @@ from pipeline.data.facts import bucketed, facts_of, pad_rows
 from pipeline.data.resolution import grid_of
 from pipeline.model import FGCLIP2, FGCLIP2Config, preset_config
 from pipeline.training.losses import StageLosses
-from pipeline.training.optimizer import freeze_region_parameters, make_optimizer, parameter_groups
+from pipeline.training.optimizer import make_optimizer, parameter_groups
+from pipeline.tuning.parts import choose_trained
 
 # Width and height in pixels: the sizes that occur most among COCO's photographs.
 PHOTOGRAPHS = ((640, 480), (640, 427), (480, 640), (640, 425), (427, 640), (500, 375), (640, 640), (612, 612))
@@ -129,7 +130,7 @@ def make_step(case: Case, device: torch.device, vocab_size: int = 32_000) -> Ste
     settings = Stage2Settings() if case.stage == 2 else Stage1Settings()
     model = FGCLIP2.from_scratch(model_config(case.preset, vocab_size))
     if case.stage == 1:
-        freeze_region_parameters(model)
+        choose_trained(model, settings.tune, with_regions=False)
     if case.recomputed:
         model.checkpoint_activations()
     model.to(device).train()

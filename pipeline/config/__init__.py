@@ -13,11 +13,11 @@ from pipeline.config.files import (
     read_saved_values,
     with_new_names,
 )
+from pipeline.config.group import Group
 from pipeline.config.groups import (
     DataSettings,
     EvaluationSettings,
     GlobalLossSettings,
-    Group,
     LearningRates,
     ModelSettings,
     OptimizerSettings,
@@ -28,6 +28,7 @@ from pipeline.config.groups import (
     TrackingSettings,
     TrainSettings,
 )
+from pipeline.config.tuning import TeacherSettings, TuneSettings
 
 __all__ = [
     "RENAMED",
@@ -42,9 +43,11 @@ __all__ = [
     "SettingsError",
     "Stage1Settings",
     "Stage2Settings",
+    "TeacherSettings",
     "TokenizerSettings",
     "TrackingSettings",
     "TrainSettings",
+    "TuneSettings",
     "dump_settings",
     "flatten",
     "load_settings",

@@ -16,7 +16,8 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.base.border import BorderError, one_line, parse_yaml, quoted, read_yaml, shown
-from pipeline.config.groups import Group, Stage1Settings, Stage2Settings
+from pipeline.config.group import Group
+from pipeline.config.groups import Stage1Settings, Stage2Settings
 
 MOST_LISTED = 5  # wrong settings in one message
 logger = logging.getLogger(__name__)

@@ -7,36 +7,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from pipeline.base.border import quoted
 from pipeline.base.constants import PATCH_BUDGETS
 from pipeline.base.languages import Language
+from pipeline.config.group import Group
+from pipeline.config.tuning import TeacherSettings, TuneSettings
 
-MAX_TEXT = 4096  # characters of a setting: the longest path of Linux
-MAX_WHOLE = 2**31 - 1  # counts beyond it overflow the 32-bit numbers of indexes and kernels
 MAX_SEED = 2**63 - 1  # what every random generator in use takes
 MAX_SECONDS = 30 * 86400.0  # a month; the timers of sockets and locks overflow above some centuries
 LEAST_RATE = 1e-12  # a float32 weight of 1e-5 does not move by less
-
-
-class Group(BaseModel):
-    """A frozen group of settings that refuses unknown names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Group:
-        """What no name, path or number of a run can be, whichever setting holds it."""
-        for name in type(self).model_fields:
-            value = getattr(self, name)
-            parts = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
-            for part in parts:
-                if isinstance(part, str) and (len(part) > MAX_TEXT or any(ord(letter) < 32 for letter in part)):
-                    raise ValueError(f"{name} is {quoted(part)}; a text has at most {MAX_TEXT} characters on one line")
-                if isinstance(part, int) and name != "seed" and abs(part) > MAX_WHOLE:
-                    raise ValueError(f"{name} is {quoted(part)}; whole numbers go up to {MAX_WHOLE}")
-        return self
 
 
 class ModelSettings(Group):
@@ -137,6 +117,7 @@ class LearningRates(Group):
     vision: float = Field(1.0, ge=0)
     new_heads: float = Field(1.0, ge=0)  # longtext_head, boxtext_head, dense_feature_head
     scales: float = Field(1.0, ge=0)
+    adapters: float = Field(1.0, ge=0)  # the low-rank additions of tune.vision and tune.text
 
     @model_validator(mode="after")
     def _some(self) -> LearningRates:
@@ -157,6 +138,7 @@ class OptimizerSettings(Group):
     epsilon: float = Field(1e-6, gt=0)
     warmup_steps: int = Field(300, ge=0)
     gradient_clip_norm: float = Field(1.0, gt=0)
+    layer_decay: float = Field(1.0, gt=0, le=1)  # the rate of each layer of a tower is this times that of the next
 
 
 class TrainSettings(Group):
@@ -184,6 +166,7 @@ class TrainSettings(Group):
     keep_last_checkpoints: int = Field(2, ge=1)
     keep_every_steps: int | None = Field(None, ge=1)
     keep_best: str | None = None  # the checkpoint with the highest of this score is kept too, as fgovd/hard
+    stop_after_worse: int | None = Field(None, ge=1)  # evaluations in a row that do not better keep_best end the run
     # any fsspec URL: whole checkpoints are copied there behind training, and a resume takes the newest of both places
     remote_folder: str | None = None
     resume: str = "auto"  # "auto": the newest whole checkpoint of run_folder; "never"; or a checkpoint's folder
@@ -245,6 +228,8 @@ class Stage1Settings(Group):
     """Global alignment with short and long captions."""
 
     model: ModelSettings = ModelSettings()
+    tune: TuneSettings = TuneSettings()
+    teacher: TeacherSettings = TeacherSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     data: DataSettings = DataSettings()
     global_loss: GlobalLossSettings = GlobalLossSettings()
@@ -262,6 +247,24 @@ class Stage1Settings(Group):
                     f"data.store_patience_seconds is {patience:g} and train.timeout_seconds {limit:g}; while one rank "
                     "waits for its data the others wait for it, so the patience must be the smaller one"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_is_known(self) -> Stage1Settings:
+        if self.teacher.weight and self.model.start_from is None:
+            raise ValueError(
+                f"teacher.weight is {self.teacher.weight:g} and model.start_from null; the teacher is the model that "
+                "training starts from, so name one or set teacher.weight=0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _best_is_known(self) -> Stage1Settings:
+        if self.train.stop_after_worse and not self.train.keep_best:
+            raise ValueError(
+                f"train.stop_after_worse is {self.train.stop_after_worse} and train.keep_best null; name the score "
+                "that decides, as train.keep_best=validation/loss"
+            )
         return self
 
     @model_validator(mode="after")

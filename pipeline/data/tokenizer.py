@@ -6,6 +6,8 @@ Shape letters: N texts, T tokens.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +36,14 @@ PROBES = (
     "",
 )
 PROBE_LENGTH = 512
+# By which two vocabularies are told apart; without what two implementations of one vocabulary could part over.
+DIGEST_TEXTS = (
+    "a photo of two brown dogs that play with a red ball beside the old wooden bench in a quiet park",
+    "一张照片里有两只棕色的狗在安静的公园里玩一个红色的球",
+    "ein foto von zwei braunen hunden und drei grünen fahrrädern vor dem haus",
+)
 VOCABULARIES = ("tokenizer.json", SENTENCEPIECE_FILE, "vocab.json", "merges.txt", "model.safetensors.index.json")
+TOKENIZER_DIGEST = "tokenizer_digest"  # in the config.json of an export
 MAX_FILE_BYTES = 256 << 20  # of a vocabulary; Gemma's has 34 MB
 MAX_CONFIG_BYTES = 1 << 20  # of the files beside it; Gemma's has 47 kB
 # What transformers and tokenizers raise on damaged files, by experiment with them.
@@ -75,6 +84,10 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Rows that the token embedding needs."""
         return len(self._pretrained)
+
+    def digest(self) -> str:
+        """What tells this vocabulary from others: of the ids of a few texts, whatever files it was read from."""
+        return hashlib.sha256(json.dumps(self.token_lists(DIGEST_TEXTS, PROBE_LENGTH)).encode()).hexdigest()
 
     def __call__(self, texts: Sequence[str], length: int) -> Tensor:
         """Ids [N, length] int64; a text that is too long loses its last words, never its end token."""

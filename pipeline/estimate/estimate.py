@@ -12,7 +12,7 @@ from pipeline.data.slices import Division
 from pipeline.estimate.devices import Device
 from pipeline.estimate.fitting import is_checkpointed, largest_fitting, largest_micro_batches, memory_of
 from pipeline.estimate.flops import Flops, count_flops
-from pipeline.estimate.inputs import Data, is_trained, model_config, read_data, read_zero, sharding_of, work_of
+from pipeline.estimate.inputs import Data, keeps_activations, model_config, read_data, read_zero, sharding_of, work_of
 from pipeline.estimate.memory import FLOAT, PATCH_VALUES, Memory, Sharding, Work
 from pipeline.estimate.pieces import Piece, trace_pieces
 from pipeline.estimate.timing import StepTime, cores_to_decode, step_time
@@ -175,7 +175,7 @@ def at_budget(
     """A step at one patch budget."""
     train, checkpointed = settings.train, is_checkpointed(settings, patches)
     pieces = trace_pieces(
-        config, patches, train.precision, settings.trains_regions, lambda n: is_trained(n, settings.trains_regions)
+        config, patches, train.precision, settings.trains_regions, keeps_activations(settings, config)
     )
     batch = train.global_batch_size
     parts, images = division.parts(batch, patches), division.slice_size(batch)

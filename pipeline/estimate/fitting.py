@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.config import Stage1Settings
-from pipeline.estimate.inputs import Data, is_trained, work_of
+from pipeline.estimate.inputs import Data, keeps_activations, work_of
 from pipeline.estimate.memory import Memory, Sharding, Work, memory_at_peak
 from pipeline.estimate.pieces import Piece, trace_pieces
 from pipeline.model import FGCLIP2Config
@@ -86,7 +86,7 @@ def largest_micro_batches(
             patches,
             settings.train.precision,
             settings.trains_regions,
-            lambda n: is_trained(n, settings.trains_regions),
+            keeps_activations(settings, config),
             products=False,
         )
         whole = work_of(settings, config, images, patches, data) if settings.train.accumulation == "cached" else None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
 
 from pipeline.base.border import read_object
 from pipeline.config import SettingsError, Stage1Settings, Stage2Settings
@@ -14,7 +17,9 @@ from pipeline.estimate.memory import Sharding, Work
 from pipeline.estimate.pieces import model_without_data
 from pipeline.model import FGCLIP2Config, preset_config
 from pipeline.model.start import StartError, find_model, read_config
-from pipeline.training.optimizer import REGION_ONLY, parameter_groups
+from pipeline.training.optimizer import parameter_groups
+from pipeline.tuning.lora import add_lora
+from pipeline.tuning.parts import choose_trained, trained
 
 GEMMA_VOCABULARY = 256_000  # of SigLIP 2's tokenizer
 IMAGE_BYTES = 130_000  # assumption: a photograph of half a megapixel as JPEG, with its record
@@ -106,9 +111,14 @@ def work_of(settings: Stage1Settings, config: FGCLIP2Config, images: float, patc
     )
 
 
-def is_trained(name: str, with_regions: bool) -> bool:
-    """Whether a stage trains a parameter."""
-    return with_regions or not name.startswith(REGION_ONLY)
+def keeps_activations(settings: Stage1Settings, config: FGCLIP2Config) -> Callable[[str], bool]:
+    """Whether the layer of a parameter keeps what its gradient needs.
+
+    A layer with a low-rank addition is taken to keep as much as one that trains whole.
+    """
+    layers = {"vision": config.vision_config.num_hidden_layers, "text": config.text_config.num_hidden_layers}
+    whole = {tower: "full" for tower in ("vision", "text") if getattr(settings.tune, tower) == "lora"}
+    return trained(settings.tune.model_copy(update=whole), layers, settings.trains_regions)
 
 
 def sharding_of(settings: Stage1Settings, config: FGCLIP2Config, ranks: int, stage: int, *, on_cpu: bool) -> Sharding:
@@ -118,8 +128,9 @@ def sharding_of(settings: Stage1Settings, config: FGCLIP2Config, ranks: int, sta
         SettingsError: train.deepspeed_config cannot be read.
     """
     model = model_without_data(config)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(is_trained(name, settings.trains_regions))
+    with torch.device("meta"):
+        add_lora(model, settings.tune)
+    choose_trained(model, settings.tune, settings.trains_regions)
     groups = parameter_groups(model.named_parameters(), settings.optimizer)
     sizes = [sum(parameter.numel() for parameter in group["params"]) for group in groups]
     zero = read_zero(settings)

@@ -9,6 +9,7 @@ import yaml
 
 from pipeline.base.border import parse_yaml
 from pipeline.config import with_new_names
+from pipeline.model.configuration import size_of
 
 # The lines a user copies. tests/model/test_export.py runs exactly these.
 USAGE = """from PIL import Image
@@ -25,7 +26,6 @@ dense = model.dense_map(image, ["a red cup"]).features
 # Settings that a reader wants first; the whole file follows them.
 RECIPE = {
     "starts from": "model.start_from",
-    "size": "model.preset",
     "global batch size": "train.global_batch_size",
     "peak learning rate": "optimizer.peak_learning_rate",
     "weight decay": "optimizer.weight_decay",
@@ -90,7 +90,7 @@ def model_card(card: Mapping[str, Any], config: Any) -> str:
         "",
         "## Recipe",
         "",
-        *_table({**_chosen(settings, RECIPE), **_made_by(card)}, "Not recorded."),
+        *_table({**_chosen(settings, RECIPE), "size": size_of(config), **_made_by(card)}, "Not recorded."),
         "",
         "## Scores",
         "",

@@ -21,22 +21,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n"
         "  python -m pipeline.export runs/stage2 --out exported\n"
-        "  python -m pipeline.export runs/stage2 --out exported-2000 --checkpoint 2000",
+        "  python -m pipeline.export runs/stage2 --out exported-2000 --checkpoint 2000\n"
+        "  python -m pipeline.export runs/lora --out adapter --adapter",
     )
     parser.add_argument("run", help="a run's folder, with settings.yaml and checkpoints")
     parser.add_argument("--out", required=True, help="the folder to make; an earlier export there is replaced")
     parser.add_argument("--checkpoint", type=int, metavar="STEP", help="its optimizer step (default: the newest)")
+    parser.add_argument(
+        "--adapter", action="store_true", help="only what a run with low-rank additions trained, as peft reads it"
+    )
     arguments = parser.parse_args(argv)
     ask_for_reports()
     # These import torch and transformers, which --help must not wait for.
     from pipeline.checkpoint.record import CheckpointError
+    from pipeline.export.adapter import export_adapter
     from pipeline.export.folder import ExportError
     from pipeline.export.run import export_run
 
+    export = export_adapter if arguments.adapter else export_run
     try:
-        out = export_run(arguments.run, arguments.out, arguments.checkpoint)
+        out = export(arguments.run, arguments.out, arguments.checkpoint)
     except (ExportError, CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{out}: every key and the embeddings of a probe batch equal the checkpoint's")
+    compared = "the embeddings" if arguments.adapter else "every key and the embeddings"
+    print(f"{out}: {compared} of a probe batch equal the checkpoint's")
     return 0

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.base.border import read_object
 from pipeline.base.files import write_folder_aside, write_json, write_text
 from pipeline.base.run_folder import MODEL_CONFIG
-from pipeline.data.tokenizer import Tokenizer
+from pipeline.data.tokenizer import TOKENIZER_DIGEST, Tokenizer
 from pipeline.export.card import model_card, settings_of
 from pipeline.model import EXPORTED_MODULES, FGCLIP2, FGCLIP2Config
 from pipeline.model import configuration as model_package
@@ -69,6 +69,7 @@ def _write(model: FGCLIP2, tokenizer: Tokenizer, folder: Path, card: Mapping[str
     config = read_object(folder / MODEL_CONFIG)
     config.pop("_name_or_path", None)
     config |= {"architectures": ["FGCLIP2"], "auto_map": AUTO_MAP, "dtype": "float32"}
+    config[TOKENIZER_DIGEST] = tokenizer.digest()
     write_json(folder / MODEL_CONFIG, config, indent=2)
     source = Path(model_package.__file__).parent
     for name in EXPORTED_MODULES:

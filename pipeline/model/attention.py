@@ -27,9 +27,10 @@ def project_together(hidden: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tenso
     """What each layer makes of ``hidden`` [B, T, D], by one product.
 
     The weights stay apart, under the names of the public checkpoints, and are put together for the product. ZeRO 3
-    gathers weights by module when the module is called: there the layers are called one by one.
+    gathers weights by module when the module is called, and a layer with a low-rank addition is more than its weight:
+    there the layers are called one by one.
     """
-    if any(hasattr(layer.weight, "ds_id") for layer in layers):
+    if any(type(layer) is not nn.Linear or hasattr(layer.weight, "ds_id") for layer in layers):
         return tuple(layer(hidden) for layer in layers)
     weight = torch.cat([layer.weight for layer in layers])
     bias = torch.cat([layer.bias for layer in layers])

@@ -155,6 +155,19 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {
 }
 
 
+def size_of(config: FGCLIP2Config) -> str:
+    """The name of the size that a model has, or its numbers where it is none of ``PRESETS``."""
+    text, vision = config.text_config, config.vision_config
+    for name, towers in PRESETS.items():
+        wanted = [(text, towers["text"]), (vision, towers["vision"])]
+        if all(getattr(tower, field) == value for tower, values in wanted for field, value in values.items()):
+            return name
+    return (
+        f"width {vision.hidden_size} and {vision.num_hidden_layers} layers for images, width {text.hidden_size} and "
+        f"{text.num_hidden_layers} layers for texts"
+    )
+
+
 def preset_config(name: str, vocab_size: int) -> FGCLIP2Config:
     """The configuration of a size in ``PRESETS`` for a tokenizer of ``vocab_size`` ids.
 

@@ -74,7 +74,7 @@ class FGCLIP2(Inference):
     def start_from(
         cls, folder: str | Path, vocab_size: int | None = None, config: FGCLIP2Config | None = None
     ) -> FGCLIP2:
-        """A model in float32 with the weights of a run, of an FG-CLIP 2 or of a SigLIP 2 (NaFlex) folder.
+        """A model in float32 with the weights of a run, of an FG-CLIP 2, a SigLIP 2 or a SigLIP folder.
 
         What a SigLIP 2 lacks starts as a copy of its own heads and tables.
 

@@ -1,4 +1,4 @@
-"""Where weights come from: a SigLIP 2 folder, an FG-CLIP 2 folder of either side, or an earlier run.
+"""Where weights come from: a SigLIP or SigLIP 2 folder, an FG-CLIP 2 folder of either side, or an earlier run.
 
 Everything is compared by name and shape before anything is loaded, and a refusal lists both. ``FGCLIP2.start_from``
 makes the model of it.
@@ -34,6 +34,8 @@ COPIED_HEADS = {
 TEXT_FIELDS = frozenset({*Siglip2TextConfig.__annotations__, *FGCLIP2TextConfig.__annotations__})
 VISION_FIELDS = frozenset({*Siglip2VisionConfig.__annotations__, *FGCLIP2VisionConfig.__annotations__})
 LOAD_ERRORS = (SafetensorError, UnpicklingError, RuntimeError, OSError, ValueError, KeyError, EOFError, TypeError)
+PATCHES = "vision_model.embeddings.patch_embedding.weight"
+COUNTERS = (".position_ids",)  # numbers 0, 1, 2 … that older files hold beside the weights
 REGION_SCALES = ("logit_scale_finegraind", "logit_scale_hardneg")
 
 
@@ -77,8 +79,8 @@ def starting_weights(
         raise StartError(f"{folder} has a config.json but no weights; download model.safetensors as well")
     stored = stored_shapes(files)
     if stored is not None:  # before a byte of the weights is read
-        check_shapes(shapes, stored, may_miss, folder)
-    weights = {name: weight.float() for name, weight in read_weights(folder, files).items()}
+        check_shapes(shapes, patch_shapes(stored), may_miss, folder)
+    weights = patch_weights({name: weight.float() for name, weight in read_weights(folder, files).items()})
     check_shapes(shapes, {name: tuple(weight.shape) for name, weight in weights.items()}, may_miss, folder)
     for name in weights.keys() & shapes.keys():
         weights[name] = weights[name].reshape(shapes[name])  # both forms of a scalar are in circulation
@@ -111,13 +113,17 @@ def read_config(folder: Path, config: FGCLIP2Config | None) -> tuple[FGCLIP2Conf
     kind, text = shown(values.get("model_type")), values.get("text_config")
     if not isinstance(text, dict) or not isinstance(values.get("vision_config"), dict):
         raise StartError(f"{file} is of model type {kind!r} without text_config and vision_config")
-    from_siglip = kind == "siglip2"
+    from_siglip = kind in ("siglip2", "siglip")
     if not from_siglip and "longtext_len" not in text and not kind.startswith("fgclip2"):
         raise StartError(
-            f"{folder} holds a model of type {kind!r}; a start needs siglip2 (the NaFlex checkpoints) or fgclip2"
+            f"{folder} holds a model of type {kind!r}; a start needs siglip2 (the NaFlex checkpoints), siglip (those "
+            "of one resolution) or fgclip2; towers of other families have another form"
         )
     text = checked_tower(text, TEXT_FIELDS, f"{file}: text_config")
     vision = checked_tower(values["vision_config"], VISION_FIELDS, f"{file}: vision_config")
+    if kind == "siglip":
+        square = checked_tower(values["vision_config"], {"image_size"}, f"{file}: vision_config")
+        vision["num_patches"] = (square.get("image_size", 224) // vision.get("patch_size", 16)) ** 2
     if from_siglip:
         # Written-out files leave defaults out, and the defaults of the two configurations are the same.
         text = {"keep_len": KEEP_LEN, **text}
@@ -169,6 +175,45 @@ def check_shapes(
             problems.append(f"{len(names)} {title} ({remedy}): {', '.join(names[:LISTED])}{rest}")
     if problems:
         raise StartError(f"{folder} does not fit: {'; '.join(problems)}")
+
+
+def patch_shapes(stored: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes after :func:`patch_weights`."""
+    found = {name: shape for name, shape in stored.items() if not name.endswith(COUNTERS)}
+    shape = found.get(PATCHES, ())
+    if len(shape) == 4:
+        found[PATCHES] = (shape[0], shape[1] * shape[2] * shape[3])
+    return found
+
+
+def patch_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a tower of one resolution as those of NaFlex, which cuts patches before and not by a convolution.
+
+    [D, 3, p, p] -> [D, p p 3]: a patch is its lines, each of pixels, each of three colours. Everything else has one
+    form in both; other weights are returned as they are.
+    """
+    found = {name: weight for name, weight in weights.items() if not name.endswith(COUNTERS)}
+    if PATCHES in found and found[PATCHES].ndim == 4:
+        found[PATCHES] = found[PATCHES].permute(0, 2, 3, 1).flatten(1).contiguous()
+    return found
+
+
+def what_is_new(folder: str | Path) -> str:
+    """One line: what a start from ``folder`` takes, and what it has to make.
+
+    Raises:
+        StartError: as :func:`configuration_of`.
+    """
+    found, config, from_siglip = configuration_of(folder)
+    if not from_siglip:
+        return f"{found}: every weight is taken as it is"
+    text, side = config.text_config, round(config.vision_config.num_patches**0.5)
+    copies = ", ".join(f"{new.rstrip('.')} is a copy of {old.rstrip('.')}" for new, old in COPIED_HEADS.items())
+    return (
+        f"{found}: both towers and their heads are taken, positions of {side} x {side} patches are resized to each "
+        f"image's grid; new: {copies}, the position tables for {text.longtext_len} tokens are stretched from "
+        f"{text.max_position_embeddings}, the scales of the region losses start at 100"
+    )
 
 
 def add_missing(weights: dict[str, Tensor], config: FGCLIP2Config) -> None:

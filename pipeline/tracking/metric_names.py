@@ -47,6 +47,7 @@ _BEGINNINGS = {
     "replaced/": "data/replaced_",
     "score/": "evaluation/",
     "validation/": "evaluation/validation.",
+    "teacher_": "loss/teacher_",
     "ranks/": "speed/ranks_",
     "evaluation/": "evaluation/",
     "system/": "system/",

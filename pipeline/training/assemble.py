@@ -12,8 +12,7 @@ from pipeline.base.files import write_json, write_text
 from pipeline.base.provenance import describe_host, git_revision, package_versions
 from pipeline.base.ranks import RankInfo
 from pipeline.base.run_folder import RunFolder
-from pipeline.checkpoint.record import CheckpointError, read_record
-from pipeline.checkpoint.tensors import CheckpointTensors
+from pipeline.checkpoint.record import read_record
 from pipeline.config import SettingsError, Stage1Settings, dump_settings
 from pipeline.data.loader import Loader, make_loader
 from pipeline.data.slices import Division
@@ -22,7 +21,7 @@ from pipeline.data.tokenizer import Tokenizer, load_tokenizer
 from pipeline.estimate.fitting import largest_micro_batches
 from pipeline.estimate.inputs import read_zero, sharding_of
 from pipeline.export.folder import ExportError, check_export_folder, export_model
-from pipeline.model import FGCLIP2, FGCLIP2Config, preset_config
+from pipeline.model import FGCLIP2
 from pipeline.supervise.attempts import AttemptLog
 from pipeline.tracking.interface import Tracker
 from pipeline.tracking.tracker import start_tracking
@@ -31,13 +30,15 @@ from pipeline.training.health import group_table
 from pipeline.training.last_lines import last_lines
 from pipeline.training.loop import train
 from pipeline.training.micro_batches import bank_notes, division_notes, make_division
-from pipeline.training.optimizer import freeze_region_parameters, parameter_groups
+from pipeline.training.optimizer import parameter_groups
 from pipeline.training.recomputation import describe, least_usable_memory, recomputation_of
 from pipeline.training.resume import choose_checkpoint, noted_attempt, nothing_left, run_folder_held, settle_changes
 from pipeline.training.run import Run
 from pipeline.training.running import Start, running
+from pipeline.training.starting import describe_start, make_model
 from pipeline.training.state import TrainState
 from pipeline.training.tracked import describe_inputs, describe_result
+from pipeline.tuning.lora import merged_weights
 
 EXPORT_LIMIT_SECONDS = 3600.0  # assumption: a few gigabytes to a slow file system, and reading them back
 
@@ -71,7 +72,7 @@ def prepare(settings: Stage1Settings, rank_info: RankInfo, device: torch.device)
     check_run_folder(settings)
     tokenizer = load_tokenizer(settings.tokenizer.path)
     checkpoint = choose_checkpoint(settings, rank_info)
-    model = _make_model(settings, tokenizer, checkpoint)
+    model = make_model(settings, tokenizer, checkpoint)
     state = TrainState(**read_record(checkpoint).state.model_dump()) if checkpoint else TrainState()
     division = _make_division(settings, rank_info, device, model)
     model.checkpoint_activations(recomputation_of(settings, model.config, rank_info, device, division))
@@ -101,46 +102,6 @@ def check_run_folder(settings: Stage1Settings) -> None:
         check_export_folder(folder.final)
     except ExportError as error:
         raise SettingsError(f"train.run_folder: {error}; the trained model goes there") from error
-
-
-def _make_model(settings: Stage1Settings, tokenizer: Tokenizer, checkpoint: Path | None) -> FGCLIP2:
-    """The model with its starting weights; the same on every rank, because the seed is."""
-    torch.manual_seed(settings.train.seed)
-    if checkpoint:
-        model = _model_of(checkpoint)
-    elif settings.model.start_from:
-        model = FGCLIP2.start_from(settings.model.start_from, vocab_size=tokenizer.vocab_size)
-    else:
-        model = FGCLIP2.from_scratch(preset_config(settings.model.preset, tokenizer.vocab_size))
-    if not settings.trains_regions:
-        freeze_region_parameters(model)
-    return model.train()
-
-
-def _model_of(checkpoint: Path) -> FGCLIP2:
-    """The model of a checkpoint. Its weights are read one after another, so one copy of them exists in this process.
-
-    Raises:
-        CheckpointError: it lacks a weight, has one more, or one of another size.
-    """
-    with torch.device("meta"):
-        model = FGCLIP2(FGCLIP2Config.from_pretrained(checkpoint))
-    weights = {}
-    with CheckpointTensors(checkpoint) as tensors:
-        shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        found = {name: torch.Size(tensors.shapes[f"weight/{name}"]) for name in tensors.names("weight")}
-        wrong = [
-            n for n in {**shapes, **found} if n not in shapes or n not in found or shapes[n].numel() != found[n].numel()
-        ]
-        if wrong:
-            raise CheckpointError(
-                f"the weights of {checkpoint} are not those of its config.json: "
-                f"{', '.join(wrong[:5])}; use another checkpoint"
-            )
-        for name, shape in shapes.items():
-            weights[name] = tensors.read("weight", name).reshape(shape).clone()
-    model.load_state_dict(weights, assign=True)
-    return model
 
 
 def _make_division(settings: Stage1Settings, rank_info: RankInfo, device: torch.device, model: FGCLIP2) -> Division:
@@ -244,6 +205,8 @@ def announce(start: Start) -> None:
         *bank_notes(settings, start.loader.regions_per_sample(), start.total_steps),
     ]:
         print(note, flush=True)
+    if settings.model.start_from and not checkpoint:
+        print(describe_start(settings, start.tokenizer), flush=True)
     groups = parameter_groups(start.model.named_parameters(), settings.optimizer)
     print(group_table(groups, start.model), flush=True)
     print(
@@ -257,7 +220,7 @@ def announce(start: Start) -> None:
 
 def _export(run: Run, start: Start, group: dist.ProcessGroup) -> None:
     """The trained model as a Hugging Face folder; collective, because ZeRO 3 gathers the weights."""
-    weights = full_state_dict(run.engine.module)
+    weights = merged_weights(full_state_dict(run.engine.module), run.settings.tune)
     if run.rank_info.is_main:
         model = FGCLIP2(start.model.config)
         model.load_state_dict(weights)

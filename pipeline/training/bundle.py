@@ -24,6 +24,7 @@ from pipeline.data.batch import Batch
 from pipeline.model import FGCLIP2, Embeddings, FGCLIP2Config
 from pipeline.training.cached import backward_of_slice, losses_of_slice
 from pipeline.training.losses import StageLosses
+from pipeline.tuning.lora import add_lora
 
 
 def write_rank_bundle(
@@ -69,6 +70,7 @@ def replay(folder: Path) -> int:
     settings = read_saved_settings(RunFolder.containing(folder).settings)
     checkpoint = folder / "checkpoint"
     model = FGCLIP2(FGCLIP2Config.from_pretrained(checkpoint))
+    add_lora(model, settings.tune)
     model.load_state_dict(read_weights(checkpoint))
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

@@ -60,7 +60,7 @@ def losses_of_slice(
         for number, batch in enumerate(batches):
             kept.append(batch)
             found.append(embed(forward, batch, number))
-    embeddings = found[0] if parts == 1 else _as_leaves(found)
+    embeddings = found[0] if parts == 1 else as_leaves(found)
     device = embeddings.image.device
     output = losses(embeddings, join_for_losses(kept, device), with_health=with_health)
     return SliceLosses(kept, embeddings, output)
@@ -119,7 +119,7 @@ def every_scale(embeddings: Embeddings) -> Tensor:
     return torch.stack([0.0 * scale for scale in embeddings.scales]).sum()
 
 
-def _as_leaves(found: Sequence[Embeddings]) -> Embeddings:
+def as_leaves(found: Sequence[Embeddings]) -> Embeddings:
     """All rows in order, cut from any graph and differentiable; the scalars are alike in all."""
 
     def leaf(tensors: Sequence[Tensor]) -> Tensor:

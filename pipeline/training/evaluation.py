@@ -27,6 +27,7 @@ from pipeline.training.full_state import full_state_dict
 from pipeline.training.losses import StageLosses
 from pipeline.training.metrics import reduce_metrics
 from pipeline.training.run import Run
+from pipeline.tuning.lora import merged_weights
 
 if TYPE_CHECKING:
     from pipeline.evaluation.models.base import EvaluationModel
@@ -89,7 +90,8 @@ def evaluation_callback(
 
 def copy_of_model(run: Run, config: FGCLIP2Config) -> FGCLIP2:
     """The model as it is now, whole on every rank; collective, because ZeRO 3 gathers. ``config``: as it began."""
-    copy = model_with_weights(config, full_state_dict(run.engine.module)).to(run.device)
+    weights = merged_weights(full_state_dict(run.engine.module), run.settings.tune)
+    copy = model_with_weights(config, weights).to(run.device)
     if not run.settings.trains_regions:
         copy.copy_heads_for_stage2()
     return copy
@@ -172,7 +174,25 @@ def offer_best(run: Run, name: str, scores: dict[str, float], group: Any) -> Non
         raise SettingsError(f"train.keep_best is {name!r}; the evaluation gives {names}: name one of them")
     value = [-scores[key] if key.startswith(VALIDATION) else scores[key]]
     dist.broadcast_object_list(value, src=0, group=group)
-    if run.saver.offer_best(run.state.step, value[0]) and run.rank_info.is_main:
-        print(
-            f"step {run.state.step}: {name} is {scores[key]:.4g}, the best so far; its checkpoint is kept", flush=True
+    told = None
+    if run.saver.offer_best(run.state.step, value[0]):
+        told = f"{name} is {scores[key]:.4g}, the best so far; its checkpoint is kept"
+    elif _is_enough(run):
+        run.ended_early = True
+        told = (
+            f"{name} is {scores[key]:.4g}; the best was at step {run.saver.best_step}, and "
+            f"{run.settings.train.stop_after_worse} evaluation(s) since then did not better it, so the run ends. The "
+            f"best model: python -m pipeline.export {run.settings.train.run_folder} --checkpoint {run.saver.best_step} "
+            "--out DIR"
         )
+    if told and run.rank_info.is_main:
+        print(f"step {run.state.step}: {told}", flush=True)
+
+
+def _is_enough(run: Run) -> bool:
+    """Whether as many evaluations as ``train.stop_after_worse`` have passed since the best one.
+
+    Told by the steps alone, so that a resumed run ends where an uninterrupted one does.
+    """
+    most, every, best = run.settings.train.stop_after_worse, run.settings.evaluation.every_steps, run.saver.best_step
+    return bool(most and every and best is not None and run.state.step - best >= most * every)

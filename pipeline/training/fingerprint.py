@@ -30,7 +30,8 @@ PLAN = (
     "data.keep_last_batch",
     "data.last_batch_multiple",
 )
-MODEL = ("model.preset",)  # the checkpoint's own model is loaded, whatever this says
+# Of the checkpoint's weights: its own model is loaded, and which of them there are and have moments was chosen.
+MODEL = ("model.preset", "tune.")
 # What changes from this step on, and how the line puts it.
 ALLOWED = {
     "train.precision": "the arithmetic changes",
@@ -47,6 +48,7 @@ ALLOWED = {
 }
 ALLOWED_GROUPS = {
     "optimizer.": "the updates change",
+    "teacher.": "the loss changes",
     "global_loss.": "the loss changes",
     "region_loss.": "the losses change",
 }
@@ -115,7 +117,7 @@ def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, A
 
 def _rule(name: str) -> str | None:
     """How an allowed difference is told; "" for a refused one; None for what is not compared."""
-    if name in PLAN or name in MODEL:
+    if name in PLAN or name.startswith(MODEL):
         return ""
     if name in ALLOWED:
         return ALLOWED[name]

@@ -29,7 +29,7 @@ def train(run: Run) -> int:
     last_saved = time.monotonic()
     with StopRequest() as stop:
         try:
-            while state.step < run.total_steps:
+            while state.step < run.total_steps and not run.ended_early:
                 step_started = time.monotonic()
                 due = settings.checkpoint_every_minutes
                 wants_save = due is not None and time.monotonic() - last_saved >= 60 * due
@@ -48,7 +48,7 @@ def train(run: Run) -> int:
                     log_step(run, result, time.monotonic() - step_started, progress)
                 for callback in run.callbacks:
                     callback(run)
-                finished = state.step >= run.total_steps
+                finished = state.step >= run.total_steps or run.ended_early
                 is_due = _is_due(state.step, settings.checkpoint_every_steps)
                 if finished or result.stop or result.save or run.saver.wanted or is_due:
                     run.saver.save(run, must_succeed=finished or result.stop)

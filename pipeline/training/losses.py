@@ -29,6 +29,7 @@ from pipeline.objectives.global_sigmoid import global_sigmoid_loss
 from pipeline.objectives.hard_inbatch import hard_inbatch_loss
 from pipeline.objectives.margin import AdaptiveMargin
 from pipeline.objectives.memory_bank import MemoryBank
+from pipeline.objectives.teacher import teacher_loss
 from pipeline.objectives.tic import tic_loss
 from pipeline.training.health import logit_health
 from pipeline.training.regions import RankRegions, select
@@ -93,6 +94,7 @@ class StageLosses:
     def __init__(self, settings: Stage1Settings, group: Group = None, host_group: Group = None) -> None:
         """``host_group``: the same ranks over gloo, where they exchange their numbers of rows; None: ``group``."""
         self.global_loss: GlobalLossSettings = settings.global_loss
+        self.teacher_weight = settings.teacher.weight
         self.region_loss = settings.region_loss if isinstance(settings, Stage2Settings) else None
         self.group, self.host_group = group, group if host_group is None else host_group
         region = self.region_loss or RegionLossSettings()
@@ -107,18 +109,25 @@ class StageLosses:
         *,
         counts: Sequence[Sequence[int]] | None = None,
         with_health: bool = False,
+        taught: Embeddings | None = None,
     ) -> LossOutput:
         """The losses of one batch.
 
         Args:
             counts: ``batch.facts.counts`` of every rank; None: they are gathered here.
             with_health: also range and spread of the logits (costs a little, and reads them back).
+            taught: the teacher's embeddings of the same rows, on every rank or on none; None: without L_teacher.
         """
         with _without_tf32():
-            return self._losses(embeddings, batch, counts, with_health)
+            return self._losses(embeddings, batch, counts, with_health, taught)
 
     def _losses(
-        self, embeddings: Embeddings, batch: Batch, counts: Sequence[Sequence[int]] | None, with_health: bool
+        self,
+        embeddings: Embeddings,
+        batch: Batch,
+        counts: Sequence[Sequence[int]] | None,
+        with_health: bool,
+        taught: Embeddings | None,
     ) -> LossOutput:
         taking_part = self._taking_part(embeddings, batch, counts)
         terms = self._global_terms(embeddings, taking_part)
@@ -126,6 +135,8 @@ class StageLosses:
         if self.region_loss is not None:
             regions = RankRegions.of(embeddings, batch, taking_part.numbers)
             terms += self._region_terms(regions, embeddings, self.region_loss, taking_part)
+        if taught is not None:
+            terms += self._teacher_terms(embeddings, taught, batch, regions, taking_part)
         total = embeddings.image.float().sum() * 0 + sum(weight * loss for _, weight, loss, _ in terms)
         if self.region_loss is not None:
             total = total + embeddings.region_anchor  # keeps the heads in the graph where this rank has no region
@@ -209,6 +220,30 @@ class StageLosses:
             )
             terms.append(("hard_inbatch", settings.hard_inbatch_weight, *hard_inbatch))
         return terms
+
+    def _teacher_terms(
+        self,
+        embeddings: Embeddings,
+        taught: Embeddings,
+        batch: Batch,
+        regions: RankRegions | None,
+        taking_part: _TakingPart,
+    ) -> list[_Term]:
+        numbers, rows = taking_part.numbers, taking_part.rows
+        pairs = {
+            name: tuple(select(tensor, present) for tensor in (embeddings.image, own, taught.image, theirs))
+            for name, own, theirs, present in (
+                ("short", embeddings.short, taught.short, numbers.short),
+                ("long", embeddings.long, taught.long, numbers.long),
+            )
+        }
+        if regions is not None:
+            theirs = RankRegions.of(taught, batch, numbers)
+            pairs["region"] = (regions.region, regions.text, theirs.region, theirs.text)
+        return [
+            (f"teacher_{name}", self.teacher_weight, *teacher_loss(*tensors, rows=rows[name], group=self.group))
+            for name, tensors in pairs.items()
+        ]
 
     def _fgv(
         self, regions: RankRegions, scale: Tensor, settings: RegionLossSettings, rows: Rows

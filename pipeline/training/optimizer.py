@@ -1,4 +1,4 @@
-"""Parameter groups, the learning rate as a function of the step, and which parameters a stage trains."""
+"""Parameter groups, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import torch
 from torch import nn
 
 from pipeline.config import OptimizerSettings
-
-NEW_HEADS = ("longtext_head.", "boxtext_head.", "dense_feature_head.")
-# What only the region losses reach; stage 1 would give these parameters no gradient at all.
-REGION_ONLY = ("boxtext_head.", "dense_feature_head.", "logit_scale_finegraind", "logit_scale_hardneg")
+from pipeline.tuning.parts import NEW_HEADS, depth_of, is_adapter, num_layers
 
 
 def group_of(name: str) -> str:
-    """The parameter group of a name in the model's state dict: text, vision, new_heads or scales."""
+    """The parameter group of a name in the model's state dict: text, vision, new_heads, scales or adapters."""
+    if is_adapter(name):
+        return "adapters"
     if name.startswith("logit_"):
         return "scales"
     if name.startswith(NEW_HEADS):
@@ -25,32 +24,31 @@ def group_of(name: str) -> str:
     return "vision" if name.startswith("vision_model.") else "text"
 
 
-def freeze_region_parameters(model: nn.Module) -> None:
-    """Stage 1 does not train what only the region losses reach."""
-    for name, parameter in model.named_parameters():
-        if name.startswith(REGION_ONLY):
-            parameter.requires_grad_(False)
-
-
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """Groups by part and by decay: no decay on biases, norms, scales and position tables' one-dimensional relatives.
+    """Groups by part, by decay and, with ``optimizer.layer_decay``, by depth.
 
-    Every group carries ``name``, ``factor`` (on the scheduled learning rate) and ``weight_decay``.
+    No decay on biases, norms, scales and position tables' one-dimensional relatives. Every group carries ``name``,
+    ``factor`` (on the scheduled learning rate) and ``weight_decay``. With layer decay d, what lies n layers before the
+    end of its tower trains at d^n of its part's rate; heads and scales at all of it.
     """
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-    for name, parameter in named:
+    parameters = dict(named)
+    layers = num_layers(parameters)
+    groups: dict[tuple[str, int, bool], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
         if parameter.requires_grad:
             part = group_of(name)
+            depth, last = depth_of(name, layers)
+            before_end = last - depth if settings.layer_decay < 1 else 0
             decays = parameter.ndim >= 2 and part != "scales"
-            groups.setdefault((part, decays), []).append(parameter)
+            groups.setdefault((part, before_end, decays), []).append(parameter)
     return [
         {
-            "params": parameters,
-            "name": part if decays else f"{part}_no_decay",
-            "factor": getattr(settings.group_factors, part),
+            "params": members,
+            "name": part + (f"_before_end_{before_end}" if before_end else "") + ("" if decays else "_no_decay"),
+            "factor": getattr(settings.group_factors, part) * settings.layer_decay**before_end,
             "weight_decay": settings.weight_decay if decays else 0.0,
         }
-        for (part, decays), parameters in sorted(groups.items())
+        for (part, before_end, decays), members in sorted(groups.items())
     ]
 
 

@@ -14,6 +14,7 @@ from pipeline.export.folder import model_with_weights
 from pipeline.model import FGCLIP2Config
 from pipeline.training.full_state import full_state_dict
 from pipeline.training.run import Run
+from pipeline.tuning.lora import merged_weights
 
 LIMIT_SECONDS = 3600.0  # assumption: a few dozen images on one rank
 
@@ -39,7 +40,7 @@ def pictures_callback(
         if run.state.step % every_steps and run.state.step not in (1, run.total_steps):
             return
         run.heartbeat.beat(run.state.step, "pictures", allowed_seconds=LIMIT_SECONDS)
-        weights = full_state_dict(run.engine.module)  # collective: ZeRO 3 gathers
+        weights = merged_weights(full_state_dict(run.engine.module), settings.tune)  # collective: ZeRO 3 gathers
         if run.rank_info.is_main:
             copy = model_with_weights(config, weights)
             if not settings.trains_regions:

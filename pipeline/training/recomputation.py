@@ -11,7 +11,7 @@ from pipeline.base.ranks import RankInfo
 from pipeline.config import Stage1Settings
 from pipeline.data.slices import Division
 from pipeline.estimate.estimate import CONTEXT_GIGABYTES, USABLE_SHARE
-from pipeline.estimate.inputs import is_trained, read_data, read_zero, sharding_of, work_of
+from pipeline.estimate.inputs import keeps_activations, read_data, read_zero, sharding_of, work_of
 from pipeline.estimate.pieces import trace_pieces
 from pipeline.estimate.recomputation import least_recomputation
 from pipeline.model import FGCLIP2Config
@@ -44,7 +44,7 @@ def recomputation_of(
             patches,
             settings.train.precision,
             settings.trains_regions,
-            lambda name: is_trained(name, settings.trains_regions),
+            keeps_activations(settings, config),
         )
         parts = division.parts(batch, patches)
         work = work_of(settings, config, -(-images // parts), patches, data)

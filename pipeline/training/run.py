@@ -22,6 +22,7 @@ from pipeline.training.heartbeat import Heartbeat
 from pipeline.training.host_metrics import HostMetrics
 from pipeline.training.losses import LossOutput, StageLosses
 from pipeline.training.state import TrainState
+from pipeline.training.teacher import Teacher
 
 if TYPE_CHECKING:
     from pipeline.training.saver import Saver
@@ -72,6 +73,8 @@ class Run:
     callbacks: list[Callable[[Run], None]] = field(default_factory=list)
     last_metrics: dict[str, float] = field(default_factory=dict)
     host_metrics: HostMetrics | None = None  # None: not asked for
+    teacher: Teacher | None = None
+    ended_early: bool = False  # train.stop_after_worse evaluations in a row bettered nothing
 
 
 @dataclass

@@ -37,6 +37,7 @@ from pipeline.training.pictures import pictures_callback
 from pipeline.training.run import Engine, Run
 from pipeline.training.saver import Saver
 from pipeline.training.stacks import Stacks
+from pipeline.training.starting import make_teacher
 from pipeline.training.state import TrainState
 from pipeline.training.stragglers import Speed
 
@@ -114,6 +115,7 @@ def running(start: Start, tracker: Tracker, attempt: AttemptLog | None) -> Itera
                 speed=speed,
                 callbacks=[callback for callback in callbacks if callback is not None],
                 host_metrics=HostMetrics(rank_info, start.device) if settings.tracking.system_metrics else None,
+                teacher=make_teacher(settings, start.tokenizer, start.device),
             ),
             patient,
         )

@@ -72,6 +72,11 @@ class Saver:
         self.wanted = True
         return True
 
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best evaluation so far."""
+        return self._best.get("step")
+
     def metrics(self) -> dict[str, float]:
         """Of the newest checkpoint: how long training waited for it, and how long it was written behind training."""
         return dict(self._written)

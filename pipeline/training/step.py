@@ -32,6 +32,7 @@ from pipeline.training.health import embedding_health, gradient_norms
 from pipeline.training.losses import LossOutput
 from pipeline.training.optimizer import learning_rate, set_learning_rates
 from pipeline.training.run import Run, StepResult
+from pipeline.training.teacher import joined
 
 
 def run_step(run: Run, wants_stop: bool, wants_save: bool, *, with_health: bool, with_norms: bool) -> StepResult:
@@ -78,6 +79,7 @@ class _Step:
         self.run, self.parts, self.with_health = run, parts, with_health
         self.wants_stop, self.wants_save = wants_stop, wants_save
         self.result = StepResult([])
+        self.taught: list[Embeddings] = []  # by the teacher, of the micro-batches whose losses come next
         self.health: dict[str, float] = {}
         self.taken: list[_Taken] = []
 
@@ -113,6 +115,9 @@ class _Step:
             started = time.monotonic()
             batch = next(self.run.feed)
             self.result.wait_seconds += time.monotonic() - started
+            if self.run.teacher is not None:
+                self.run.heartbeat.beat(self.run.state.step, "teacher")
+                self.taught.append(self.run.teacher(batch))
             self.result.flops += self.run.speed.count(batch)
             yield batch
 
@@ -128,7 +133,8 @@ class _Step:
     def losses(self, embeddings: Embeddings, batch: Batch, *, with_health: bool) -> LossOutput:
         """The losses of all micro-batches that were embedded."""
         self.run.heartbeat.beat(self.run.state.step, "losses")
-        return self.run.losses(embeddings, batch, counts=self.counts_of(batch), with_health=with_health)
+        taught, self.taught = joined(self.taught), []
+        return self.run.losses(embeddings, batch, counts=self.counts_of(batch), with_health=with_health, taught=taught)
 
     def counts_of(self, batch: Batch) -> list[tuple[int, ...]]:
         """Every rank's numbers of rows. With them ranks tell each other whether to stop or to save; collective."""

@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import Siglip2Config, Siglip2Model
+from transformers import CLIPConfig, CLIPModel, Siglip2Config, Siglip2Model, SiglipConfig, SiglipModel
 
 from pipeline.model import FGCLIP2
-from pipeline.model.start import StartError
+from pipeline.model.start import StartError, what_is_new
 from tests.model.material import VOCABULARY, WIDTH, small_batch, small_config, small_model
 
 
@@ -151,7 +151,8 @@ def test_a_siglip2_of_too_few_positions_is_refused(tmp_path):
         ({}, "holds no config.json"),
         ({"checkpoints/step-1/x": ""}, "python -m pipeline.export"),
         ({"config.json": '{"model_type": "clip"}'}, "model type 'clip' without"),
-        ({"config.json": '{"model_type": "siglip", "text_config": {}, "vision_config": {}}'}, "NaFlex"),
+        ({"config.json": '{"model_type": "siglip", "text_config": {}, "vision_config": {}}'}, "no weights"),
+        ({"config.json": '{"model_type": "blip", "text_config": {}, "vision_config": {}}'}, "NaFlex"),
         ({"config.json": "fgclip2"}, "no weights"),
         ({"config.json": "fgclip2", "model.safetensors.index.json": '{"weight_map": {"a": "b.safetensors"}}'}, "index"),
     ],
@@ -166,3 +167,56 @@ def test_folders_without_a_model_say_what_is_missing(tmp_path, files, words):
     if files == {}:
         folder.mkdir()
     assert words in refused(folder)
+
+
+def fixed_resolution_folder(folder, side=4):
+    """A SigLIP of one square resolution as transformers writes it, of which SigLIP 2 has checkpoints, too."""
+    torch.manual_seed(3)
+    tower = {"hidden_size": WIDTH, "intermediate_size": 40, "num_attention_heads": 2}
+    text = tower | {"num_hidden_layers": 3, "vocab_size": VOCABULARY, "max_position_embeddings": 24}
+    text |= {"projection_size": WIDTH, "pad_token_id": 0}
+    vision = tower | {"num_hidden_layers": 2, "image_size": 16 * side, "patch_size": 16}
+    siglip = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval()
+    with torch.no_grad():
+        for parameter in siglip.parameters():  # biases and norms too, so that none can be forgotten
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        siglip.logit_scale.fill_(4.7)
+        siglip.logit_bias.fill_(-16.0)
+    siglip.save_pretrained(folder)
+    return siglip
+
+
+@torch.no_grad()
+def test_a_start_from_one_resolution_gives_the_sources_embeddings_at_that_resolution(tmp_path):
+    siglip, side = fixed_resolution_folder(tmp_path), 4
+    model = FGCLIP2.start_from(tmp_path, vocab_size=VOCABULARY).eval()
+    pixels = torch.rand(3, 3, 16 * side, 16 * side) * 2 - 1
+    patches = pixels.unfold(2, 16, 16).unfold(3, 16, 16).permute(0, 2, 3, 4, 5, 1).reshape(3, side * side, 16 * 16 * 3)
+    grids = torch.tensor([[side, side]] * 3)
+    image = model.encode_vision(patches, torch.ones(3, side * side, dtype=torch.int32), grids)[1]
+    theirs = torch.nn.functional.normalize(siglip.get_image_features(pixel_values=pixels).pooler_output, dim=1)
+    assert (image - theirs).abs().max() < 1e-4
+    ids = torch.randint(3, VOCABULARY, (5, 24))
+    ids[1:, 9:] = 0
+    theirs = torch.nn.functional.normalize(siglip.get_text_features(input_ids=ids).pooler_output, dim=1)
+    assert (model.encode_ids(ids, "short") - theirs).abs().max() < 1e-4
+    assert model.scales().global_bias.item() == -16
+    assert model.config.vision_config.num_patches == side * side
+
+
+def test_what_a_start_takes_and_makes_is_told(tmp_path):
+    fixed_resolution_folder(tmp_path)
+    told = what_is_new(tmp_path)
+    assert "positions of 4 x 4 patches" in told and "longtext_head is a copy of text_model.head" in told
+    assert "36 tokens are stretched from 24" in told
+    (tmp_path / "own").mkdir()
+    save_weights(tmp_path / "own", small_model().state_dict())
+    assert what_is_new(tmp_path / "own").endswith("every weight is taken as it is")
+
+
+def test_a_folder_of_another_family_is_refused(tmp_path):
+    text = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=text | {"image_size": 32, "patch_size": 16}))
+    model.save_pretrained(tmp_path)
+    message = refused(tmp_path)
+    assert "'clip'" in message and "siglip2" in message

@@ -12,14 +12,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.base.ranks import read_rank_info
-from pipeline.config import Stage1Settings, Stage2Settings
+from pipeline.config import Stage1Settings, Stage2Settings, TuneSettings
 from pipeline.data.batch import Batch
 from pipeline.data.join import join_for_losses
 from pipeline.data.slices import Division
 from pipeline.model import FGCLIP2, Embeddings
 from pipeline.training.cached import backward_of_slice, losses_of_slice
 from pipeline.training.losses import StageLosses
-from pipeline.training.optimizer import freeze_region_parameters
+from pipeline.tuning.parts import choose_trained
 from tests.model.material import small_model
 from tests.objectives.toy import ToyImage, make_images
 from tests.ranks import run_ranks, subgroups
@@ -51,7 +51,7 @@ def settings_of(stage: int, exchange: str = "ring", **train: Any) -> Stage1Setti
 def model_of(stage: int) -> FGCLIP2:
     model = small_model().train()
     if stage == 1:
-        freeze_region_parameters(model)
+        choose_trained(model, TuneSettings(), with_regions=False)
     return model
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config import OptimizerSettings
 from pipeline.model import FGCLIP2, preset_config
-from pipeline.training.optimizer import freeze_region_parameters, learning_rate, make_optimizer, parameter_groups
+from pipeline.training.optimizer import learning_rate, make_optimizer, parameter_groups
 from pipeline.training.optimizer import set_learning_rates as set_rates
 
 
@@ -41,10 +41,3 @@ def test_factors_move_their_group_alone(model: FGCLIP2):
     rates = set_rates(optimizer, 0.5)
     assert rates["scales_no_decay"] == 5.0 and rates["vision"] == 0.0 and rates["text"] == 0.5
     assert {group["name"]: group["lr"] for group in optimizer.param_groups} == rates
-
-
-def test_stage_1_leaves_out_what_only_region_losses_reach():
-    model = FGCLIP2(preset_config("tiny", 64))
-    freeze_region_parameters(model)
-    frozen = {name.split(".")[0] for name, parameter in model.named_parameters() if not parameter.requires_grad}
-    assert frozen == {"boxtext_head", "dense_feature_head", "logit_scale_finegraind", "logit_scale_hardneg"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.training.optimizer import REGION_ONLY
+from pipeline.tuning.parts import REGION_ONLY
 from tests.end_to_end.runs import Material, checkpoint_tensors, curves
 from tests.ranks import run_ranks
 from tests.training.small_runs import case, run_cases

@@ -1,0 +1,172 @@
+"""What fine-tuning gains and forgets: the demo's model on a table of scenes that it has not seen.
+
+The table (new colours, two new shapes, German beside English) becomes shards by `data_tools build table`. Each way of
+training is a run of stages/stage1.py on one process with the same batches. One table at the end: retrieval on the new
+and on the old set before and after, what trains, its memory, and seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.finetune_scenes import write_table
+from benchmarks.reporting import benchmark_parser
+from pipeline.base.files import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+HELD_OUT = 300  # rows, about
+LORA = ("tune.vision=lora", "tune.text=lora", "tune.lora_rank=16", "tune.lora_alpha=32")
+LORA_RATE = "optimizer.group_factors.adapters=5"
+WAYS: dict[str, tuple[str, ...]] = {
+    "full": (),
+    "last 2 layers": ("tune.vision=last_n", "tune.text=last_n", "tune.last_n=2"),
+    "LoRA": (*LORA, LORA_RATE),
+    "LoRA, teacher": (*LORA, LORA_RATE, "teacher.weight=TEACHER"),
+}
+FLOAT = 4  # bytes; a trained number has a weight, a gradient, two moments and DeepSpeed's float32 copy
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table."""
+
+    way: str
+    new: float  # R@1, see scores
+    old: float
+    trained: int = 0
+    total: int = 0
+    state_megabytes: float = 0.0  # weights, gradients and optimizer, counted
+    peak_megabytes: float = 0.0  # of the process, measured: its resident memory
+    seconds: float = 0.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = benchmark_parser("benchmarks.finetune", __doc__, "  python -m benchmarks.finetune --demo demo --rows 2000")
+    parser.add_argument("--demo", type=Path, default=Path("demo"), help="what launch/demo.sh made (default: demo)")
+    parser.add_argument("--out", type=Path, default=Path("finetune"), help="folder for table, shards and runs")
+    parser.add_argument("--rows", type=int, default=20_000, help="of the table (default: 20000)")
+    parser.add_argument("--steps", type=int, default=300, help="of each run, of 64 pairs (default: 300)")
+    parser.add_argument("--rate", type=float, default=3e-4, help="peak learning rate (default: 3e-4)")
+    parser.add_argument("--teacher", type=float, default=30.0, help="teacher.weight of the last way (default: 30)")
+    arguments = parser.parse_args(argv)
+    start = arguments.demo / "stage1"
+    if not (start / "final").is_dir():
+        print(
+            f"error: {start} holds no finished run; make one with `bash launch/demo.sh`, or give --demo",
+            file=sys.stderr,
+        )
+        return 2
+    shards = _shards(arguments.out, arguments.rows)
+    old = arguments.demo / "data" / "test"
+    results = [Result("before", *scores(start, shards / "held-out", old, arguments.out))]
+    _show(results[-1])
+    for way, chosen in WAYS.items():
+        settings = [word.replace("TEACHER", str(arguments.teacher)) for word in chosen]
+        run = arguments.out / way.replace(",", "").replace(" ", "_")
+        seconds, peak = _train(run, start, arguments, shards / "train", settings)
+        trained, total = counts(run)
+        state = FLOAT * (total + 4 * trained) / 1e6
+        results.append(
+            Result(way, *scores(run, shards / "held-out", old, arguments.out), trained, total, state, peak, seconds)
+        )
+        _show(results[-1])
+    _table(results)
+    if arguments.json:
+        write_json(arguments.json, [asdict(result) for result in results])
+    return 0
+
+
+def _shards(out: Path, rows: int) -> Path:
+    """The table and its shards, made where they are not there."""
+    table, shards = out / f"table-{rows}.parquet", out / f"shards-{rows}"
+    if not table.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        write_table(table, rows)
+    if not (shards / "train").is_dir():
+        _run(
+            "-m", "data_tools", "build", "table", "--table", table, "--image", "image", "--short-caption", "title",
+            "--long-caption", "description", "--language-column", "language", "--held-out", HELD_OUT / rows,
+            "--out", shards,
+        )  # fmt: skip
+    return shards
+
+
+def _train(run: Path, start: Path, arguments: object, shards: Path, settings: list[str]) -> tuple[float, float]:
+    """Seconds and peak resident megabytes of a run."""
+    options = vars(arguments)
+    words = [
+        "stages/stage1.py", "--config", "launch/demo/stage1.yaml", f"model.start_from={start}",
+        f"data.shards=[{shards}]", f"tokenizer.path={options['demo'] / 'tokenizer'}", f"train.run_folder={run}",
+        f"train.max_steps={options['steps']}", f"optimizer.peak_learning_rate={options['rate']}",
+        "optimizer.warmup_steps=20", "train.resume=never", "tracking.enabled=false",
+        "evaluation.pictures_every_steps=null", "train.checkpoint_every_steps=null", *settings,
+    ]  # fmt: skip
+    began = time.monotonic()
+    with open(run.with_suffix(".log"), "wb") as log:
+        process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=log, stderr=log)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{run} ended with {process.returncode}; see {run.with_suffix('.log')}")
+    return time.monotonic() - began, used.ru_maxrss / 1024
+
+
+def scores(run: Path, new: Path, old: Path, into: Path) -> tuple[float, float]:
+    """R@1 of long captions on both sets: the mean of both directions and of the set's two languages."""
+    found = []
+    for data, languages in ((new, ("en", "de")), (old, ("en", "zh"))):
+        values: list[float] = []
+        for language in languages:
+            out = into / f"{run.name}-{data.name}-{language}.json"
+            _run(
+                "-m", "pipeline.evaluation", "retrieval", run, "--data", data, "--text-kind", "long",
+                "--language", language, "--json", out,
+            )  # fmt: skip
+            named = json.loads(out.read_text(encoding="utf-8"))["scores"]
+            values += [named["i2t_r1"], named["t2i_r1"]]
+        found.append(sum(values) / len(values))
+    return found[0], found[1]
+
+
+def counts(run: Path) -> tuple[int, int]:
+    """Numbers that train, and all numbers, as the run said at its start."""
+    found = {}
+    for line in run.with_suffix(".log").read_text(encoding="utf-8").splitlines():
+        words = line.split()
+        if line.startswith(("trained in all", "frozen ")):
+            found[words[0]] = int(words[-1].replace(",", ""))
+    return found["trained"], found["trained"] + found["frozen"]
+
+
+def _run(*words: object) -> None:
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, words))} ended with {done.returncode}: {done.stderr[-2000:]}")
+
+
+def _show(result: Result) -> None:
+    print(f"{result.way}: new {result.new:.3f}, old {result.old:.3f}, {result.seconds:.0f} s", flush=True)
+
+
+def _table(results: Sequence[Result]) -> None:
+    before = results[0]
+    print("\n| way | new set, R@1 | old set, R@1 | forgotten | trained | state, MB | peak, MB | seconds |")
+    print("|---|---|---|---|---|---|---|---|")
+    for one in results:
+        lost = before.old - one.old
+        print(
+            f"| {one.way} | {one.new:.3f} | {one.old:.3f} | {lost:.3f} | {one.trained:,} | {one.state_megabytes:.1f} | "
+            f"{one.peak_megabytes:.0f} | {one.seconds:.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Fine-tuning: which parameters train, and low-rank additions that are merged into the weights at export."""
