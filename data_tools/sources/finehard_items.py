@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from pipeline.base.border import BorderError, parse_json, validated
+from pipeline.data.schema import MAX_TEXT_LENGTH
 
 MAX_REGIONS = 10_000  # of an item; the release has 13 an image
 
@@ -17,7 +18,8 @@ def _filled(text: str | None) -> str | None:
     return text if text is not None and text.strip() else None
 
 
-Text = Annotated[str | None, AfterValidator(_filled)]
+Written = Annotated[str, Field(max_length=MAX_TEXT_LENGTH)]
+Text = Annotated[Written | None, AfterValidator(_filled)]
 Corner = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -30,7 +32,7 @@ class RegionItem(BaseModel):
     short_expr: Text = None
     long_expr: Text = None
     flag_short_neg: bool | int | None = None
-    short_expr_negs: dict[str, str] | None = None
+    short_expr_negs: dict[str, Written] | None = None
 
     @property
     def negatives(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.base.border import shown
 from pipeline.evaluation.protocols.rows import with_protocol
 from pipeline.evaluation.results import EvaluationError
 
@@ -131,6 +132,7 @@ def unread(task: str, name: str, known: list[str], renamed: Mapping[str, str]) -
     if name in renamed:
         return f"{name} is called {renamed[name]} now; write that"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    name = shown(name, 100)
     if near:
         return f"{task} does not read {name}; did you mean {near[0]}?"
     return f"{task} does not read {name}; it reads {', '.join(sorted(known))}"

@@ -63,6 +63,7 @@ class Suite:
     rows: tuple[SuiteRow, ...]
 
 
+Name = Annotated[str, Field(max_length=200)]
 OneFile = Annotated[str, Field(pattern=r"^[^\x00]+$", max_length=4096)]
 Files = OneFile | list[OneFile] | None
 
@@ -72,10 +73,10 @@ class _Row(BaseModel):
 
     model_config = ConfigDict(extra="allow", coerce_numbers_to_str=True)
 
-    name: str | None = None
-    task: str | None = None
-    protocol: str | None = None
-    scores: list[str] | None = None
+    name: Name | None = None
+    task: Name | None = None
+    protocol: Name | None = None
+    scores: list[Name] | None = None
     data: Files = None
     images: Files = None
     class_names: Files = None
@@ -89,7 +90,7 @@ class _File(BaseModel):
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
-    name: str | None = None
+    name: Name | None = None
     root: OneFile | None = None
     rows: list[_Row] = Field(min_length=1, max_length=MAX_ROWS)
 

@@ -142,7 +142,7 @@ def check_lists(found: list[str]) -> str | None:
 
 FORMATS = {
     "lists": Format(
-        "lists of names, prompts, boxes", make_lists, damage_lists, read_lists, (EvaluationError,), check_lists
+        "lists of names, prompts, boxes", make_lists, damage_lists, read_lists, (EvaluationError,), check_lists, 1024
     ),
     "suite": Format("suites (YAML)", make_suite, damage_suite, read_one_suite, (EvaluationError, OSError), check_suite),
     "scenes": Format("scenes.json", make_scenes, damage_scenes, read_scenes, (EvaluationError,), check_scenes),
