@@ -20,7 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from pydantic import TypeAdapter
 
+from pipeline.base.border import parse_json, read_object, shown, validated
 from pipeline.base.files import write_aside, write_json
 from pipeline.base.ranks import RankInfo
 from pipeline.embed.sources import Part, Row
@@ -34,6 +36,7 @@ FORMAT = 1
 PLAN, MANIFEST = "plan.json", "manifest.json"
 DTYPES = {"float32": np.float32, "float16": np.float16}
 LEFT_OUT = b"left_out"  # in a file's metadata: how many rows are missing, and why
+_COUNTS: TypeAdapter[dict[str, int]] = TypeAdapter(dict[str, int])
 MOST_PLACES = 5  # named of what was left out, a reason
 
 
@@ -98,9 +101,9 @@ def _agree_on_plan(model: EvaluationModel, parts: Sequence[Part], out: Path, set
         "parts": len(parts),
         "names": names,
     }
-    plan = json.loads(json.dumps(plan, default=str))
+    plan = parse_json(json.dumps(plan, default=str))
     if (out / PLAN).is_file():
-        before = json.loads((out / PLAN).read_text(encoding="utf-8"))
+        before = read_object(out / PLAN)
         differs = [name for name in plan if name != "model" and before.get(name) != plan[name]]
         if differs:
             raise EvaluationError(
@@ -189,9 +192,9 @@ def _finish(parts: Sequence[Part], out: Path) -> Embedded:
     for file in there:
         facts = pq.read_metadata(file)
         counts[file.name] = facts.num_rows
-        left_out += Counter(json.loads((facts.metadata or {}).get(LEFT_OUT, b"{}")))
+        left_out += Counter(validated(_COUNTS, (facts.metadata or {}).get(LEFT_OUT, b"{}"), shown(file), "remove it"))
     result = Embedded(len(there), len(files), sum(counts.values()), dict(left_out))
     if result.is_whole:
-        plan = json.loads((out / PLAN).read_text(encoding="utf-8"))
+        plan = read_object(out / PLAN)
         write_json(out / MANIFEST, plan | {"rows": result.rows, "left_out": result.left_out, "files": counts})
     return result
