@@ -37,6 +37,7 @@ PLAN, MANIFEST = "plan.json", "manifest.json"
 DTYPES = {"float32": np.float32, "float16": np.float16}
 LEFT_OUT = b"left_out"  # in a file's metadata: how many rows are missing, and why
 _COUNTS: TypeAdapter[dict[str, int]] = TypeAdapter(dict[str, int])
+MAX_PLAN_BYTES = 256 << 20  # it names every part: a million of them
 MOST_PLACES = 5  # named of what was left out, a reason
 
 
@@ -103,7 +104,7 @@ def _agree_on_plan(model: EvaluationModel, parts: Sequence[Part], out: Path, set
     }
     plan = parse_json(json.dumps(plan, default=str))
     if (out / PLAN).is_file():
-        before = read_object(out / PLAN)
+        before = read_object(out / PLAN, MAX_PLAN_BYTES)
         differs = [name for name in plan if name != "model" and before.get(name) != plan[name]]
         if differs:
             raise EvaluationError(
@@ -192,9 +193,10 @@ def _finish(parts: Sequence[Part], out: Path) -> Embedded:
     for file in there:
         facts = pq.read_metadata(file)
         counts[file.name] = facts.num_rows
-        left_out += Counter(validated(_COUNTS, (facts.metadata or {}).get(LEFT_OUT, b"{}"), shown(file), "remove it"))
+        lost: dict[str, int] = validated(_COUNTS, (facts.metadata or {}).get(LEFT_OUT, b"{}"), shown(file), "remove it")
+        left_out += Counter(lost)
     result = Embedded(len(there), len(files), sum(counts.values()), dict(left_out))
     if result.is_whole:
-        plan = read_object(out / PLAN)
+        plan = read_object(out / PLAN, MAX_PLAN_BYTES)
         write_json(out / MANIFEST, plan | {"rows": result.rows, "left_out": result.left_out, "files": counts})
     return result
