@@ -62,7 +62,7 @@ class TarShard:
 def read_members(path: Path) -> Iterator[tuple[str, dict[str, bytes]] | Drop]:
     """``(key, {extension: bytes})`` of each sample: neighbouring members whose names agree up to the first dot.
 
-    A member that must not be used (a link, a path out of the tar) is a `Drop`.
+    A member that must not be used (a link, a path out of the tar, a second one of its name) is a `Drop`.
 
     Raises:
         OSError: the file is missing, cut or no tar; samples before the damage have been given by then.
@@ -70,7 +70,7 @@ def read_members(path: Path) -> Iterator[tuple[str, dict[str, bytes]] | Drop]:
     unsafe: list[Drop] = []
 
     def on_fault(fault: Fault) -> None:
-        if fault.kind != "unsafe_member":
+        if fault.kind not in ("unsafe_member", "duplicate_member"):
             raise OSError(f"shard {path} is damaged ({fault.message}); make or fetch it again, or pack it anew")
         unsafe.append(Drop(fault.key, fault.kind, f"{path.name}: {fault.message}"))
 

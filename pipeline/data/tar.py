@@ -15,7 +15,8 @@ from typing import BinaryIO
 
 BLOCK = 512
 REGULAR, PAX, PAX_GLOBAL, GNU_LONG_NAME = (b"0", b"\0", b"7"), b"x", b"g", b"L"
-DIRECTORY = b"5"
+DIRECTORY, SPARSE = b"5", b"S"
+PAX_SPARSE = b"GNU.sparse."  # of files whose content begins with a map of its holes
 MAX_DIGITS = 20  # of a decimal number in a pax record: 2^64 has as many
 LARGEST_MEMBER_BYTES = 256 << 20  # members are read whole into memory; images of 100 megapixels are smaller
 MAX_NAME_BYTES = 65536  # assumption: a longer pax or GNU name record is damage or an attack on memory
@@ -51,7 +52,7 @@ def scan_tar(file: BinaryIO, *, end_mark_required: bool = False) -> Iterator[Mem
     length = file.seek(0, 2)
     if length == 0:
         raise TarFault("empty_shard", "the file is empty; build or fetch the shard again")
-    position, long_name, long_size, zero_blocks = 0, None, None, 0
+    position, long_name, long_size, is_sparse, zero_blocks = 0, None, None, False, 0
     while zero_blocks < 2:
         header = _read(file, position, BLOCK, length, "header")
         if header is None:  # some writers leave out the two zero blocks, which loses no member
@@ -80,11 +81,12 @@ def scan_tar(file: BinaryIO, *, end_mark_required: bool = False) -> Iterator[Mem
                 fields = _pax_fields(record, position)
                 long_name = fields.get(b"path", long_name)
                 long_size = _pax_size(fields, position)
+                is_sparse = is_sparse or any(name.startswith(PAX_SPARSE) for name in fields)
         else:
             name = long_name if long_name is not None else _name(header)
             if kind != DIRECTORY:
-                yield _member(name, position, size, kind)
-            long_name = long_size = None
+                yield _member(name, position, size, SPARSE if is_sparse else kind)
+            long_name, long_size, is_sparse = None, None, False
         position = end
 
 
@@ -169,8 +171,8 @@ def group_members(
 ) -> Iterator[tuple[str, dict[str, Member]]]:
     """``(key, members by extension)`` of each run of members with one key, as WebDataset groups them.
 
-    ``on_fault(kind, key, message)`` hears of members that must not be used and of damage that ends the tar; what
-    stands before the damage is given out first.
+    ``on_fault(kind, key, message)`` hears of members that must not be used, of a second member of one name in a sample,
+    and of damage that ends the tar; what stands before the damage is given out first.
     """
     current: str | None = None
     members: dict[str, Member] = {}
@@ -185,7 +187,11 @@ def group_members(
                 if current is not None:
                     yield current, members
                 current, members = key, {}
-            members.setdefault(extension, member)
+            if extension in members:
+                rule = "an earlier member of its sample has this name; the first one is used"
+                on_fault("duplicate_member", member.name, rule)
+                continue
+            members[extension] = member
     except TarFault as error:
         damage = error
     if current is not None:
