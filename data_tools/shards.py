@@ -2,23 +2,24 @@
 
 A shard is there whole or not at all. Its file is ``PREFIX-000012.tar``; while it is being written it has another name,
 which no reader looks for. ``ShardWriter`` cuts a stream of samples into shards; ``write_shard`` writes one, for
-builders that share shards out among processes.
+builders that share shards out among processes. The tar itself is written by webdataset's ``TarWriter``.
 """
 
 from __future__ import annotations
 
-import tarfile
+import unicodedata
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from data_tools.shard_size import GIGABYTES_PER_SHARD, MAX_SAMPLES_PER_SHARD, ShardSize
 from pipeline.base.files import finish_file, partial_path, remove_leftovers
 from pipeline.data.schema import IMAGE_EXTENSIONS, Sample
 
-BLOCK_BYTES = 512  # of the tar format
-DEFAULT_SAMPLES_PER_SHARD = 1000
+MODE = 0o644  # of every member; with no owner and the time 0, equal samples give equal bytes
 
 
 class ShardError(ValueError):
@@ -41,47 +42,52 @@ def shard_path(folder: Path, prefix: str, number: int) -> Path:
 
 
 class _TarFile:
-    """One shard on its way: members are appended to a partial file, ``commit`` gives it its name."""
+    """One shard on its way: samples are appended to a partial file, ``commit`` gives it its name."""
 
     def __init__(self, path: Path) -> None:
+        from webdataset import TarWriter  # it imports torch, which --help and shards that exist do without
+
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
         # Host and process in the name: two machines may build the same shard after one was taken for dead.
         self.path, self.partial = path, partial_path(path)
         self.stream: BinaryIO = open(self.partial, "wb", buffering=1 << 20)
+        self.tar = TarWriter(
+            self.stream, user="", group="", mode=MODE, mtime=0, compress=False, encoder=False, keep_meta=True
+        )
         self.keys: set[str] = set()
+        self.num_bytes = 0  # of the members' content
 
     def add(self, record: Record) -> None:
+        """Raises ``ShardError``; nothing of the record is written then."""
         where = f"{self.path.name}: sample {record.key!r}"
         if not record.key or "." in record.key or "/" in record.key:
             raise ShardError(f"{where}: a key must not be empty nor hold '.' or '/'; WebDataset cuts names there")
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in record.key):
+            raise ShardError(f"{where}: a key must hold no control characters and be UTF-8, as readers ask; rename it")
         if record.key in self.keys:
             raise ShardError(f"{where}: the key is in this shard already; keys must differ")
         if record.extension not in IMAGE_EXTENSIONS:
             allowed = ", ".join(IMAGE_EXTENSIONS)
             raise ShardError(f"{where}: image extension {record.extension!r}; it must be one of {allowed}")
+        own = {record.extension: record.image, "json": record.sample.to_bytes()}
+        taken = sorted({*own, "__key__"} & set(record.extra_members))
+        if taken:
+            raise ShardError(f"{where}: its further member {taken[0]!r} has the name of one that is there; rename it")
         self.keys.add(record.key)
-        self._member(f"{record.key}.{record.extension}", record.image)
-        self._member(f"{record.key}.json", record.sample.to_bytes())
-        for name, data in record.extra_members.items():
-            self._member(f"{record.key}.{name}", data)
-
-    def _member(self, name: str, data: bytes) -> None:
-        header = tarfile.TarInfo(name)  # owner, mode and time stay at their defaults: equal samples, equal bytes
-        header.size = len(data)
-        self.stream.write(header.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict"))
-        self.stream.write(data)
-        self.stream.write(bytes(-len(data) % BLOCK_BYTES))
+        self.num_bytes += self.tar.write({"__key__": record.key, **own, **record.extra_members})
 
     def commit(self) -> None:
-        self.stream.write(bytes(2 * BLOCK_BYTES))
+        self.tar.close()
         self.stream.close()
         finish_file(self.partial, self.path, durable=True)
 
     def discard(self) -> None:
         try:
-            self.stream.close()
-        finally:  # closing flushes, which fails again on a full disk; the file must go all the same
+            for end in (self.tar.close, self.stream.close):
+                with suppress(OSError):  # of a full disk, which is why it is discarded
+                    end()
+        finally:
             self.partial.unlink(missing_ok=True)
 
 
@@ -106,7 +112,7 @@ def write_shard(path: Path, records: Iterable[Record]) -> int:
 
 
 class ShardWriter:
-    """Cut a stream of samples into shards of ``samples_per_shard``; index and manifest are written at the end.
+    """Cut a stream of samples into shards; index and manifest are written at the end.
 
     A context manager: leaving it by an exception discards the shard in hand and keeps the whole ones.
     """
@@ -115,14 +121,20 @@ class ShardWriter:
         self,
         folder: str | Path,
         prefix: str = "shard",
-        samples_per_shard: int = DEFAULT_SAMPLES_PER_SHARD,
+        samples_per_shard: int = MAX_SAMPLES_PER_SHARD,
         *,
+        gigabytes_per_shard: float = GIGABYTES_PER_SHARD,
         first_number: int = 0,
         index: bool = True,
     ) -> None:
-        if samples_per_shard < 1:
-            raise ValueError(f"samples_per_shard is {samples_per_shard}; it must be at least 1")
-        self.folder, self.prefix, self.samples_per_shard = Path(folder), prefix, samples_per_shard
+        """
+        Args:
+            samples_per_shard: a shard has as many at most. gigabytes_per_shard: and is finished by the sample with
+                which its content reaches this.
+        """
+        size = ShardSize(samples_per_shard, gigabytes_per_shard)
+        self.folder, self.prefix = Path(folder), prefix
+        self._most_samples, self._most_bytes = samples_per_shard, size.gigabytes * 1e9
         self.index, self._number = index, first_number
         self._tar: _TarFile | None = None
         self.num_samples = 0
@@ -139,7 +151,7 @@ class ShardWriter:
             self._tar = _TarFile(shard_path(self.folder, self.prefix, self._number))
         self._tar.add(Record(key, image, extension, sample, extra_members or {}))
         self.num_samples += 1
-        if len(self._tar.keys) == self.samples_per_shard:
+        if len(self._tar.keys) == self._most_samples or self._tar.num_bytes >= self._most_bytes:
             self._finish_shard()
 
     def _finish_shard(self) -> None:

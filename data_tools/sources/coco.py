@@ -30,7 +30,8 @@ from data_tools.execution.interface import Shard, Step
 from data_tools.execution.options import ExecutionOptions, options_from
 from data_tools.execution.shards import Drop
 from data_tools.execution.steps import run_shards
-from data_tools.shards import DEFAULT_SAMPLES_PER_SHARD, Record
+from data_tools.shard_size import ShardSize, add_shard_size_arguments, shard_size
+from data_tools.shards import Record
 from data_tools.sources.boxes import BoxProblem, iou, usable_box
 from data_tools.sources.coco_files import Entry, read_entries
 from data_tools.sources.images import ImageProblem, read_image
@@ -53,7 +54,7 @@ class CocoOptions:
     language: str = "en"
     box_iou: float = 0.9
     max_missing_share: float = 0.01
-    samples_per_shard: int = DEFAULT_SAMPLES_PER_SHARD
+    size: ShardSize = ShardSize()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-missing-share", type=float, default=0.01, help="stop when more of the images are missing (default 0.01)"
     )
-    parser.add_argument("--samples-per-shard", type=int, default=DEFAULT_SAMPLES_PER_SHARD)
+    add_shard_size_arguments(parser)
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,11 @@ def read_options(arguments: argparse.Namespace) -> CocoOptions:
     Raises:
         ValueError: a number is out of its range.
     """
-    options = options_from(arguments, CocoOptions, fgovd=tuple(arguments.fgovd), language=canonical(arguments.language))
-    for name, low, high in (("box_iou", 0, 1), ("max_missing_share", 0, 1), ("samples_per_shard", 1, 10**9)):
+    options = options_from(
+        arguments, CocoOptions, fgovd=tuple(arguments.fgovd), language=canonical(arguments.language),
+        size=shard_size(arguments),
+    )  # fmt: skip
+    for name, low, high in (("box_iou", 0, 1), ("max_missing_share", 0, 1)):
         value = getattr(options, name)
         if not low <= value <= high:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be from {low} to {high}")
@@ -135,17 +139,10 @@ def build(options: CocoOptions, out: Path, execution: ExecutionOptions) -> int:
     entries, without_caption = read_entries(options.captions, options.instances, options.fgovd)
     if without_caption:
         print(f"{without_caption} images have no caption in {options.captions} and are left out", file=sys.stderr)
-    _check_images(entries, options)
-    size = options.samples_per_shard
+    sizes = _check_images(entries, options)
     shards = [
-        CocoShard(
-            f"coco-{i // size:06d}",
-            options.images,
-            tuple(entries[i : i + size]),
-            options.language,
-            options.box_iou,
-        )
-        for i in range(0, len(entries), size)
+        CocoShard(f"coco-{number:06d}", options.images, tuple(entries[cut]), options.language, options.box_iou)
+        for number, cut in enumerate(options.size.cut(sizes))
     ]
     files = [options.captions, options.instances, *options.fgovd]
     settings = {
@@ -169,12 +166,14 @@ def build(options: CocoOptions, out: Path, execution: ExecutionOptions) -> int:
     return status
 
 
-def _check_images(entries: list[Entry], options: CocoOptions) -> None:
-    """Stop before any work if too many images are not there."""
-    missing = [entry for entry in entries if _find_image(options.images, entry.file_name) is None]
+def _check_images(entries: list[Entry], options: CocoOptions) -> list[int]:
+    """Bytes of each image, 0 where it is missing; stops before any work if too many are."""
+    paths = [_find_image(options.images, entry.file_name) for entry in entries]
+    missing = [entry for entry, path in zip(entries, paths, strict=True) if path is None]
     if len(missing) > options.max_missing_share * len(entries):
         reason = _too_many(len(missing), len(entries), "missing", options.max_missing_share)
         raise ValueError(f"{reason}; first: {missing[0].file_name}, looked for in {options.images}")
+    return [path.stat().st_size if path is not None else 0 for path in paths]
 
 
 def _too_many(lost: int, total: int, what: str, limit: float) -> str:

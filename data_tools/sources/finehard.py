@@ -26,7 +26,8 @@ from data_tools.execution.reports import read_report
 from data_tools.execution.shard_work import REPORTS, WORK
 from data_tools.execution.shards import Drop
 from data_tools.execution.steps import RunSummary, run_shards
-from data_tools.shards import DEFAULT_SAMPLES_PER_SHARD, Record
+from data_tools.shard_size import ShardSize, add_shard_size_arguments, mean_of, shard_size
+from data_tools.shards import Record
 from data_tools.sources.boxes import BoxProblem, usable_box
 from data_tools.sources.finehard_index import DownloadIndex, Span, build_index, item_spans
 from data_tools.sources.finehard_items import Item, read_item, read_region
@@ -49,14 +50,14 @@ class FineHardOptions:
     annotations: Path
     url_keys: Path
     images: Path
-    samples_per_shard: int = DEFAULT_SAMPLES_PER_SHARD
+    size: ShardSize = ShardSize()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--annotations", required=True, type=Path, help="FineHARD/jsonfiles")
     parser.add_argument("--url-keys", required=True, type=Path, help="FineHARD/url2key_jsons")
     parser.add_argument("--images", required=True, type=Path, help="img2dataset's output folder")
-    parser.add_argument("--samples-per-shard", type=int, default=DEFAULT_SAMPLES_PER_SHARD)
+    add_shard_size_arguments(parser)
 
 
 @dataclass
@@ -117,10 +118,7 @@ def read_options(arguments: argparse.Namespace) -> FineHardOptions:
     Raises:
         ValueError: a number is out of its range.
     """
-    options = options_from(arguments, FineHardOptions)
-    if options.samples_per_shard < 1:
-        raise ValueError(f"--samples-per-shard is {options.samples_per_shard}; it must be at least 1")
-    return options
+    return options_from(arguments, FineHardOptions, size=shard_size(arguments))
 
 
 def build(options: FineHardOptions, out: Path, execution: ExecutionOptions) -> int:
@@ -136,10 +134,11 @@ def build(options: FineHardOptions, out: Path, execution: ExecutionOptions) -> i
     num_keys, num_downloads = build_index(database, options.url_keys, options.images)
     print(f"{num_keys} keys with URLs, {num_downloads} downloads noted", flush=True)
     index = DownloadIndex(database, options.images)
+    items = options.size.most_samples(num_downloads, mean_of(index.some_sizes()))
     shards = [
         FineHardShard(f"{path.stem}-{number:06d}", span, index)
         for path in files
-        for number, span in enumerate(item_spans(path, options.samples_per_shard))
+        for number, span in enumerate(item_spans(path, items))
     ]
     summary = run_shards(
         shards,

@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from data_tools.shard_size import PROBES
 from data_tools.sources.finehard_items import parse_items
 from data_tools.sources.images import ImageProblem
 from pipeline.base.border import BorderError, read_typed, shown
@@ -146,6 +147,12 @@ class DownloadIndex:
         if found is None or found[0] is None:
             raise ImageProblem("dead_link", f"{row[0]} ({found[1] if found else 'not among the downloads'})")
         return self.downloads / found[0]
+
+    def some_sizes(self) -> Iterator[int]:
+        """Bytes of some images, always of the same ones: of the first URLs in their order."""
+        rows = self._open().execute("SELECT path FROM downloads WHERE path IS NOT NULL ORDER BY url LIMIT ?", (PROBES,))
+        for (path,) in rows.fetchall():
+            yield (self.downloads / path).stat().st_size
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:

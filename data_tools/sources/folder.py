@@ -21,7 +21,8 @@ from typing import Any
 
 from data_tools.execution.options import ExecutionOptions
 from data_tools.execution.shards import Drop
-from data_tools.shards import DEFAULT_SAMPLES_PER_SHARD, Record
+from data_tools.shard_size import ShardSize, add_shard_size_arguments, shard_size
+from data_tools.shards import Record
 from data_tools.sources.pairs import (
     PairOptions,
     UniqueKeys,
@@ -41,12 +42,12 @@ class FolderOptions(PairOptions):
     """The folder of images, and what the captions beside them are."""
 
     images: Path = Path()
-    samples_per_shard: int = DEFAULT_SAMPLES_PER_SHARD
+    size: ShardSize = ShardSize()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", required=True, type=Path, help="folder of images")
-    parser.add_argument("--samples-per-shard", type=int, default=DEFAULT_SAMPLES_PER_SHARD)
+    add_shard_size_arguments(parser)
     add_pair_arguments(parser)
 
 
@@ -89,9 +90,7 @@ def read_options(arguments: argparse.Namespace) -> FolderOptions:
     Raises:
         ValueError: a number is out of its range, or the folder does not exist.
     """
-    options = pair_options(arguments, FolderOptions)
-    if options.samples_per_shard < 1:
-        raise ValueError(f"--samples-per-shard is {options.samples_per_shard}; it must be at least 1")
+    options = pair_options(arguments, FolderOptions, size=shard_size(arguments))
     if not options.images.is_dir():
         raise ValueError(f"--images is {options.images}, which is no folder; give the folder that holds the images")
     return options
@@ -99,21 +98,24 @@ def read_options(arguments: argparse.Namespace) -> FolderOptions:
 
 def build(options: FolderOptions, out: Path, execution: ExecutionOptions) -> int:
     """Write the shards of the folder to ``out``."""
-    size, keys = options.samples_per_shard, UniqueKeys()
+    keys = UniqueKeys()
     files = [(keys.key(os.path.splitext(path)[0], path), path) for path in sorted(_walk(options.images))]
     if not files:
         known = ", ".join(IMAGE_SUFFIXES)
         raise ValueError(f"{options.images} holds no image; files must end in one of {known}")
+    cuts = options.size.cut([_bytes(options.images / path) for _, path in files])
     shards = [
-        FolderShard(
-            f"images-{start // size:06d}",
-            options.images,
-            tuple(files[start : start + size]),
-            options,
-        )
-        for start in range(0, len(files), size)
+        FolderShard(f"images-{number:06d}", options.images, tuple(files[cut]), options)
+        for number, cut in enumerate(cuts)
     ]
     return build_pairs("folder", shards, options, out, execution)
+
+
+def _bytes(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return 0  # a link that leads nowhere; its shard's report names it
 
 
 def _walk(root: Path) -> Iterator[str]:

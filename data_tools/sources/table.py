@@ -30,7 +30,8 @@ from data_tools.execution.options import ExecutionOptions, options_from
 from data_tools.execution.shard_work import WORK
 from data_tools.execution.shards import Drop
 from data_tools.execution.steps import run_shards
-from data_tools.shards import DEFAULT_SAMPLES_PER_SHARD, Record
+from data_tools.shard_size import ShardSize, add_shard_size_arguments, mean_of, probes, shard_size
+from data_tools.shards import Record
 from data_tools.sources.pairs import add_language_arguments
 from data_tools.sources.table_rows import Columns, RowReader
 from data_tools.text.detection import check_language
@@ -57,7 +58,7 @@ class TableOptions:
     held_out: float = 0.0
     split: str = "train"
     streaming: bool = False
-    samples_per_shard: int = DEFAULT_SAMPLES_PER_SHARD
+    size: ShardSize = ShardSize()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--streaming", action="store_true", help="read file by file without a copy on disk; a shard for each file"
     )
-    parser.add_argument("--samples-per-shard", type=int, default=DEFAULT_SAMPLES_PER_SHARD)
+    add_shard_size_arguments(parser)
 
 
 def read_options(arguments: argparse.Namespace) -> TableOptions:
@@ -92,15 +93,13 @@ def read_options(arguments: argparse.Namespace) -> TableOptions:
         language = check_language(language, among)
     options = options_from(
         arguments, TableOptions, columns=columns, language=language, among=among, keep=tuple(arguments.keep),
-        table=tuple(arguments.table),
+        table=tuple(arguments.table), size=shard_size(arguments),
     )  # fmt: skip
     for path in (*options.table, *([options.images] if options.images else [])):
         if not path.exists():
             raise ValueError(f"{path} does not exist; give an existing file or folder")
     if not 0 <= options.held_out < 1:
         raise ValueError(f"--held-out is {options.held_out}; it must be a share from 0 to below 1")
-    if options.samples_per_shard < 1:
-        raise ValueError(f"--samples-per-shard is {options.samples_per_shard}; it must be at least 1")
     return options
 
 
@@ -187,6 +186,7 @@ def build(options: TableOptions, out: Path, execution: ExecutionOptions) -> int:
     reader = RowReader(
         columns, options.table[0].stem, images, options.language, options.among, options.box_unit, options.box_format
     )
+    parts = list(_parts(data, options.size, reader, number_of_rows))
     sides = [("train", False), ("held-out", True)] if options.held_out else [("", False)]
     settings = {"columns": {k: v for k, v in vars(columns).items() if v}, "language": options.language,
                 "among": list(options.among), "boxes": f"{options.box_format} {options.box_unit}",
@@ -195,7 +195,7 @@ def build(options: TableOptions, out: Path, execution: ExecutionOptions) -> int:
     for side, wants_held_out in sides:
         shards = [
             TableShard(f"{side or 'table'}-{i:06d}", part, reader, first, last, options.held_out, wants_held_out)
-            for i, (part, first, last) in enumerate(_parts(data, options, number_of_rows))
+            for i, (part, first, last) in enumerate(parts)
         ]
         summary = run_shards(
             shards, FunctionStep("table", "1", _as_it_is, settings), out / side, executor=execution.make_executor(),
@@ -244,13 +244,17 @@ def _checked(data: TableData, options: TableOptions) -> tuple[Columns, int]:
     return columns, 0 if data.streaming else len(found)
 
 
-def _parts(data: TableData, options: TableOptions, rows: int) -> Iterator[tuple[TableData, int, int | None]]:
+def _parts(
+    data: TableData, size: ShardSize, reader: RowReader, rows: int
+) -> Iterator[tuple[TableData, int, int | None]]:
     if data.streaming:
         for file in data.files:
             yield TableData((file,), data.kind, data.split, data.cache, True), 0, None
         return
-    for first in range(0, rows, options.samples_per_shard):
-        yield data, first, min(first + options.samples_per_shard, rows)
+    some = data.open().select(probes(rows))
+    most = size.most_samples(rows, mean_of(reader.image_bytes(row) for row in some))
+    for first in range(0, rows, most):
+        yield data, first, min(first + most, rows)
 
 
 def _as_it_is(record: Record) -> Record | Drop:

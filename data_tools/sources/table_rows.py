@@ -99,10 +99,22 @@ class RowReader:
 
     def image_name(self, row: Mapping[str, Any]) -> bytes:
         """What tells a row's image from others: its path, or a hash of its bytes."""
-        value = row[self.columns.image or ""]
-        if isinstance(value, dict):
-            value = value.get("bytes") or value.get("path")
+        value = self._image_value(row)
         return hashlib.sha256(value).digest() if isinstance(value, bytes) else str(value).encode("utf-8", "replace")
+
+    def image_bytes(self, row: Mapping[str, Any]) -> int | None:
+        """The size of a row's image; None where there is none."""
+        value = self._image_value(row)
+        try:
+            return len(value) if isinstance(value, bytes) else os.stat(self.images / str(value)).st_size
+        except (OSError, ValueError):
+            return None
+
+    def _image_value(self, row: Mapping[str, Any]) -> Any:
+        value = row[self.columns.image or ""]
+        if isinstance(value, dict):  # the Image feature of datasets, not decoded
+            value = value.get("bytes") or value.get("path")
+        return value
 
     def _key(self, row: Mapping[str, Any], number: int) -> str:
         value = row.get(self.columns.key) if self.columns.key is not None else None
@@ -126,9 +138,7 @@ class RowReader:
         return Record(key, image.data, image.extension, sample)
 
     def _image(self, row: Mapping[str, Any]) -> bytes:
-        value = row[self.columns.image or ""]
-        if isinstance(value, dict):  # the Image feature of datasets, not decoded
-            value = value.get("bytes") or value.get("path")
+        value = self._image_value(row)
         if isinstance(value, bytes) and value:
             return value
         if not isinstance(value, str) or not value.strip():

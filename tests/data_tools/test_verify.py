@@ -91,7 +91,8 @@ def test_changed_lost_unlisted_and_cut_shards_are_found(tmp_path):
     first.write_bytes(first.read_bytes().replace("红猫".encode(), "黄猫".encode(), 1))
     second.unlink()
     third.write_bytes(third.read_bytes()[:700])  # in the first image
-    fourth.write_bytes(fourth.read_bytes()[:-1024])  # between two members
+    content = fourth.read_bytes().rstrip(b"\0")
+    fourth.write_bytes(content + bytes(-len(content) % 512))  # after a member, where the end mark begins
     write(tmp_path / "b", first=20, count=1)
     (tmp_path / "b" / "shard-000000.tar").rename(folder / "shard-000009.tar")
     _, kinds, faults = verify(folder)
