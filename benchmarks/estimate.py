@@ -230,7 +230,7 @@ def measure_here(case: Case, out: Path) -> None:
 
     from pipeline.base.distributed import device_of, join_process_group
     from pipeline.base.ranks import read_rank_info
-    from pipeline.data.loader import make_loader
+    from pipeline.data.loader import Reading, make_loader
     from pipeline.data.slices import Division
     from pipeline.data.tokenizer import load_tokenizer
     from pipeline.model import FGCLIP2
@@ -243,12 +243,12 @@ def measure_here(case: Case, out: Path) -> None:
     torch.set_num_threads(1)
     settings, config, rank_info = settings_of(case, out.parent), config_of(case), read_rank_info()
     device = join_process_group(rank_info, 300)
-    loader = make_loader(
+    loader = make_loader(Reading(
         settings.data, load_tokenizer(settings.tokenizer.path),
         (config.text_config.max_position_embeddings, config.text_config.longtext_len), seed=0,
         global_batch_size=settings.train.global_batch_size, rank=rank_info.rank,
         division=Division(rank_info.world_size), with_regions=case.stage == 2,
-    )  # fmt: skip
+    ))  # fmt: skip
     next(loader)
     _load_code(build_engine, settings, rank_info, device_of(rank_info))
     dist.barrier()

@@ -23,7 +23,7 @@ from benchmarks.reporting import Row, benchmark_parser, report
 from data_tools.shards import Record, write_shard
 from pipeline.config import DataSettings, Stage1Settings
 from pipeline.data.index import index_folder, load_manifest, read_index
-from pipeline.data.loader import make_loader
+from pipeline.data.loader import Reading, make_loader
 from pipeline.data.resolution import PATCH_SIZE
 from pipeline.data.schema import Sample
 from pipeline.data.tokenizer import Tokenizer
@@ -90,12 +90,14 @@ def measure(
     sizes = native_patches(shards)
     count = detail = patches = 0
     with make_loader(
-        DataSettings(shards=[str(shards)], one_budget_per_batch=one_level, num_workers=1),
-        tokenizer,
-        (text.max_position_embeddings, text.longtext_len),
-        seed=0,
-        global_batch_size=arguments.batch,
-        rank=0,
+        Reading(
+            DataSettings(shards=[str(shards)], one_budget_per_batch=one_level, num_workers=1),
+            tokenizer,
+            (text.max_position_embeddings, text.longtext_len),
+            seed=0,
+            global_batch_size=arguments.batch,
+            rank=0,
+        )
     ) as loader:
         next(loader)  # starts the worker
         start = time.perf_counter()

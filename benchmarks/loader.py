@@ -28,7 +28,7 @@ from data_tools.shards import Record, write_shard
 from pipeline.base.constants import PATCH_BUDGETS
 from pipeline.config import DataSettings
 from pipeline.data.index import index_folder, index_shard, write_manifest
-from pipeline.data.loader import make_loader
+from pipeline.data.loader import Reading, make_loader
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.schema import Region, Sample
 from pipeline.data.slices import Division
@@ -153,13 +153,15 @@ def loader_rate(
     """Images a second of the loader, and of the bare decode measured just before and just after."""
     before = bare_decode_seconds(images, seconds / 4)
     with make_loader(
-        settings,
-        tokenizer,
-        TEXT_LENGTHS,
-        seed=0,
-        global_batch_size=BATCH,
-        rank=0,
-        with_regions=with_regions,
+        Reading(
+            settings,
+            tokenizer,
+            TEXT_LENGTHS,
+            seed=0,
+            global_batch_size=BATCH,
+            rank=0,
+            with_regions=with_regions,
+        )
     ) as loader:
         for _ in range(loader.num_workers * (settings.prefetch_batches + 1)):
             next(loader)  # what was read ahead while nobody waited would count as speed
@@ -194,14 +196,16 @@ def first_batch_seconds(folder: Path, tokenizer: Tokenizer, step: int) -> float:
     settings = DataSettings(shards=[str(folder)], num_workers=0)
     start = time.perf_counter()
     with make_loader(
-        settings,
-        tokenizer,
-        TEXT_LENGTHS,
-        seed=0,
-        global_batch_size=SIMULATED_GLOBAL_BATCH,
-        rank=7,
-        division=Division(SIMULATED_RANKS),
-        start_step=step,
+        Reading(
+            settings,
+            tokenizer,
+            TEXT_LENGTHS,
+            seed=0,
+            global_batch_size=SIMULATED_GLOBAL_BATCH,
+            rank=7,
+            division=Division(SIMULATED_RANKS),
+            start_step=step,
+        )
     ) as loader:
         next(loader)
         return time.perf_counter() - start

@@ -31,7 +31,7 @@ from data_tools.shards import Record, write_shard
 from pipeline.config import DataSettings
 from pipeline.data import transport
 from pipeline.data.index import index_folder
-from pipeline.data.loader import Loader, make_loader
+from pipeline.data.loader import Loader, Reading, make_loader
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.transport import StoreUnavailable
 
@@ -176,11 +176,13 @@ def load(shards: str, tokenizer: Tokenizer, cache: Path | None, **settings: floa
         **settings,
     )
     return make_loader(
-        made,
-        tokenizer,
-        TEXT_LENGTHS,
-        seed=0,
-        global_batch_size=BATCH,
+        Reading(
+            made,
+            tokenizer,
+            TEXT_LENGTHS,
+            seed=0,
+            global_batch_size=BATCH,
+        )
     )
 
 

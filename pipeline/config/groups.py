@@ -239,17 +239,6 @@ class Stage1Settings(Group):
     evaluation: EvaluationSettings = EvaluationSettings()
 
     @model_validator(mode="after")
-    def _patience(self) -> Stage1Settings:
-        if any("://" in shards for shards in self.data.shards):
-            patience, limit = self.data.store_patience_seconds, self.train.timeout_seconds
-            if patience >= limit:
-                raise ValueError(
-                    f"data.store_patience_seconds is {patience:g} and train.timeout_seconds {limit:g}; while one rank "
-                    "waits for its data the others wait for it, so the patience must be the smaller one"
-                )
-        return self
-
-    @model_validator(mode="after")
     def _teacher_is_known(self) -> Stage1Settings:
         if self.teacher.weight and self.model.start_from is None:
             raise ValueError(
@@ -277,6 +266,12 @@ class Stage1Settings(Group):
     def loss_weights(self) -> dict[str, float]:
         """The weight of every loss of this stage, by the name of its setting."""
         return {f"global_loss.{name}": getattr(self.global_loss, name) for name in ("short_weight", "long_weight")}
+
+    @property
+    def collective_seconds(self) -> float:
+        """How long a collective may take: while one rank waits for a remote store, the others wait in one for it."""
+        is_remote = any("://" in shards for shards in self.data.shards)
+        return self.train.timeout_seconds + (self.data.store_patience_seconds if is_remote else 0.0)
 
     @property
     def trains_regions(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -55,14 +56,38 @@ class MicroBatches(Dataset):
     ) -> None:
         self.plan, self.sources, self.collator, self.settings = plan, sources, collator, collator.settings
         self.num_workers, self.rank, self.division = num_workers, rank, division
-        largest = division.most_patches(plan.batch_size, plan.patch_budgets) * PATCH_VALUES
         # a step holds all its micro-batches until its end, unless each is a batch of its own
         parts = 1 if division.separate else division.most_parts(plan.batch_size, plan.patch_budgets)
         held = HELD_BATCHES + -(-parts // max(1, num_workers)) - 1
-        self.pool = BufferPool(num_workers, self.settings.prefetch_batches + held, largest)
+        ahead = max(1, num_workers) * self.settings.prefetch_batches
+        self.pool = BufferPool(
+            num_workers,
+            self.settings.prefetch_batches + held,
+            max(map(self.bytes_at, plan.patch_budgets)),
+            ahead * self._mean_bytes(),
+        )
         self._readers: list[ShardReader] = []
         self._process: int | None = None
         self._planned: tuple[tuple[int, int], PlannedBatch] | None = None
+
+    def bytes_at(self, patch_budget: int) -> int:
+        """Pixels of the largest micro-batch at a patch budget."""
+        size = self.plan.batch_size
+        images = -(-self.division.slice_size(size) // self.division.parts(size, patch_budget))
+        return images * patch_budget * PATCH_VALUES
+
+    def most_bytes(self, patch_budget: int) -> int:
+        """Host memory of the pool's batches at most, while all are of one patch budget."""
+        parts = 1 if self.division.separate else self.division.parts(self.plan.batch_size, patch_budget)
+        return self.pool.most_bytes(self.bytes_at(patch_budget), parts + 1)
+
+    def _mean_bytes(self) -> float:
+        """Of the plan's micro-batches."""
+        top = max(self.plan.patch_budgets)
+        groups = [(budget or top, samples) for _, budget, samples, *_ in self.plan.group_counts()]
+        parts = [samples * self.division.parts(self.plan.batch_size, budget) for budget, samples in groups]
+        sizes = sum(count * self.bytes_at(budget) for (budget, _), count in zip(groups, parts, strict=True))
+        return sizes / max(1, sum(parts))
 
     def units_of(self, step: int) -> list[Unit]:
         """The micro-batches of a step, alike on all ranks."""
@@ -88,7 +113,8 @@ class MicroBatches(Dataset):
         slots = range(mine.start, mine.stop)
         shape = (len(slots), planned.patch_budget, PATCH_VALUES)
         worker = get_worker_info()
-        buffer = self.pool.take(worker.id if worker else 0) if slots else None
+        num_bytes = math.prod(shape)
+        buffer = self.pool.take(worker.id if worker else 0, num_bytes) if slots else None
         values = torch.empty(shape, dtype=torch.uint8) if buffer is None else self.pool.view(buffer, shape)
         pixels = PixelBuffer(values, self.settings)
         replaced: Counter[str] = Counter()
@@ -99,6 +125,7 @@ class MicroBatches(Dataset):
         return Shipped(batch, None, shape) if buffer is None else Shipped(_without_pixels(batch), buffer, shape)
 
     def close(self) -> None:
+        self.pool.close()
         for reader in self._readers:
             reader.close()
         self._readers = []

@@ -23,6 +23,7 @@ import numpy as np
 
 from pipeline.base.border import one_line
 from pipeline.data.shard_index import IndexProblem
+from pipeline.data.waiting import WaitBoard
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
 CONNECT_SECONDS = 10.0
@@ -63,7 +64,7 @@ class DamagedBody(OSError):
 
 
 class StoreCounts:
-    """What the processes of a rank asked of remote stores. Shared memory: made before workers are forked."""
+    """What the processes of a rank asked of remote stores, and wait for. Shared memory: made before a fork."""
 
     FIELDS = ("requests", "bytes", "retries")
     PROCESSES = 128
@@ -72,6 +73,7 @@ class StoreCounts:
         self._memory = mmap.mmap(-1, self.PROCESSES * len(self.FIELDS) * 8)
         self._table = np.frombuffer(self._memory, dtype=np.float64).reshape(-1, len(self.FIELDS))
         self._lock = threading.Lock()
+        self.waits = WaitBoard()
 
     def add(self, field: str, value: float = 1.0) -> None:
         # A row a process, so that no two write to one; ids that fall together could lose a count, never more.
@@ -97,7 +99,13 @@ class Patience:
         Raises:
             ShardUnavailable: the object is missing or forbidden. StoreUnavailable: no answer for ``seconds``.
         """
-        started, attempt = time.monotonic(), 0
+        try:
+            return self._until_done(what, work)
+        finally:
+            self.counts.waits.forget()
+
+    def _until_done(self, what: str, work: Callable[[], T]) -> T:
+        started, attempt = time.monotonic(), 1
         while True:
             try:
                 return work()
@@ -118,9 +126,12 @@ class Patience:
                 self._report(what, error, waited)
             self.counts.add("retries")
             # a power of whole numbers has no float beyond 2**1023, and the longest pause is reached long before
-            pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(attempt, 32)) * random.uniform(0.5, 1.5)
+            pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** min(attempt - 1, 32)) * random.uniform(
+                0.5, 1.5
+            )
             attempt += 1
-            time.sleep(pause)
+            self.counts.waits.note(what, attempt, started)
+            time.sleep(pause * random.uniform(0.5, 1.5))
 
     def _report(self, what: str, error: BaseException, waited: float) -> None:
         if time.monotonic() - self._reported > REPORT_SECONDS:

@@ -14,9 +14,8 @@ from pipeline.base.ranks import RankInfo
 from pipeline.base.run_folder import RunFolder
 from pipeline.checkpoint.record import read_record
 from pipeline.config import SettingsError, Stage1Settings, dump_settings
-from pipeline.data.loader import Loader, make_loader
+from pipeline.data.loader import Loader, Reading, make_loader
 from pipeline.data.slices import Division
-from pipeline.data.streaming import StreamingLoader, make_streaming_loader
 from pipeline.data.tokenizer import Tokenizer, load_tokenizer
 from pipeline.estimate.fitting import largest_micro_batches
 from pipeline.estimate.inputs import read_zero, sharding_of
@@ -123,10 +122,10 @@ def _make_loader(
     tokenizer: Tokenizer,
     model: FGCLIP2,
     start_step: int,
-) -> Loader | StreamingLoader:
+) -> Loader:
     text = model.config.text_config
-    if settings.data.streaming:
-        return make_streaming_loader(
+    return make_loader(
+        Reading(
             settings.data,
             tokenizer,
             (text.max_position_embeddings, text.longtext_len),
@@ -136,20 +135,9 @@ def _make_loader(
             division=division,
             start_step=start_step,
             with_regions=settings.trains_regions,
+            of_negatives=settings.losses_of_negatives,
             local_world_size=rank_info.local_world_size,
         )
-    return make_loader(
-        settings.data,
-        tokenizer,
-        (text.max_position_embeddings, text.longtext_len),
-        seed=settings.train.seed,
-        global_batch_size=settings.train.global_batch_size,
-        rank=rank_info.rank,
-        division=division,
-        start_step=start_step,
-        with_regions=settings.trains_regions,
-        of_negatives=settings.losses_of_negatives,
-        local_world_size=rank_info.local_world_size,
     )
 
 
@@ -209,9 +197,12 @@ def announce(start: Start) -> None:
         print(describe_start(settings, start.tokenizer), flush=True)
     groups = parameter_groups(start.model.named_parameters(), settings.optimizer)
     print(group_table(groups, start.model), flush=True)
+    memory = (
+        f"{start.loader.buffer_bytes(budget) / 1e9:.2f} at {budget} patches" for budget in settings.data.patch_budgets
+    )
     print(
-        f"the loader holds at most {start.loader.num_buffers} micro-batches of pixels, "
-        f"{start.loader.buffer_bytes / 1e9:.2f} GB of host memory a rank",
+        f"the loader holds at most {start.loader.num_buffers} micro-batches of pixels; host memory of a rank in GB, by "
+        f"what it reads: {', '.join(memory)}",
         flush=True,
     )
     encoder = start.model.vision_model.encoder

@@ -86,7 +86,7 @@ def run(settings: Stage1Settings, *, dry: bool = False) -> int:
     prepare_cores(rank_info, device_of(rank_info), settings.train)
     folder = RunFolder.at(settings.train.run_folder)
     prepare_nccl(folder.dry_run if dry else folder.path)
-    device = join_process_group(rank_info, settings.train.timeout_seconds)
+    device = join_process_group(rank_info, settings.collective_seconds)
     known = (SettingsError, ValueError, OSError, CheckpointError, NonFiniteStep, DataFaultLimit, StoreUnavailable)
     try:
         if dry:

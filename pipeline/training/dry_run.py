@@ -30,7 +30,7 @@ from pipeline.checkpoint.folder import checkpoint_folder, verify_checkpoint
 from pipeline.checkpoint.record import CheckpointError
 from pipeline.checkpoint.tensors import CheckpointTensors
 from pipeline.config import SettingsError, Stage1Settings
-from pipeline.data.loader import Loader
+from pipeline.data.indexed import IndexedLoader
 from pipeline.evaluation.features import EncodeSettings
 from pipeline.model import FGCLIP2
 from pipeline.tracking.tracker import start_tracking
@@ -124,7 +124,7 @@ def _emptied(folder: Path, rank_info: RankInfo) -> Iterator[None]:
 
 def _begin_at_the_largest(start: Start) -> None:
     """Let the loader begin with the largest step of its plan. Tars without an index have none. Collective."""
-    if isinstance(start.loader, Loader):
+    if isinstance(start.loader, IndexedLoader):
         step = [start.loader.largest_step() if start.rank_info.is_main else 0]
         dist.broadcast_object_list(step, src=0)
         start.loader.start_at(step[0])

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from pipeline.config import SettingsError, Stage1Settings
 from pipeline.data.batch import Batch
-from pipeline.data.loader import make_loader
+from pipeline.data.loader import Reading, make_loader
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluation.ranks import Ranks
 from pipeline.evaluation.registry import find_task
@@ -129,17 +129,24 @@ def validation_losses(run: Run, copy: FGCLIP2, tokenizer: Tokenizer) -> dict[str
     """
     settings, text = run.settings, copy.config.text_config
     held_out = settings.data.model_copy(
-        update={"shards": settings.evaluation.shards, "source_weights": None, "language_weights": None}
+        update={
+            "shards": settings.evaluation.shards,
+            "source_weights": None,
+            "language_weights": None,
+            "streaming": False,
+        }
     )
     loader = make_loader(
-        held_out,
-        tokenizer,
-        (text.max_position_embeddings, text.longtext_len),
-        seed=settings.train.seed,
-        global_batch_size=settings.train.global_batch_size,
-        rank=run.rank_info.rank,
-        division=run.division,
-        with_regions=settings.trains_regions,
+        Reading(
+            held_out,
+            tokenizer,
+            (text.max_position_embeddings, text.longtext_len),
+            seed=settings.train.seed,
+            global_batch_size=settings.train.global_batch_size,
+            rank=run.rank_info.rank,
+            division=run.division,
+            with_regions=settings.trains_regions,
+        )
     )
 
     def forward(batch: Batch, number: int) -> Embeddings:

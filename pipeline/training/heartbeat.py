@@ -29,6 +29,7 @@ from pipeline.training.watchdog import Watchdog
 
 EXIT_STATUS = 76  # of a rank that ends because of another; sysexits.h calls it EX_PROTOCOL
 INTERVAL_SECONDS = 1.0
+DATA_PHASE = "data"  # the training step waits for a batch
 FAREWELL_SECONDS = 10.0  # a failed rank may take this long to print its own trace and end
 ON_FAILURE_SECONDS = 5.0
 VERDICT = "heartbeat/verdict"
@@ -52,6 +53,7 @@ class Heartbeat:
         on_failure: Callable[[str], None] | None = None,
         stacks: Stacks | None = None,
         on_phase: Callable[[str], None] | None = None,
+        waits_for: Callable[[], str | None] | None = None,
     ) -> None:
         """
         Args:
@@ -60,6 +62,8 @@ class Heartbeat:
                 host that is agreed upon over the default process group.
             stacks: where every rank's stacks are written before it is ended.
             on_phase: called with every phase that begins.
+            waits_for: asked once an exchange, in the phase ``data``, which store the rank waits for, for people; None:
+                for none. Such a wait has a limit of its own: it is shown beside the phase and is no standstill.
             on_failure: called with the message before this process ends, for at most five seconds (to flush metrics).
         """
         self.rank, self.world_size, self.timeout_seconds = rank, world_size, float(timeout_seconds)
@@ -67,6 +71,7 @@ class Heartbeat:
         self._settle_seconds = 2.5 * self._interval  # long enough to hear twice from every rank that lives
         self._failure_at: float | None = None
         self._on_failure, self._stacks, self._on_phase = on_failure, stacks, on_phase
+        self._waits_for = waits_for
         self._given_store = store
         self._store: SignedStore  # from __enter__ on
         self._mine = RankReport(rank, allowed_seconds=self.timeout_seconds)
@@ -171,7 +176,19 @@ class Heartbeat:
             self._hurry.wait(self._interval)
             self._hurry.clear()
 
+    def _note_wait(self) -> None:
+        """Show what this rank waits for; the time until now is no standstill."""
+        ask = self._waits_for if self._mine.phase == DATA_PHASE else None
+        waiting = (ask() if ask is not None else None) or ""
+        with self._lock:
+            if self._mine.state != "running" or not (waiting or self._mine.waiting):
+                return
+            self._mine.waiting, self._changed = waiting, time.monotonic()
+        if self._watchdog is not None:
+            self._watchdog.report(self._mine.location())
+
     def _publish(self) -> None:
+        self._note_wait()
         with self._lock:
             self._mine.count += 1
             self._mine.still_seconds = time.monotonic() - self._changed

@@ -15,6 +15,7 @@ class RankReport:
     rank: int
     step: int = 0
     phase: str = "start"
+    waiting: str = ""  # what it waits for beyond the cluster, for people
     beats: int = 0  # in this step; ranks run the same phases, so the fewest beats are the furthest behind
     still_seconds: float = 0.0
     allowed_seconds: float = 0.0
@@ -25,7 +26,8 @@ class RankReport:
 
     def location(self) -> str:
         """Where the rank is, for people."""
-        return f"step {self.step}, phase {self.phase} (host {self.host})"
+        waiting = f" ({self.waiting})" if self.waiting else ""
+        return f"step {self.step}, phase {self.phase}{waiting} (host {self.host})"
 
 
 _REPORT: TypeAdapter[RankReport] = TypeAdapter(RankReport)

@@ -15,7 +15,6 @@ from pipeline.data.batch import Batch
 from pipeline.data.device_feed import Source
 from pipeline.data.loader import Loader
 from pipeline.data.slices import Division
-from pipeline.data.streaming import StreamingLoader
 from pipeline.model import FGCLIP2, Embeddings
 from pipeline.tracking.interface import Tracker
 from pipeline.training.heartbeat import Heartbeat
@@ -61,7 +60,7 @@ class Run:
     engine: Engine
     losses: StageLosses
     division: Division  # of global batches, among ranks and micro-batches
-    loader: Loader | StreamingLoader  # micro-batches of this rank, in order, without end
+    loader: Loader  # micro-batches of this rank, in order, without end
     feed: Source  # the same, on the device ahead of need
     state: TrainState
     total_steps: int

@@ -20,7 +20,6 @@ from pipeline.config import Stage1Settings
 from pipeline.data.device_feed import DeviceFeed
 from pipeline.data.loader import Loader
 from pipeline.data.slices import Division
-from pipeline.data.streaming import StreamingLoader
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.model import FGCLIP2
 from pipeline.supervise.attempts import AttemptLog, note_verdict
@@ -54,7 +53,7 @@ class Start:
     checkpoint: Path | None  # resumed from
     state: TrainState
     division: Division
-    loader: Loader | StreamingLoader
+    loader: Loader
     total_steps: int
     fingerprint: dict[str, Any]  # what the run is made of
 
@@ -94,6 +93,7 @@ def running(start: Start, tracker: Tracker, attempt: AttemptLog | None) -> Itera
         on_failure=on_failure,
         stacks=stacks,
         on_phase=speed.phases.enter,
+        waits_for=start.loader.waits_for,
     )
     saver = Saver(settings.train, rank_info, start.fingerprint)
     with stacks, heartbeat, DeviceFeed(start.loader, start.device) as feed:
@@ -130,7 +130,7 @@ def _make_engine_and_losses(start: Start) -> tuple[Engine, StageLosses]:
         told = compile_layers(start.model, start.device, engine.zero_optimization_stage())
         if start.rank_info.is_main:
             print(told, flush=True)
-    losses = StageLosses(start.settings, host_group=host_group(start.settings.train.timeout_seconds))
+    losses = StageLosses(start.settings, host_group=host_group(start.settings.collective_seconds))
     losses.state.to(start.device)
     if start.checkpoint:
         restore_moments(engine, start.checkpoint)

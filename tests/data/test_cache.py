@@ -22,7 +22,7 @@ from pipeline.config import DataSettings
 from pipeline.data import transport
 from pipeline.data.cache import CachedFolder, Piece, check_remote
 from pipeline.data.index import index_folder, index_shard, write_manifest
-from pipeline.data.loader import make_loader
+from pipeline.data.loader import Reading, make_loader
 from pipeline.data.manifest import IndexProblem, load_manifest
 from pipeline.data.shard_index import ShardIndex
 from pipeline.data.slices import Division
@@ -274,13 +274,15 @@ def read_keys(shards: str, tokenizer, workers: int, cache: Path, world: int = 1,
     by_rank = []
     for rank in range(world):
         with make_loader(
-            made,
-            tokenizer,
-            (16, 32),
-            seed=0,
-            global_batch_size=128,
-            rank=rank,
-            division=Division(world),
+            Reading(
+                made,
+                tokenizer,
+                (16, 32),
+                seed=0,
+                global_batch_size=128,
+                rank=rank,
+                division=Division(world),
+            )
         ) as loader:
             by_rank.append([next(loader).keys for _ in range(loader.steps_per_epoch())])
             assert loader.fault_counts() == {}

@@ -8,7 +8,7 @@ import torch
 from pipeline.config import DataSettings
 from pipeline.data.batch import Batch
 from pipeline.data.index import index_folder
-from pipeline.data.loader import make_loader
+from pipeline.data.loader import Reading, make_loader
 from pipeline.data.manifest import IndexProblem
 from pipeline.data.slices import Division
 from tests.data.shards import write_shards
@@ -34,15 +34,17 @@ def read(
     for rank in range(world):
         made = DataSettings(shards=[str(shards)], num_workers=workers, window_shards=2, **settings)
         with make_loader(
-            made,
-            tokenizer,
-            (24, 48),
-            seed=5,
-            global_batch_size=GLOBAL_BATCH,
-            rank=rank,
-            division=Division(world, parts, largest, separate),
-            start_step=start,
-            with_regions=True,
+            Reading(
+                made,
+                tokenizer,
+                (24, 48),
+                seed=5,
+                global_batch_size=GLOBAL_BATCH,
+                rank=rank,
+                division=Division(world, parts, largest, separate),
+                start_step=start,
+                with_regions=True,
+            )
         ) as loader:
             by_rank.append([[next(loader) for _ in range(loader.upcoming().parts)] for _ in range(steps)])
     if separate:
@@ -140,11 +142,13 @@ def test_kept_last_batches_need_not_divide(shards, tokenizer):
 def test_missing_folders_and_missing_manifests_name_the_remedy(tmp_path, tokenizer):
     def load(folder):
         make_loader(
-            DataSettings(shards=[str(folder)]),
-            tokenizer,
-            (24, 48),
-            seed=0,
-            global_batch_size=2,
+            Reading(
+                DataSettings(shards=[str(folder)]),
+                tokenizer,
+                (24, 48),
+                seed=0,
+                global_batch_size=2,
+            )
         )
 
     with pytest.raises(IndexProblem, match="does not exist"):
@@ -163,10 +167,10 @@ def test_losses_without_a_member_are_named_before_the_first_step(tmp_path, token
     index_folder(tmp_path)
 
     def load(**weights):
-        return make_loader(
+        return make_loader(Reading(
             DataSettings(shards=[str(tmp_path)]), tokenizer, (24, 48), seed=0, global_batch_size=2,
             with_regions=True, of_negatives=weights,
-        )  # fmt: skip
+        ))  # fmt: skip
 
     with pytest.raises(IndexProblem, match=r"fgt_weight is 0\.5, but no region.*4 regions, 0 negatives.*--fgovd"):
         load(fgt_weight=0.5, tic_weight=0.0)

@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Stage2Settings, load_settings
-from pipeline.data.loader import Loader, make_loader
+from pipeline.data.indexed import IndexedLoader, make_indexed_loader
+from pipeline.data.loader import Reading
 from pipeline.data.slices import Division
 from pipeline.data.tokenizer import load_tokenizer
 from tests.end_to_end.runs import Material
 
 
-def loader(material: Material, **more) -> Loader:
+def loader(material: Material, **more) -> IndexedLoader:
     settings = load_settings(Stage2Settings, None, material.settings(Path("run"), "data.num_workers=0"))
     tokenizer = load_tokenizer(settings.tokenizer.path)
-    return make_loader(settings.data, tokenizer, (24, 60), seed=0, global_batch_size=4, with_regions=True, **more)
+    return make_indexed_loader(Reading(settings.data, tokenizer, (24, 60), 0, 4, with_regions=True, **more))
 
 
 def test_the_largest_step_has_the_highest_budget_and_the_most_regions_with_their_texts(material: Material):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import random
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -11,9 +12,11 @@ import pytest
 
 from pipeline.config import DataSettings
 from pipeline.data.faults import DataFaultLimit
+from pipeline.data.loader import Reading, make_loader
 from pipeline.data.shard_index import IndexProblem
 from pipeline.data.slices import Division
-from pipeline.data.streaming import expand, make_streaming_loader
+from pipeline.data.streaming import expand
+from tests.data.damages import OF_MEMBERS, damaged
 from tests.data.shards import SIZES, image_bytes, record, write_tar
 
 LONG = "a long story about a red cat on a mat"
@@ -42,14 +45,16 @@ def foreign(folder, shards: int, samples: int = 10, start: int = 0):
 
 def loader(shards, tokenizer, rank=0, world=1, workers=0, size=8, **settings):
     made = DataSettings(shards=shards, streaming=True, num_workers=workers, streaming_shuffle_samples=20, **settings)
-    return make_streaming_loader(
-        made,
-        tokenizer,
-        (16, 32),
-        seed=3,
-        global_batch_size=size,
-        rank=rank,
-        division=Division(world),
+    return make_loader(
+        Reading(
+            made,
+            tokenizer,
+            (16, 32),
+            seed=3,
+            global_batch_size=size,
+            rank=rank,
+            division=Division(world),
+        )
     )
 
 
@@ -112,6 +117,18 @@ def test_broken_tars_and_samples_are_named_and_the_rest_is_read(tmp_path, tokeni
     assert len(keys) >= 8
     assert {"broken_image", "missing_member", "bad_json", "empty_caption"} <= kinds
     assert "their-002.tar" in caplog.text and "their-003.tar" in caplog.text
+
+
+@pytest.mark.parametrize("kind", OF_MEMBERS)
+def test_odd_members_of_a_tar_end_no_run_and_its_neighbours_are_read(tmp_path, tokenizer, kind, caplog):
+    foreign(tmp_path, 3, samples=4)
+    sound = (tmp_path / "their-001.tar").read_bytes()
+    draws = random.Random(kind)
+    for _ in range(8):
+        (tmp_path / "their-001.tar").write_bytes(damaged(sound, kind, draws))
+        with loader([str(tmp_path)], tokenizer, size=1, max_fault_share=1.0) as found:
+            keys = {next(found).keys[0] for _ in range(40)}
+        assert {f"图{number:05d}" for number in (0, 1, 2, 3, 8, 9, 10, 11)} <= keys
 
 
 def test_shards_without_one_usable_sample_end_the_run(tmp_path, tokenizer):

@@ -7,6 +7,7 @@ import faulthandler
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -183,4 +184,19 @@ def test_a_phase_may_be_given_more_time(monkeypatch):
         assert not ended
         heartbeat.beat(1, "step")
         time.sleep(0.8)
+    assert ended and ended[0] == EXIT_STATUS
+
+
+def test_a_wait_with_a_limit_of_its_own_is_shown_and_is_no_standstill(monkeypatch):
+    """A loader that waits for its store, for longer than a phase may last, ends nothing; the same phase alone does."""
+    ended, waits, clock = [], ["waits for store.example, try 3, 42 s"], threading.Event()
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with Heartbeat(0, 1, 0.2, waits_for=lambda: waits[0] if waits else None) as heartbeat:
+        heartbeat.beat(7, "data")
+        clock.wait(0.8)
+        assert not ended
+        report = heartbeat._seen[0].record
+        assert report.location().startswith("step 7, phase data (waits for store.example, try 3, 42 s) (host ")
+        waits.clear()
+        clock.wait(0.8)
     assert ended and ended[0] == EXIT_STATUS
