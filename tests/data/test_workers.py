@@ -11,9 +11,9 @@ from pipeline.base.border import BorderError
 from pipeline.config import DataSettings
 from pipeline.data.faults import DataFaultLimit
 from pipeline.data.index import index_folder
-from pipeline.data.loader import make_loader
+from pipeline.data.loader import Reading, make_loader
 from pipeline.data.micro_batches import MicroBatches
-from pipeline.data.streaming import TarStream, make_streaming_loader
+from pipeline.data.tar_stream import TarStream
 from pipeline.data.transport import StoreUnavailable
 from pipeline.data.workers import lost_worker
 from tests.data.shards import write_shards
@@ -28,9 +28,8 @@ def shards(tmp_path_factory):
 
 
 def one_batch(shards, tokenizer, *, workers: int, streaming: bool = False):
-    make = make_streaming_loader if streaming else make_loader
     settings = DataSettings(shards=[str(shards)], num_workers=workers, streaming=streaming)
-    with make(settings, tokenizer, (24, 48), seed=5, global_batch_size=2) as loader:
+    with make_loader(Reading(settings, tokenizer, (24, 48), seed=5, global_batch_size=2)) as loader:
         return next(loader)
 
 
