@@ -89,7 +89,7 @@ def test_every_launcher_passes_a_dry_run_on_and_torchrun_starts_it_once(tools):
     _, record, _ = call("supervised.sh", ["stage2", *words], tools)
     assert record[-1] == "-m pipeline.supervise run stage2 --dry-run train.seed=1"
     _, record, _ = call("stage1.sh", words, tools | {"MASTER_PORT": "29501"})
-    assert "--num_gpus 4" in record[-1] and record[-1].endswith("stages/stage1.py --dry-run train.seed=1")
+    assert "--processes 4" in record[-1] and record[-1].endswith("stages/stage1.py --dry-run train.seed=1")
     _, record, _ = call("stage1.sh", words, tools | {"RANK": "1", "LOCAL_RANK": "1"})  # as a launcher calls it
     assert record[-1].endswith("stages/stage1.py --dry-run train.seed=1") and "launcher" not in record[-1]
 
