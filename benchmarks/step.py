@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.reporting import Row, benchmark_parser, report
-from benchmarks.step_counts import Shape, count_reads, flops_of_products, products_of
+from benchmarks.step_counts import Shape, count_calls, flops_of_products, products_of
 from benchmarks.step_material import Case, Step, make_step
 
 # Operators of torch's profiler by what they are; what is in none of these is pointwise or moves memory.
@@ -167,10 +167,13 @@ def _facts(step: Step, name: str, device: torch.device) -> list[Row]:
     """Reads, bytes, memory and padding."""
     batch, images = step.host_batch, step.case.images
     on_device = batch.to(step.device)
-    reads = count_reads(lambda: step.forward(on_device).backward())
+    calls = count_calls(lambda: step.forward(on_device).backward())
     sent = sum(tensor.numel() * tensor.element_size() for tensor in batch.every_tensor())
     rows = [
-        Row(f"{name}: host reads in forward, losses and backward", sum(reads.values()), "reads"),
+        Row(f"{name}: host reads in forward, losses and backward", calls.reads.total(), "reads"),
+        Row(f"{name}: operators that compute, forward to backward", calls.kernels, "calls"),
+        Row(f"{name}: matrix products among them", calls.products, "calls"),
+        Row(f"{name}: casts and copies among them", calls.copies, "calls"),
         Row(
             f"{name}: bytes to the device",
             sent / images / 1e3,
@@ -178,8 +181,8 @@ def _facts(step: Step, name: str, device: torch.device) -> list[Row]:
         ),
         Row(f"{name}: kept for the backward", _kept_bytes(step) / 1e9, "GB"),
     ]
-    if reads:
-        print(f"reads: {dict(reads)}", file=sys.stderr)
+    if calls.reads:
+        print(f"reads: {dict(calls.reads)}", file=sys.stderr)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         step.run()

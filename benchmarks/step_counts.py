@@ -40,20 +40,30 @@ class _Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class Reads(TorchDispatchMode):
-    """Calls for which the host would wait for a device, by kind."""
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+COPIES = ("_to_copy", "copy_", "clone")
+NO_KERNEL = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "is_pinned")
+
+
+class Calls(TorchDispatchMode):
+    """Calls for which the host would wait for a device, by kind; operators that compute, products and copies apart."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: Counter[str] = Counter()
+        self.reads: Counter[str] = Counter()
+        self.kernels = self.products = self.copies = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         indices = args[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else ()
         if name in READS:
-            self.found[name] += 1
+            self.reads[name] += 1
         elif any(isinstance(index, Tensor) and index.dtype == torch.bool for index in indices):
-            self.found["index by a boolean mask"] += 1
+            self.reads["index by a boolean mask"] += 1
+        if not func.is_view and name not in NO_KERNEL:
+            self.kernels += 1
+            self.products += name in PRODUCTS
+            self.copies += name in COPIES
         return func(*args, **(kwargs or {}))
 
 
@@ -89,11 +99,11 @@ def _unfaked(mode: FakeTensorMode) -> AbstractContextManager[Any]:
     return unset_fake_temporarily()
 
 
-def count_reads(work: Callable[[], object]) -> Counter[str]:
-    """The reads of ``work``."""
-    with Reads() as reads:
+def count_calls(work: Callable[[], object]) -> Calls:
+    """What ``work`` calls."""
+    with Calls() as calls:
         work()
-    return reads.found
+    return calls
 
 
 def flops_of_products(products: Counter[Shape]) -> int:

@@ -119,7 +119,7 @@ def test_separate_micro_batches_are_batches_of_their_own(material: Material, tmp
 def test_compiled_layers_take_micro_batches_too(material: Material, tmp_path: Path):
     """Kernels for several shapes are made first, which takes minutes on CPUs."""
     for parts in (1, 3):
-        settings = settings_of(2, 9, 3, parts, "model.compile=true")
+        settings = settings_of(2, 9, 3, parts, "model.compile=true", "train.timeout_seconds=1500")
         one = case(material, tmp_path / str(parts), *settings)
         assert run_ranks(1, run_cases, [one], timeout_seconds=1500) == [[0]]
     found, wanted = (curves(tmp_path / name, *NAMES) for name in ("3", "1"))
