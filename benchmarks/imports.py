@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.data", "pipeline.checkpoint", "pipeline.tuning"),
     ("pipeline.tracking", "pipeline.preflight.hostfile"),
     ("pipeline.evaluation", "pipeline.export", "pipeline.training.optimizer", "pipeline.training.micro_batches"),
-    ("pipeline.estimate", "pipeline.supervise", "pipeline.embed"),
+    ("pipeline.estimate", "pipeline.supervise", "pipeline.embed", "pipeline.doctor"),
     ("pipeline.training", "pipeline.report", "pipeline.explore", "data_tools"),
     ("pipeline.preflight",),
     ("stages", "launch", "benchmarks"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.end_to_end.runs import Material, python
+from tests.end_to_end.runs import Material
 from tests.fast import no_second_process
 
 __all__ = ["no_second_process"]
@@ -16,12 +16,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    folder = tmp_path_factory.mktemp("material")
-    for words in (
-        ("-m", "data_tools", "scenes", "--out", folder / "scenes", "--train-images", 160, "--test-images", 40),
-        ("-m", "data_tools", "tokenizer", "--shards", folder / "scenes" / "train", "--out", folder / "tokenizer",
-         "--vocab-size", 400),
-    ):  # fmt: skip
-        done = python(*words)
-        assert done.returncode == 0, done.stderr
-    return Material(folder)
+    made = Material(tmp_path_factory.mktemp("material"))
+    made.make()
+    return made

@@ -1,7 +1,7 @@
 """What shows early that a run is not what it is meant to be: norms, logits, gradient norms, and which groups train.
 
-The expected first losses are in first_losses.py. Everything here is of one rank's rows unless it says otherwise, and
-costs a few small products; nothing here is differentiated.
+What is wrong with a run is judged by pipeline/doctor, from these numbers and others of the log. Everything here is of
+one rank's rows unless it says otherwise, and costs a few small products; nothing here is differentiated.
 
 Shape letters: N valid regions, H regions with negatives, K negatives, D width.
 """

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 
-from pipeline.training.first_losses import check_first_losses
+from pipeline.doctor.watch import FIRST_STEPS
 from pipeline.training.health import norm_problems
+from pipeline.training.measures import effective_negatives, gradients_seen, small_boxes
 from pipeline.training.metrics import Progress, reduce_metrics
 from pipeline.training.run import Run, StepResult
 from pipeline.training.signals import StopRequest
@@ -34,7 +35,7 @@ def train(run: Run) -> int:
                 due = settings.checkpoint_every_minutes
                 wants_save = due is not None and time.monotonic() - last_saved >= 60 * due
                 run.speed.phases.exact = _is_logged(run, state.step + 1)
-                with_health = _is_due(state.step + 1, settings.health_every_steps) or state.step == 0
+                with_health = _has_health(run, state.step + 1)
                 result = run_step(
                     run,
                     bool(stop.received),
@@ -82,6 +83,7 @@ def log_step(run: Run, result: StepResult, step_seconds: float, progress: Progre
         **losses,
         **result.health,
         "gradient_norm": gradient_norm,
+        "loss_pools": float(result.pools),
         **run.losses.state.metrics(),
         **run.saver.metrics(),
         "step_seconds": step_seconds,
@@ -92,7 +94,12 @@ def log_step(run: Run, result: StepResult, step_seconds: float, progress: Progre
         **{f"count/{name}": value for name, value in counters.items()},
         **{f"replaced/{name}": float(count) for name, count in run.loader.fault_counts().items()},
     }
+    if run.settings.trains_regions:
+        sums["count/regions/small"] = float(small_boxes(result.batches))
     metrics = reduce_metrics(means, sums)
+    if _has_health(run, run.state.step):
+        metrics |= gradients_seen(run.engine, run.rank_info)
+    metrics |= effective_negatives(run.settings, metrics, result.pools, run.rank_info.world_size)
     speed, slow_ranks = run.speed.report()
     metrics |= speed
     metrics["images_per_second"] = run.settings.train.global_batch_size / metrics["step_seconds"]
@@ -100,27 +107,32 @@ def log_step(run: Run, result: StepResult, step_seconds: float, progress: Progre
     metrics["training_hours"] = run.state.seconds / 3600
     metrics["training_flops"] = run.state.flops
     metrics["skipped_steps"] = float(run.state.skipped_in_all)
-    if run.state.step == 1:
-        _warn_of_a_wrong_start(run, metrics)
     for line in slow_ranks if run.rank_info.is_main else []:
         print(f"warning: step {run.state.step}: {line}", flush=True)
     run.last_metrics = metrics
     run.tracker.log(run.state.step, metrics)
     progress.report(run.state.step, metrics)
+    _let_the_doctor_look(run, metrics)
 
 
-def _warn_of_a_wrong_start(run: Run, metrics: dict[str, float]) -> None:
-    """Compare the first losses with those of random weights; rank 0 prints, since all ranks have the same numbers."""
-    counters = {name.removeprefix("count/"): value for name, value in metrics.items() if name.startswith("count/")}
-    width = run.engine.module.config.vision_config.hidden_size
-    random_start = run.settings.model.start_from is None
-    for warning in check_first_losses(run.settings, metrics, counters, metrics, width, random_start):
-        if run.rank_info.is_main:
-            print(f"warning: first step: {warning}", flush=True)
+def _let_the_doctor_look(run: Run, metrics: dict[str, float]) -> None:
+    """At the first steps and at each health check; the main rank prints, since all ranks have the same numbers."""
+    if run.watch is None:
+        return
+    step = run.state.step
+    run.watch.observe(step, metrics)
+    if step <= FIRST_STEPS or _has_health(run, step):
+        for warning in run.watch.warnings():
+            print(f"warning: step {step}: doctor: {warning}", flush=True)
+
+
+def _has_health(run: Run, step: int) -> bool:
+    """Whether logits, gradients and projections are looked at; such a step is logged."""
+    return step in (1, run.total_steps) or _is_due(step, run.settings.train.health_every_steps)
 
 
 def _is_logged(run: Run, step: int) -> bool:
-    return step in (1, run.total_steps) or _is_due(step, run.settings.train.log_every_steps)
+    return _has_health(run, step) or _is_due(step, run.settings.train.log_every_steps)
 
 
 def _is_due(step: int, every: int | None) -> bool:

@@ -12,6 +12,15 @@ from torch import nn
 from pipeline.config import OptimizerSettings
 from pipeline.tuning.parts import NEW_HEADS, depth_of, is_adapter, num_layers
 
+# Modules whose output lies in the joint space, and what uses them.
+PROJECTIONS = {
+    "vision_model.head": "images",
+    "text_model.head": "short",
+    "longtext_head": "long",
+    "dense_feature_head": "regions",
+    "boxtext_head": "regions",
+}
+
 
 def group_of(name: str) -> str:
     """The parameter group of a name in the model's state dict: text, vision, new_heads, scales or adapters."""

@@ -15,6 +15,7 @@ from pipeline.data.batch import Batch
 from pipeline.data.device_feed import Source
 from pipeline.data.loader import Loader
 from pipeline.data.slices import Division
+from pipeline.doctor.watch import Watch
 from pipeline.model import FGCLIP2, Embeddings
 from pipeline.tracking.interface import Tracker
 from pipeline.training.heartbeat import Heartbeat
@@ -74,6 +75,7 @@ class Run:
     host_metrics: HostMetrics | None = None  # None: not asked for
     teacher: Teacher | None = None
     ended_early: bool = False  # train.stop_after_worse evaluations in a row bettered nothing
+    watch: Watch | None = None  # of the main rank
 
 
 @dataclass
@@ -88,11 +90,13 @@ class StepResult:
     health: dict[str, float] = field(default_factory=dict)
     wait_seconds: float = 0.0
     flops: float = 0.0  # of this rank
+    pools: int = 0  # batches that losses were computed from, each by itself
     stop: bool = False
     save: bool = False
 
     def add(self, output: LossOutput, share: float = 1.0) -> None:
         """Take up the losses of a batch that is ``share`` of the step. Reads nothing."""
+        self.pools += 1
         self.total = self.total + share * output.total.detach().double()
         for name, value in output.parts.items():
             self.parts[name] = self.parts.get(name, 0.0) + share * value.double()

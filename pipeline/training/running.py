@@ -21,9 +21,11 @@ from pipeline.data.device_feed import DeviceFeed
 from pipeline.data.loader import Loader
 from pipeline.data.slices import Division
 from pipeline.data.tokenizer import Tokenizer
+from pipeline.doctor.watch import Watch
 from pipeline.model import FGCLIP2
 from pipeline.supervise.attempts import AttemptLog, note_verdict
 from pipeline.tracking.interface import Tracker
+from pipeline.tracking.local_log import read_curves
 from pipeline.training.checkpoint import restore_moments
 from pipeline.training.compilation import compile_layers
 from pipeline.training.engine import build_engine
@@ -116,11 +118,18 @@ def running(start: Start, tracker: Tracker, attempt: AttemptLog | None) -> Itera
                 callbacks=[callback for callback in callbacks if callback is not None],
                 host_metrics=HostMetrics(rank_info, start.device) if settings.tracking.system_metrics else None,
                 teacher=make_teacher(settings, start.tokenizer, start.device),
+                watch=_make_watch(start) if rank_info.is_main else None,
             ),
             patient,
         )
     saver.close()
     dist.destroy_process_group(patient)
+
+
+def _make_watch(start: Start) -> Watch:
+    """The doctor beside the run, with the curves up to here."""
+    earlier = read_curves(start.folder.path) if start.folder.metrics.is_file() else {}
+    return Watch(start.settings, start.total_steps, start.model.config.text_config.projection_size, earlier)
 
 
 def _make_engine_and_losses(start: Start) -> tuple[Engine, StageLosses]:

@@ -33,6 +33,18 @@ class Material:
 
     folder: Path
 
+    def make(self) -> None:
+        """Draw the scenes and train the tokenizer with the project's own commands, where they are not there yet."""
+        if (self.folder / "tokenizer" / "tokenizer.model").is_file():
+            return
+        for words in (
+            ("-m", "data_tools", "scenes", "--out", self.folder / "scenes", "--train-images", 160, "--test-images", 40),
+            ("-m", "data_tools", "tokenizer", "--shards", self.train, "--out", self.folder / "tokenizer",
+             "--vocab-size", 400),
+        ):  # fmt: skip
+            done = python(*words)
+            assert done.returncode == 0, done.stderr
+
     @property
     def train(self) -> Path:
         return self.folder / "scenes" / "train"

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,10 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config import RegionLossSettings, Stage1Settings, Stage2Settings
+from pipeline.tracking.metric_names import LOSSES, grouped_name
 
 # Where the recipe starts the scalars, exponentiated.
 START_SCALES = {"global_scale": 10.0, "global_bias": -10.0, "finegrained": 100.0, "hardneg": 100.0}
-SCALE_OF = {"fgv": "finegrained", "fgt": "hardneg", "cmr": "hardneg", "hard_inbatch": "hardneg"}
+GLOBAL_SCALARS = ("global_scale", "global_bias")
+COUNTERS = ("global_short/pairs", "global_long/pairs", "fgv/regions", "tic/texts", "fgt/rows", "cmr/pairs")
 MAX_DRAWS, NUM_ROWS = 4096, 256  # more candidates are allowed for by ln(N / 4096)
 FAR_FACTOR, FAR_DIFFERENCE = 2.0, 0.5  # a loss is far off when it is beyond both (assumption: the model is rough)
 
@@ -61,74 +64,90 @@ def expected_first_losses(
         expected["fgv"] = _softmax_loss(scales["finegrained"] * cosines.of("fgv")[1], regions)
     if texts := int(counters.get("tic/texts", 0)):
         expected["tic"] = _nearest_loss(*cosines.of("tic"), texts - 1, region)
-    if (rows := counters.get("fgt/rows", 0)) and (altered := counters.get("cmr/pairs", 10 * rows)):
+    if (rows := counters.get("fgt/rows", 0)) and (altered := counters.get("cmr/pairs") or 10 * rows):
         spread = cosines.of("fgt")[1]
         expected["fgt"] = _softmax_loss(scales["hardneg"] * spread, 1 + round(altered / rows))
-        if "cmr/pairs" in counters:
+        if counters.get("cmr/pairs"):
             factor = scales["hardneg"] if region.cmr_similarity == "scaled_logit" else 1.0
             expected["cmr"] = factor * spread / math.sqrt(math.pi)
     return expected
 
 
+@dataclass(frozen=True)
+class FarOff:
+    """One thing about the first step that is not as expected."""
+
+    seen: str
+    value: float
+    cause: str
+
+
 def check_first_losses(
-    settings: Stage1Settings,
-    parts: Mapping[str, float],
-    counters: Mapping[str, float],
-    health: Mapping[str, float],
-    width: int,
-    from_random_weights: bool = True,
-) -> list[str]:
-    """Warnings, each with its likely cause; empty where the first step looks as it should.
+    settings: Stage1Settings, metrics: Mapping[str, float], pools: float, width: int, from_random_weights: bool = True
+) -> list[FarOff]:
+    """What is far off, with its likely cause; empty where the first step looks as it should.
+
+    The region scales have a check of their own (checks_regions.py); losses are expected for the scales that are there.
 
     Args:
-        parts: unweighted losses of the first step, means over ranks.
-        counters: sums over ranks.
-        health: LossOutput.health and ``embedding_health`` (for ``scale/…``).
+        metrics: those of the first step by their grouped names: losses unweighted, counts summed over ranks, cosines
+            and scales where they were logged.
+        pools: batches that the counts are summed over: 1, or the separate micro-batches of a step.
+        width: D.
         from_random_weights: False where trained weights were loaded: then only a loss above that of weights that
             know nothing is wrong, and the global scalars are whatever they were trained to.
     """
-    actual = {name: health.get(f"scale/{name}", start) for name, start in START_SCALES.items()}
-    scales = START_SCALES if from_random_weights else actual
-    warnings = _wrong_scales(actual, from_random_weights, settings.trains_regions)
+    actual = {name: metrics.get(grouped_name(f"scale/{name}"), start) for name, start in START_SCALES.items()}
+    scales = actual | {name: START_SCALES[name] for name in GLOBAL_SCALARS if from_random_weights}
+    counters = {name: metrics.get(grouped_name(f"count/{name}"), 0.0) / pools for name in COUNTERS}
+    health = {
+        name: metrics[grouped_name(name)]
+        for objective in LOSSES
+        for name in (f"cosine/{objective}/mean", f"cosine/{objective}/spread")
+        if grouped_name(name) in metrics
+    }
+    found = _wrong_scalars(actual, from_random_weights)
     for name, wanted in expected_first_losses(settings, counters, width, health, scales).items():
-        if name not in parts:
+        value = metrics.get(grouped_name(name))
+        if value is None:
             continue
-        value = parts[name]
         above = value > max(wanted * FAR_FACTOR, wanted + FAR_DIFFERENCE)
         below = value < min(wanted / FAR_FACTOR, wanted - FAR_DIFFERENCE)
         if not math.isfinite(value) or above or (below and from_random_weights):
-            warnings.append(
-                f"the first {name} is {value:.4g}; weights that know nothing give about {wanted:.4g}; likely cause: "
-                f"{_likely_cause(name, actual, below)}"
-            )
-    return warnings
+            seen = f"the first {name} is {value:.4g}; weights that know nothing give about {wanted:.4g}"
+            found.append(FarOff(seen, value, _likely_cause(name, actual, below)))
+    return found
 
 
-def _wrong_scales(actual: Mapping[str, float], from_random_weights: bool, two_stages: bool) -> list[str]:
-    warnings = []
-    checked = ["global_scale"] * from_random_weights + ["finegrained", "hardneg"] * two_stages
-    for name in checked:
-        start = START_SCALES[name]
-        if not start / 1.5 < actual[name] < start * 1.5:
-            warnings.append(
-                f"{name} starts at {actual[name]:.4g}; it should start near {start:g} (stored as its logarithm, "
-                f"{math.log(start):.4f}); logits are too {'flat' if actual[name] < start else 'steep'} to train well"
-            )
-    bias = actual["global_bias"]
+def is_far_from_start(name: str, value: float) -> bool:
+    """Whether a scale is beyond a factor of 1.5 of where the recipe starts it."""
+    return not START_SCALES[name] / 1.5 < value < START_SCALES[name] * 1.5
+
+
+def _wrong_scalars(actual: Mapping[str, float], from_random_weights: bool) -> list[FarOff]:
+    """Of the global loss."""
+    found, scale, bias = [], actual["global_scale"], actual["global_bias"]
+    if from_random_weights and is_far_from_start("global_scale", scale):
+        start = START_SCALES["global_scale"]
+        seen = f"global_scale starts at {scale:.4g}; it should start near {start:g} (stored as {math.log(start):.4f})"
+        found.append(FarOff(seen, scale, f"logits are too {'flat' if scale < start else 'steep'} to train well"))
     if bias > -1.0:
-        warnings.append(
-            f"global_bias starts at {bias:.4g}; it should start at {START_SCALES['global_bias']:g} (a model made from "
-            "a config starts at 0): at 0 each of the many unmatched pairs begins as a coin toss and drowns the matched"
+        found.append(
+            FarOff(
+                f"global_bias starts at {bias:.4g}; it should start at {START_SCALES['global_bias']:g}",
+                bias,
+                "a model made from a config starts at 0: each of the many unmatched pairs begins as a coin toss and "
+                "drowns the matched",
+            )
         )
-    return warnings
+    return found
 
 
 def _likely_cause(name: str, actual: Mapping[str, float], below: bool) -> str:
     if name.startswith("global") and abs(actual["global_bias"] - START_SCALES["global_bias"]) > 2:
         return f"logit_bias is {actual['global_bias']:.4g} instead of {START_SCALES['global_bias']:g}"
-    scale = "global_scale" if name.startswith("global") else SCALE_OF.get(name)
-    if scale and not 2 / 3 < actual[scale] / START_SCALES[scale] < 1.5:
-        return f"{scale} is {actual[scale]:.4g} instead of {START_SCALES[scale]:g}"
+    if name.startswith("global") and is_far_from_start("global_scale", actual["global_scale"]):
+        return f"global_scale is {actual['global_scale']:.4g} instead of {START_SCALES['global_scale']:g}"
     if below:
         return "matched pairs are told apart before any training: loaded weights, or one input that holds the other"
     return "images, boxes and phrases do not belong together (order of the rows), or a norm is not 1"

@@ -1,0 +1,88 @@
+"""Each fault that was once found by hand is named, and nothing else is; healthy runs give no finding."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline.doctor.__main__ import main
+from pipeline.doctor.checks import CHECKS, diagnose
+from pipeline.doctor.reading import read_evidence
+from pipeline.tracking.local_log import read_entries
+from tests.doctor.runs import FAULTS, STEPS, run_all
+from tests.end_to_end.runs import Material
+from tests.ranks import run_ranks
+
+SEEDS = [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def runs(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("病")
+    run_ranks(1, run_all, material, folder, list(FAULTS), SEEDS, timeout_seconds=500)
+    return folder
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named_and_nothing_else_is(runs: Path, fault: str):
+    evidence, checkpoint = read_evidence(runs / fault)
+    assert checkpoint is not None and evidence.last_step == FAULTS[fault].steps
+    found = diagnose(evidence)
+    assert list(found) == [FAULTS[fault].finding], found
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_healthy_run_has_no_finding(runs: Path, seed: int, capsys: pytest.CaptureFixture[str]):
+    assert main([str(runs / f"healthy-{seed}")]) == 0
+    assert "0 finding(s)" in capsys.readouterr().out
+
+
+def test_every_check_but_that_of_the_first_losses_has_a_fault():
+    assert {fault.finding for fault in FAULTS.values()} == set(CHECKS) - {"first-losses"}
+    assert len(CHECKS) == 12
+
+
+def test_a_finding_says_figure_cause_and_setting(runs: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([str(runs / "flat-scale" / "checkpoints")]) == 1
+    printed = capsys.readouterr().out
+    assert "14.28" in printed and "4.6052" in printed and "model.start_from" in printed
+    assert main([str(runs / "bank"), "--json"]) == 1
+    record = json.loads(capsys.readouterr().out)
+    assert record["step"] == STEPS and [found["name"] for found in record["findings"]] == ["memory-bank-never-starts"]
+    assert record["findings"][0]["setting"] == "region_loss.memory_bank_start_step"
+
+
+def test_what_is_no_run_or_damaged_is_status_2(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def refused(run: Path, *words: str) -> None:
+        assert main([str(run)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and all(word in error for word in words), error
+
+    refused(tmp_path, "settings.yaml")
+    run = tmp_path / "运行"
+    shutil.copytree(runs / "healthy-0", run)
+    tensors = next((run / "checkpoints").glob("step-*/tensors-*.safetensors"))
+    tensors.write_bytes(tensors.read_bytes()[:100])
+    refused(run, tensors.name)
+    (run / "metrics.jsonl").write_text("")
+    refused(run, "metrics.jsonl", "first step")
+    (run / "settings.yaml").write_text("train: [1")
+    refused(run, "settings.yaml")
+
+
+def test_without_a_checkpoint_the_metrics_tell_of_the_projections(runs: Path):
+    for fault in ("no-group", "no-gradient"):
+        evidence, _ = read_evidence(runs / fault)
+        seen, logged = evidence.gradient_seen, evidence.__class__(evidence.settings, evidence.curves)
+        assert seen == pytest.approx(logged.gradients_of_projections(), rel=1e-5)
+        assert "untrained-projection" in diagnose(logged)
+
+
+def test_measures_are_logged_at_their_steps(runs: Path):
+    entries = list(read_entries(runs / "healthy-0"))
+    assert all("data/count_regions_small" in entry.values for entry in entries)
+    with_moments = [entry.step for entry in entries if "health/gradient_seen_boxtext_head" in entry.values]
+    assert with_moments == [1, 6, 12, 18, 24, 28]
