@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections.abc import Mapping
 
 from pipeline.config import Stage1Settings, Stage2Settings
 from pipeline.doctor.evidence import Evidence, Finding
 from pipeline.training.optimizer import PROJECTIONS
 
 RATE_TOLERANCE = 0.05  # relative; rates are computed, so any difference is a fault
-PARTS = ("text", "vision", "new_heads", "scales")
+# The parts with a learning rate of their own, and projections that show whether they train.
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "text": ("text_model.head",),
+    "vision": ("vision_model.head",),
+    "new_heads": ("longtext_head", "boxtext_head", "dense_feature_head"),
+    "scales": (),
+}
 RUNAWAY_FACTOR = 10.0  # assumption: healthy norms fall from their first values
 USUAL_CLIP_NORM = 1.0  # the recipe's
 WINDOW = 3  # logged steps whose median is a level
@@ -43,15 +51,13 @@ def projection_does_not_train(evidence: Evidence) -> Finding | None:
 def learning_rate_is_lost(evidence: Evidence) -> Finding | None:
     """A part whose learning rate, against the others', is not what its factor says."""
     factors = evidence.settings.optimizer.group_factors
-    wanted = {part: getattr(factors, part) for part in PARTS}
     rates = _newest_rates(evidence)
-    base = next((part for part in PARTS if wanted[part] and rates.get(part)), None)
+    wanted = {part: getattr(factors, part) for part in rates}
+    base = next((part for part in rates if wanted[part] and rates[part]), None)
     if base is None:
         return None
-    for part in PARTS:
-        if part not in rates:
-            continue
-        factor = rates[part] / rates[base] * wanted[base]
+    for part, rate in rates.items():
+        factor = rate / rates[base] * wanted[base]
         if abs(factor - wanted[part]) > RATE_TOLERANCE * max(wanted[part], factor):
             return Finding(
                 f"the parameters of {part} train at {factor:.3g} times the learning rate; the settings say "
@@ -66,22 +72,21 @@ def learning_rate_is_lost(evidence: Evidence) -> Finding | None:
 
 
 def warmup_is_not_in_steps(evidence: Evidence) -> Finding | None:
-    """Rates in the warm-up that are not those of the optimizer step; or a warm-up that the run never leaves."""
+    """Rates in the warm-up that do not rise with the optimizer steps; or a warm-up that the run never leaves."""
     settings, total = evidence.settings.optimizer, evidence.total_steps
-    part, factor = next((p, f) for p in PARTS if (f := getattr(settings.group_factors, p)))
-    points = evidence.points(f"learning_rate/{part}") or evidence.points("learning_rate")
+    points = [(step, rate) for step, rate in evidence.points("learning_rate") if rate]
     ratio = 1.0
     for step, rate in points:
-        wanted = settings.peak_learning_rate * factor * min(1.0, step / max(1, settings.warmup_steps))
-        if step <= settings.warmup_steps and abs(rate / wanted - 1) > RATE_TOLERANCE:
-            ratio = rate / wanted
-    if ratio != 1.0:
+        if step <= settings.warmup_steps:
+            risen = (rate / points[0][1]) / (step / points[0][0])
+            ratio = max(ratio, risen, key=lambda value: abs(math.log(value)))
+    if abs(ratio - 1) > RATE_TOLERANCE:
         return Finding(
-            f"in the warm-up the learning rate is {ratio:.3g} times that of its optimizer step",
+            f"in the warm-up the learning rate rises {ratio:.3g} times as fast as the optimizer steps",
             ratio,
             "the schedule is advanced once a micro-batch, not once an optimizer step"
             if ratio > 1
-            else "the schedule counts fewer steps than the optimizer makes",
+            else "the schedule counts fewer steps than the optimizer makes, or ends its warm-up before",
             "optimizer.warmup_steps",
             "count it in optimizer steps, whatever train.accumulation_steps is",
         )
@@ -134,15 +139,24 @@ def _uses(settings: Stage1Settings) -> set[str]:
 
 
 def _newest_rates(evidence: Evidence) -> dict[str, float]:
-    """The newest learning rate of each part; rates that agree are logged once for all."""
-    common = evidence.points("learning_rate")
+    """The newest learning rate of each part that trains; rates that agree are logged once for all."""
+    common, seen = evidence.points("learning_rate"), evidence.gradients_of_projections()
     if not common:
         return {}
-    rates = {}
-    for part in PARTS:
-        own = [
-            points[-1] for name in (part, f"{part}_no_decay") if (points := evidence.points(f"learning_rate/{name}"))
-        ]
-        newest = max(own, default=(-1, 0.0))
-        rates[part] = newest[1] if newest[0] == common[-1][0] else common[-1][1]
+    step, shared = common[-1]
+    rates, are_equal = {}, all(evidence.at_step(f"learning_rate/{name}", step) is None for name in _groups())
+    for part, modules in PARTS.items():
+        own = [evidence.at_step(f"learning_rate/{name}", step) for name in (part, f"{part}_no_decay")]
+        logged = next((rate for rate in own if rate is not None), None)
+        trains = seen is None or any(name in seen for name in modules)
+        if logged is not None:
+            rates[part] = logged
+        elif are_equal and trains:
+            rates[part] = shared
+        elif seen is not None and trains:  # it trains, in a group of another name
+            rates[part] = evidence.at_step("learning_rate/text", step) or shared
     return rates
+
+
+def _groups() -> list[str]:
+    return [name for part in PARTS for name in (part, f"{part}_no_decay")]
