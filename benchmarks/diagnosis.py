@@ -53,12 +53,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="also draw the curves to this PNG")
     parser.add_argument("--seeds", type=int, default=3, help="healthy runs (default 3)")
     arguments = parser.parse_args(argv)
-    names = [*PANELS, *(f"{HEALTHY}-{seed}" for seed in range(arguments.seeds))]
-    train(arguments.runs, names)
-    from pipeline.doctor.checks import diagnose  # after training, which chooses the threads of torch
+    from pipeline.doctor.checks import diagnose  # here and below, because torch takes seconds to import
     from pipeline.doctor.reading import read_evidence
     from tests.doctor.runs import FAULTS
 
+    names = [*FAULTS, *(f"{HEALTHY}-{seed}" for seed in range(arguments.seeds))]
+    train(arguments.runs.absolute(), names)
     evidence = {name: read_evidence(arguments.runs / name)[0] for name in names}
     rows = []
     for name in names:
