@@ -47,11 +47,12 @@ def run_with_fault(material: Material, run: Path, settings: tuple[str, ...], fau
 
 
 def run_all(material: Material, folder: Path, faults: list[str], seeds: list[int]) -> None:
-    """``folder/FAULT`` and ``folder/healthy-SEED``, one after another."""
-    for fault in faults:
-        assert run_with_fault(material, folder / fault, (), fault) == 0
-    for seed in seeds:
-        assert run_with_fault(material, folder / f"healthy-{seed}", (f"train.seed={seed}",), None) == 0
+    """``folder/FAULT`` and ``folder/healthy-SEED``, one after another, and what each prints as ``….log``."""
+    runs = [(fault, fault, ()) for fault in faults]
+    runs += [(f"healthy-{seed}", None, (f"train.seed={seed}",)) for seed in seeds]
+    for name, fault, settings in runs:
+        with open(folder / f"{name}.log", "w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
+            assert run_with_fault(material, folder / name, settings, fault) == 0
 
 
 def _with_boxes(change: Callable[[torch.Tensor], torch.Tensor]) -> contextlib.AbstractContextManager[Any]:

@@ -11,6 +11,7 @@ import pytest
 from pipeline.doctor.__main__ import main
 from pipeline.doctor.checks import CHECKS, diagnose
 from pipeline.doctor.reading import read_evidence
+from pipeline.doctor.watch import Watch
 from pipeline.tracking.local_log import read_entries
 from tests.doctor.runs import FAULTS, STEPS, run_all
 from tests.end_to_end.runs import Material
@@ -38,6 +39,26 @@ def test_a_fault_is_named_and_nothing_else_is(runs: Path, fault: str):
 def test_a_healthy_run_has_no_finding(runs: Path, seed: int, capsys: pytest.CaptureFixture[str]):
     assert main([str(runs / f"healthy-{seed}")]) == 0
     assert "0 finding(s)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_run_itself_says_so_once(runs: Path, fault: str):
+    lines = [line for line in (runs / f"{fault}.log").read_text(encoding="utf-8").splitlines() if "doctor: " in line]
+    assert len(lines) == 1 and f"doctor: {FAULTS[fault].finding}: " in lines[0], lines
+
+
+def test_a_healthy_run_is_not_warned(runs: Path):
+    assert not any("doctor: " in (runs / f"healthy-{seed}.log").read_text(encoding="utf-8") for seed in SEEDS)
+
+
+def test_a_finding_that_comes_back_is_said_again(runs: Path):
+    settings = read_evidence(runs / "healthy-0")[0].settings
+    watch = Watch(settings, STEPS, 128, {})
+    said = []
+    for step, negatives in enumerate((30.0, 3.0, 3.0, 30.0, 30.0, 30.0, 3.0, 3.0, 3.0, 3.0), start=1):
+        watch.observe(step, {"negatives/fgv": negatives})
+        said += [step for line in watch.warnings() if line.startswith("few-negatives: fgv has")]
+    assert said == [2, 9]  # the median of the newer half of the log
 
 
 def test_every_check_but_that_of_the_first_losses_has_a_fault():
