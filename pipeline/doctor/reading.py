@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
-from pipeline.base.run_folder import MODEL_CONFIG, RunFolder
+from pipeline.base.run_folder import RunFolder
 from pipeline.checkpoint.folder import list_checkpoints
-from pipeline.checkpoint.record import CheckpointError
 from pipeline.checkpoint.tensors import CheckpointTensors
 from pipeline.config import read_saved_settings
 from pipeline.doctor.evidence import Evidence
@@ -36,12 +34,13 @@ def read_evidence(run: str | Path) -> tuple[Evidence, Path | None]:
     if not curves:
         raise NothingLogged(f"{folder.metrics} holds no metrics; let the run log its first step, then ask again")
     checkpoint = next(reversed(list_checkpoints(folder.path)), None)
+    width, gradient_seen = _read_checkpoint(checkpoint) if checkpoint else (None, None)
     evidence = Evidence(
         settings,
         curves,
         total_steps=_total_steps(folder, settings.train.max_steps, max(steps[-1] for steps, _ in curves.values())),
-        width=_width(checkpoint) if checkpoint else None,
-        gradient_seen=_gradient_seen(checkpoint) if checkpoint else None,
+        width=width,
+        gradient_seen=gradient_seen,
     )
     return evidence, checkpoint
 
@@ -51,22 +50,15 @@ def _total_steps(folder: RunFolder, max_steps: int | None, last_logged: int) -> 
     return max_steps or (last_logged if folder.final.is_dir() else None)
 
 
-def _width(checkpoint: Path) -> int:
-    path = checkpoint / MODEL_CONFIG
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["text_config"]["projection_size"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} does not say how wide the embeddings are; use another checkpoint") from error
-
-
-def _gradient_seen(checkpoint: Path) -> dict[str, float]:
-    """As ``Evidence.gradient_seen``."""
+def _read_checkpoint(checkpoint: Path) -> tuple[int | None, dict[str, float]]:
+    """The width of the embeddings, where a projection says it, and ``Evidence.gradient_seen``."""
     found = {}
     with CheckpointTensors(checkpoint) as tensors:
+        width = tensors.shapes.get("weight/longtext_head.bias", (None,))[0]
         held = tensors.names("exp_avg_sq")
         for module in PROJECTIONS:
             moments = [tensors.read("exp_avg_sq", name).double() for name in held if name.startswith(f"{module}.")]
             if moments:
                 count = sum(moment.numel() for moment in moments)
                 found[module] = math.sqrt(sum(float(moment.sum()) for moment in moments) / count)
-    return found
+    return width, found
