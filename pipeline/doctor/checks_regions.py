@@ -71,7 +71,7 @@ def regions_without_area(evidence: Evidence) -> Finding | None:
     if share <= INVALID_SHARE:
         return None
     return Finding(
-        f"{100 * share:.2g} % of the regions ({invalid:.0f} of {invalid + valid:.0f} logged) have no features: their "
+        f"{100 * share:.3g} % of the regions ({invalid:.0f} of {invalid + valid:.0f} logged) have no features: their "
         "norm is 0, and they are left out",
         share,
         "boxes without area or outside their image: a wrong order of corners, pixels taken for shares of the image",
@@ -88,7 +88,7 @@ def boxes_are_small(evidence: Evidence) -> Finding | None:
     if not total or (share := sum(small.values()) / total) <= SMALL_SHARE:
         return None
     return Finding(
-        f"{100 * share:.2g} % of the boxes are below 1 % of their image",
+        f"{100 * share:.3g} % of the boxes are below 1 % of their image",
         share,
         "objects far away, or boxes of parts: a region of less than a patch holds its surroundings",
         "data.patch_budgets",
