@@ -11,7 +11,7 @@ from pipeline.doctor.first_losses import check_first_losses
 
 # Assumptions; docs/diagnosis.md shows them beside healthy runs.
 ORDERS_APART = 100.0
-FEWEST_POINTS, MOST_POINTS, NUM_WINDOWS = 24, 64, 4
+FEWEST_POINTS, MOST_POINTS, NUM_WINDOWS = 24, 32, 4
 GROWTH, LEAST_SHARE = 8.0, 0.1  # of the swing from the first window to the last; of the loss
 LEAST_TURNS = 0.4  # of the points of the last window; noise turns at two thirds of them, a smooth rise at none
 
@@ -77,11 +77,11 @@ def first_losses_are_far_off(evidence: Evidence) -> Finding | None:
     if evidence.width is None:
         return None
     first = {name: values[0] for name, (steps, values) in evidence.curves.items() if steps[:1] == [1]}
-    if not first:
+    # Of separate micro-batches the cosines are those of the last one alone: too few to expect anything from.
+    if not first or first.get("health/loss_pools", 1.0) > 1:
         return None
-    pools = max(1.0, first.get("health/loss_pools", 1.0))
     lines = check_first_losses(
-        evidence.settings, first, pools, evidence.width, from_random_weights=evidence.settings.model.start_from is None
+        evidence.settings, first, evidence.width, from_random_weights=evidence.settings.model.start_from is None
     )
     if not lines:
         return None

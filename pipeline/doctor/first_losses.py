@@ -83,7 +83,7 @@ class FarOff:
 
 
 def check_first_losses(
-    settings: Stage1Settings, metrics: Mapping[str, float], pools: float, width: int, from_random_weights: bool = True
+    settings: Stage1Settings, metrics: Mapping[str, float], width: int, from_random_weights: bool = True
 ) -> list[FarOff]:
     """What is far off, with its likely cause; empty where the first step looks as it should.
 
@@ -92,14 +92,13 @@ def check_first_losses(
     Args:
         metrics: those of the first step by their grouped names: losses unweighted, counts summed over ranks, cosines
             and scales where they were logged.
-        pools: batches that the counts are summed over: 1, or the separate micro-batches of a step.
         width: D.
         from_random_weights: False where trained weights were loaded: then only a loss above that of weights that
             know nothing is wrong, and the global scalars are whatever they were trained to.
     """
     actual = {name: metrics.get(grouped_name(f"scale/{name}"), start) for name, start in START_SCALES.items()}
     scales = actual | {name: START_SCALES[name] for name in GLOBAL_SCALARS if from_random_weights}
-    counters = {name: metrics.get(grouped_name(f"count/{name}"), 0.0) / pools for name in COUNTERS}
+    counters = {name: metrics.get(grouped_name(f"count/{name}"), 0.0) for name in COUNTERS}
     health = {
         name: metrics[grouped_name(name)]
         for objective in LOSSES

@@ -67,7 +67,7 @@ def _first_step(model: FGCLIP2, **starts: float) -> tuple[list[str], dict[str, f
     assert not norm_problems(health)
     parts = {name: float(value) for name, value in output.parts.items()}
     counters = {f"count/{name}": float(value) for name, value in output.counters.items()}
-    found = check_first_losses(SETTINGS, grouped_metrics(parts | counters | health), 1, embeddings.image.shape[1])
+    found = check_first_losses(SETTINGS, grouped_metrics(parts | counters | health), embeddings.image.shape[1])
     return [line.seen for line in found], parts
 
 
@@ -103,14 +103,8 @@ def test_a_bias_of_zero_shows_in_the_loss_too(tiny):
         "scale/global_bias": 0.0,
         "scale/global_scale": 10.0,
     }
-    far = check_first_losses(SETTINGS, grouped_metrics(metrics), 1, 768)
+    far = check_first_losses(SETTINGS, grouped_metrics(metrics), 768)
     assert any("the first global_short" in one.seen and "logit_bias is 0" in one.cause for one in far)
-
-
-def test_separate_micro_batches_are_expected_at_their_own_size():
-    metrics = {"fgv": math.log(4), "count/fgv/regions": 4096.0, "cosine/fgv/spread": 1e-4}
-    assert check_first_losses(SETTINGS, grouped_metrics(metrics), 1, 64)
-    assert not check_first_losses(SETTINGS, grouped_metrics(metrics), 1024, 64)
 
 
 def test_expected_losses_of_random_unit_vectors_are_those_measured():
@@ -134,7 +128,7 @@ def test_expected_losses_of_random_unit_vectors_are_those_measured():
 def test_loaded_weights_may_be_better_but_not_worse_than_knowing_nothing():
     def check(value: float) -> list[FarOff]:
         metrics = grouped_metrics({"fgv": value, "count/fgv/regions": 100.0, "scale/global_bias": -12.0})
-        return check_first_losses(SETTINGS, metrics, 1, 768, from_random_weights=False)
+        return check_first_losses(SETTINGS, metrics, 768, from_random_weights=False)
 
     assert not check(0.3)
     assert "belong together" in check(60.0)[0].cause
