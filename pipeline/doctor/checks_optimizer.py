@@ -26,7 +26,7 @@ WINDOW = 3  # logged steps whose median is a level
 def projection_does_not_train(evidence: Evidence) -> Finding | None:
     """A projection into the joint space that is in no optimizer group, or never got a gradient."""
     seen = evidence.gradients_of_projections()
-    if seen is None or not evidence.last_step:
+    if not seen or not evidence.last_step or evidence.settings.tune.heads == "frozen":
         return None
     for name in _trained_projections(evidence):
         if name not in seen:
