@@ -130,7 +130,8 @@ def draw(graph: dict[str, set[str]]) -> Figure:
             edgecolor="#5a6b86", zorder=3,
         )  # fmt: skip
         axes.add_patch(box)
-        axes.text(x, y + 0.09, name, ha="center", va="center", fontsize=10, zorder=4)
+        size = 10 if len(name) <= 26 else 8  # the longest name stays within its box
+        axes.text(x, y + 0.09, name, ha="center", va="center", fontsize=size, zorder=4)
         axes.text(x, y - 0.16, f"{sizes[name]} modules", ha="center", va="center", fontsize=7.5, color="#555", zorder=4)
     return figure
 

@@ -48,7 +48,7 @@ def run_with_fault(material: Material, run: Path, settings: tuple[str, ...], fau
 
 def run_all(material: Material, folder: Path, faults: list[str], seeds: list[int]) -> None:
     """``folder/FAULT`` and ``folder/healthy-SEED``, one after another, and what each prints as ``….log``."""
-    runs = [(fault, fault, ()) for fault in faults]
+    runs: list[tuple[str, str | None, tuple[str, ...]]] = [(fault, fault, ()) for fault in faults]
     runs += [(f"healthy-{seed}", None, (f"train.seed={seed}",)) for seed in seeds]
     for name, fault, settings in runs:
         with open(folder / f"{name}.log", "w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
@@ -85,14 +85,14 @@ def _shrunk(boxes: torch.Tensor) -> torch.Tensor:
 def _on_model(change: Callable[[Any], None]) -> contextlib.AbstractContextManager[Any]:
     from pipeline.training import assemble
 
-    plain = assemble._make_model
+    plain = assemble.make_model
 
     def make(*arguments: Any) -> Any:
         model = plain(*arguments)
         change(model)
         return model
 
-    return mock.patch.object(assemble, "_make_model", make)
+    return mock.patch.object(assemble, "make_model", make)
 
 
 def _flat_scale(model: Any) -> None:
