@@ -24,8 +24,9 @@ def deepspeed_file(settings: TrainSettings) -> Path:
     """
     path = first_existing(settings.deepspeed_config, PROJECT)
     if not path.is_file():
+        places = " or ".join(dict.fromkeys(map(str, (Path.cwd(), PROJECT))))
         raise SettingsError(
-            f"train.deepspeed_config {shown(settings.deepspeed_config)} is neither in {Path.cwd()} nor in {PROJECT}; "
+            f"train.deepspeed_config {shown(settings.deepspeed_config)} is not in {places}; "
             "launch/ has zero1.json to zero3.json"
         )
     return path

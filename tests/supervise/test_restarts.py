@@ -73,6 +73,7 @@ def test_a_killed_rank_costs_a_restart_and_no_step(material: Material, tmp_path:
     ]
 
 
+@pytest.mark.long
 def test_a_rank_that_raises_costs_a_restart_under_torchrun(material: Material, tmp_path: Path):
     run, log, marker = tmp_path / "run", tmp_path / "log", tmp_path / "once"
     faulty = tmp_path / "python"  # stage 1 with a fault in it, started by the script that a user starts

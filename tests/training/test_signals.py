@@ -52,7 +52,7 @@ def test_only_a_second_ctrl_c_ends_at_once(sent: tuple[int, ...], status: int, p
     assert done.stdout.splitlines() == printed
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_ctrl_c_under_the_launcher_leaves_nothing_running_and_a_run_that_goes_on(
     material: Material, tmp_path: Path, times: int
 ):
