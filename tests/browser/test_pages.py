@@ -14,6 +14,7 @@ from pipeline.report.page import run_page
 from pipeline.tracking.compare.__main__ import main as compare
 from tests.browser.chromium import WIDTHS, Watched, browser
 from tests.explore.test_answers import EVIL, explorer
+from tests.fast import REASON
 from tests.report.test_report import run
 from tests.tracking.made_runs import make_run
 
@@ -23,7 +24,9 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
-def chromium():
+def chromium(request):
+    if request.config.getoption("--fast"):
+        pytest.skip(REASON)
     with browser() as opened:
         yield opened
 
