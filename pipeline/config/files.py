@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.base.border import BorderError, one_line, parse_yaml, quoted, read_yaml, shown
+from pipeline.base.provenance import PROJECT
 from pipeline.config.group import Group
 from pipeline.config.groups import Stage1Settings, Stage2Settings
 
@@ -95,6 +96,19 @@ def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
             new_group, _, new_name = new.rpartition(".")
             values.setdefault(new_group, {}).setdefault(new_name, value)
     return values
+
+
+def load_stage(stage: str, files: Sequence[Path], overrides: Sequence[str]) -> Stage1Settings:
+    """The settings that a stage's script would have: those of ``stages/STAGE.yaml``, of ``files`` and of ``overrides``.
+
+    Args:
+        stage: "stage1" or "stage2".
+
+    Raises:
+        SettingsError: as :func:`load_settings`.
+    """
+    kind = Stage2Settings if stage == "stage2" else Stage1Settings
+    return load_settings(kind, [PROJECT / "stages" / f"{stage}.yaml", *files], overrides)
 
 
 def read_saved_settings(path: str | Path) -> Stage1Settings:

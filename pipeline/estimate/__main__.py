@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.base.files import write_text
-from pipeline.config import SettingsError, Stage1Settings, Stage2Settings, load_settings
+from pipeline.config import SettingsError, load_stage
 from pipeline.estimate.devices import UnknownDevice, device_names, read_device
 
 EXAMPLES = """examples:
@@ -19,16 +19,14 @@ EXAMPLES = """examples:
 
 exit status: 0 if every patch budget fits, 1 if one does not, 2 where settings cannot be read
 """
-STAGES = Path(__file__).resolve().parents[2] / "stages"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the estimate; the exit status."""
     arguments = _parser().parse_intermixed_args(argv)
-    kind = Stage2Settings if arguments.stage == "stage2" else Stage1Settings
     try:
         device = read_device(arguments.device)
-        settings = load_settings(kind, [STAGES / f"{arguments.stage}.yaml", *arguments.config], arguments.overrides)
+        settings = load_stage(arguments.stage, arguments.config, arguments.overrides)
         # here, because torch takes seconds to import
         from pipeline.estimate.estimate import make_estimate
         from pipeline.estimate.report import format_estimate

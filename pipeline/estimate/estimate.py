@@ -12,9 +12,9 @@ from pipeline.data.slices import Division
 from pipeline.estimate.devices import Device
 from pipeline.estimate.fitting import is_checkpointed, largest_fitting, largest_micro_batches, memory_of
 from pipeline.estimate.flops import Flops, count_flops
-from pipeline.estimate.inputs import Data, keeps_activations, model_config, read_data, read_zero, sharding_of, work_of
+from pipeline.estimate.inputs import Data, model_config, pieces_of, read_data, read_zero, sharding_of, work_of
 from pipeline.estimate.memory import FLOAT, PATCH_VALUES, Memory, Sharding, Work
-from pipeline.estimate.pieces import Piece, trace_pieces
+from pipeline.estimate.pieces import Piece
 from pipeline.estimate.timing import StepTime, cores_to_decode, step_time
 from pipeline.model import FGCLIP2Config
 from pipeline.training.micro_batches import make_division
@@ -174,9 +174,7 @@ def at_budget(
 ) -> AtBudget:
     """A step at one patch budget."""
     train, checkpointed = settings.train, is_checkpointed(settings, patches)
-    pieces = trace_pieces(
-        config, patches, train.precision, settings.trains_regions, keeps_activations(settings, config)
-    )
+    pieces = pieces_of(settings, config, patches)
     batch = train.global_batch_size
     parts, images = division.parts(batch, patches), division.slice_size(batch)
     micro = -(-images // parts)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.config import Stage1Settings
-from pipeline.estimate.inputs import Data, keeps_activations, work_of
+from pipeline.estimate.inputs import Data, pieces_of, work_of
 from pipeline.estimate.memory import Memory, Sharding, Work, memory_at_peak
-from pipeline.estimate.pieces import Piece, trace_pieces
+from pipeline.estimate.pieces import Piece
 from pipeline.model import FGCLIP2Config
 
 
@@ -81,14 +81,7 @@ def largest_micro_batches(
     one = replace(sharding, accumulation=2)
     found = {}
     for patches in settings.data.patch_budgets:
-        pieces = trace_pieces(
-            config,
-            patches,
-            settings.train.precision,
-            settings.trains_regions,
-            keeps_activations(settings, config),
-            products=False,
-        )
+        pieces = pieces_of(settings, config, patches, products=False)
         whole = work_of(settings, config, images, patches, data) if settings.train.accumulation == "cached" else None
         fits = largest_fitting(settings, pieces, config, data, patches, one, usable, whole)
         if settings.model.gradient_checkpointing == "auto" and fits < images:

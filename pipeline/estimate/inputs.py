@@ -14,7 +14,7 @@ from pipeline.data.manifest import IndexProblem, load_manifest
 from pipeline.data.plan.plan import Plan
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.estimate.memory import Sharding, Work
-from pipeline.estimate.pieces import model_without_data
+from pipeline.estimate.pieces import Piece, model_without_data, trace_pieces
 from pipeline.model import FGCLIP2Config, preset_config
 from pipeline.model.start import StartError, find_model, read_config
 from pipeline.training.optimizer import parameter_groups
@@ -161,3 +161,15 @@ def read_zero(settings: Stage1Settings) -> dict:
             f"train.deepspeed_config {path} cannot be read ({type(error).__name__}: {error}); "
             "launch/ has zero1.json to zero3.json"
         ) from error
+
+
+def pieces_of(settings: Stage1Settings, config: FGCLIP2Config, patches: int, *, products: bool = True) -> list[Piece]:
+    """The model's pieces at a patch budget under the settings; see :func:`trace_pieces`."""
+    return trace_pieces(
+        config,
+        patches,
+        settings.train.precision,
+        settings.trains_regions,
+        keeps_activations(settings, config),
+        products=products,
+    )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.base.run_folder import RunFolder
-from pipeline.config import SettingsError, Stage1Settings, Stage2Settings, load_settings
+from pipeline.config import SettingsError, load_stage
 from pipeline.preflight.hostfile import HostfileError
 from pipeline.supervise.attempts import (
     FIRST_PAUSE_SECONDS,
@@ -28,18 +28,16 @@ run: the status of the last start. after: 0 to queue the job again, with the nod
 A run is not started again when it finished, was asked to end, cannot use its input (status 2), has a loss that is not
 finite (status 3), failed at one step twice in a row, or was restarted --max-restarts times.
 """
-STAGES = Path(__file__).resolve().parents[2] / "stages"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status of the last start, or the answer for a batch system."""
     arguments, further = _parser().parse_known_intermixed_args(argv)
-    kind = Stage2Settings if arguments.stage == "stage2" else Stage1Settings
     if further:
         print(f"error: {' '.join(further)} is no option; settings are written group.name=value", file=sys.stderr)
         return 2
     try:
-        settings = load_settings(kind, [STAGES / f"{arguments.stage}.yaml", *arguments.config], arguments.overrides)
+        settings = load_stage(arguments.stage, arguments.config, arguments.overrides)
         run_folder = Path(settings.train.run_folder)
         if arguments.action == "after":
             if arguments.dry_run:

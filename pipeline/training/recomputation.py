@@ -11,8 +11,7 @@ from pipeline.base.ranks import RankInfo
 from pipeline.config import Stage1Settings
 from pipeline.data.slices import Division
 from pipeline.estimate.estimate import CONTEXT_GIGABYTES, USABLE_SHARE
-from pipeline.estimate.inputs import keeps_activations, read_data, read_zero, sharding_of, work_of
-from pipeline.estimate.pieces import trace_pieces
+from pipeline.estimate.inputs import pieces_of, read_data, read_zero, sharding_of, work_of
 from pipeline.estimate.recomputation import least_recomputation
 from pipeline.model import FGCLIP2Config
 from pipeline.model.checkpointing import Recomputation
@@ -39,13 +38,7 @@ def recomputation_of(
     data = read_data(settings, [])
     chosen = []
     for patches in settings.data.patch_budgets:
-        pieces = trace_pieces(
-            config,
-            patches,
-            settings.train.precision,
-            settings.trains_regions,
-            keeps_activations(settings, config),
-        )
+        pieces = pieces_of(settings, config, patches, products=False)
         parts = division.parts(batch, patches)
         work = work_of(settings, config, -(-images // parts), patches, data)
         whole = None if parts == 1 or division.separate else work_of(settings, config, images, patches, data)

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,8 +14,8 @@ from pipeline.config import SettingsError, Stage1Settings, Stage2Settings, load_
 from pipeline.data.slices import Division
 from pipeline.estimate import fitting
 from pipeline.estimate.fitting import largest_micro_batches
-from pipeline.estimate.inputs import sharding_of
-from pipeline.estimate.pieces import Piece, trace_pieces
+from pipeline.estimate.inputs import pieces_of, sharding_of
+from pipeline.estimate.pieces import Piece
 from pipeline.model import FGCLIP2Config, preset_config
 from pipeline.training.micro_batches import bank_notes, division_notes, make_division
 from tests.end_to_end.runs import Material, checkpoint_tensors, curves
@@ -169,12 +168,12 @@ def test_a_wrong_division_is_named_with_value_rule_and_remedy(overrides: list[st
 def test_auto_takes_fewer_images_where_patches_are_more_or_memory_is_less(kind: type[Stage1Settings], monkeypatch):
     known: dict[int, list[Piece]] = {}  # tracing is most of the time, and does not depend on the memory
 
-    def trace_once(config: FGCLIP2Config, patches: int, *rest: Any, products: bool) -> list[Piece]:
+    def trace_once(settings: Stage1Settings, config: FGCLIP2Config, patches: int, *, products: bool) -> list[Piece]:
         if patches not in known:
-            known[patches] = trace_pieces(config, patches, *rest, products=products)
+            known[patches] = pieces_of(settings, config, patches, products=products)
         return known[patches]
 
-    monkeypatch.setattr(fitting, "trace_pieces", trace_once)
+    monkeypatch.setattr(fitting, "pieces_of", trace_once)
     settings = load_settings(kind, None, ["data.patch_budgets=[256,1024]", "train.global_batch_size=4096"])
     config = preset_config("tiny", 400)
     sharding = sharding_of(settings, config, 8, 2, on_cpu=False)
