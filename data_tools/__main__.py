@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import signal
 import sys
 
-from pipeline.base.border import shown
+from pipeline.base.commands import run_command
 from pipeline.base.defects import ask_for_reports
-
-MAX_ERROR_CHARACTERS = 4000  # settings of a shard may be named in one
 
 # command -> (module with add_arguments(parser) and run(arguments) -> exit status, one line of help)
 COMMANDS = {
@@ -52,14 +49,11 @@ def main(argv: list[str] | None = None) -> int:
             commands.add_parser(name, help=text)
     arguments = parser.parse_args(argv)
     ask_for_reports()
-    try:
-        return arguments.run(arguments)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except (ValueError, OSError) as error:  # bad input: one line instead of a trace
-        print(f"error: {shown(error, MAX_ERROR_CHARACTERS)}", file=sys.stderr)
-        return 2
+    return run_command(
+        lambda: arguments.run(arguments),
+        (ValueError, OSError),
+        interrupted="interrupted; run the same command again to go on",
+    )
 
 
 if __name__ == "__main__":

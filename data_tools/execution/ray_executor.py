@@ -15,6 +15,7 @@ from typing import Any
 
 from data_tools.execution.jobs import ATTEMPTS, Job, JobResult, Work, do_job
 from data_tools.execution.local import WorkerFailed
+from pipeline.base.border import one_line
 
 WAIT_SECONDS = 1.0
 
@@ -104,7 +105,7 @@ class _Actors:
         if job is None:
             return None
         self.lost[job.name] += 1
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error, 200)
         if self.lost[job.name] < ATTEMPTS:
             print(f"the worker on {job.name} was lost ({why}); another takes over", file=sys.stderr, flush=True)
             self.waiting.appendleft(job)

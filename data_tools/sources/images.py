@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pipeline.base.border import one_line
 from pipeline.data.images import DECODE_ERRORS
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # Pillow's format -> the shard's member
@@ -70,9 +71,9 @@ def check_image(data: bytes, name: str, *, convert: bool = False) -> ImageFile:
             raise ImageProblem("unsupported_format", f"{name} is {known}; it must be JPEG, PNG or WebP") from error
         raise ImageProblem("unreadable_image", f"{name}: it is no kind of image that can be read") from error
     except Image.DecompressionBombError as error:
-        raise ImageProblem("unreadable_image", f"{name}: {' '.join(str(error).split())[:160]}") from error
+        raise ImageProblem("unreadable_image", f"{name}: {one_line(error, 160)}") from error
     except DECODE_ERRORS as error:
-        raise ImageProblem("unreadable_image", f"{name}: {' '.join(str(error).split())[:160]}") from error
+        raise ImageProblem("unreadable_image", f"{name}: {one_line(error, 160)}") from error
     return ImageFile(data, EXTENSIONS[kind], width, height)
 
 

@@ -62,9 +62,9 @@ def quoted(value: object, limit: int = QUOTED) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException, limit: int = SHOWN) -> str:
     """An error's message for a line of ours."""
-    return shown(error) or type(error).__name__
+    return shown(error, limit) or type(error).__name__
 
 
 def read_bounded(path: str | Path, max_bytes: int = MAX_SMALL_FILE_BYTES) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any
 
 import fsspec
 
+from pipeline.base.border import one_line
 from pipeline.base.files import move, write_folder_aside
 from pipeline.checkpoint.folder import checkpoint_folder, list_checkpoints, step_of, verify_checkpoint
 from pipeline.checkpoint.record import RECORD, CheckpointError
@@ -60,7 +61,7 @@ class RemoteCopies:
         except Exception as error:  # noqa: BLE001 - see above
             logger.warning(
                 "%s was not copied to %s (%s: %s); training goes on, the next checkpoint is tried again",
-                checkpoint, self.url, type(error).__name__, " ".join(str(error).split())[:300],
+                checkpoint, self.url, type(error).__name__, one_line(error, 300),
             )  # fmt: skip
 
 
@@ -105,7 +106,7 @@ def fetch_newer(url: str, run_folder: str | Path) -> Path | None:
         raise
     except Exception as error:  # see above
         raise CheckpointError(
-            f"train.remote_folder {url} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:300]}); "
+            f"train.remote_folder {url} cannot be read ({type(error).__name__}: {one_line(error, 300)}); "
             "mend it, or set train.remote_folder=null to go on from what is here"
         ) from error
     return None

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 import numpy as np
 from PIL import Image, ImageOps
 
+from pipeline.base.border import one_line
+
 try:
     import simplejpeg
 except ImportError:  # no wheel for this platform: Pillow decodes the same pixels, slower
@@ -161,4 +163,4 @@ def _decode_with_pillow(data: bytes, max_megapixels: float, target: tuple[int, i
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+    return one_line(error, 160)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.base.commands import command_parser, run_command
 from pipeline.base.run_folder import NoRunFolder
 from pipeline.config import SettingsError
 
@@ -26,36 +26,28 @@ docs/diagnosis.md has the symptom, measure, cause and remedy of every finding
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the findings; the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.doctor",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m pipeline.doctor", __doc__, EXAMPLES)
     parser.add_argument("run", nargs="?", metavar="RUN", help="a run's folder, or anything in it")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--list", action="store_true", help="print the names of all checks and stop")
     arguments = parser.parse_args(argv)
     if arguments.run is None and not arguments.list:
         parser.error("RUN is missing; give a run's folder")
-    try:
-        return _print_checks() if arguments.list else _examine(arguments.run, as_json=arguments.json)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    # Here, because torch takes seconds to import.
+    from pipeline.checkpoint.record import CheckpointError
+    from pipeline.doctor.reading import NothingLogged
+
+    refused = (NoRunFolder, SettingsError, NothingLogged, CheckpointError, OSError)
+    return run_command(
+        lambda: _print_checks() if arguments.list else _examine(arguments.run, as_json=arguments.json), refused
+    )
 
 
 def _examine(run: str, *, as_json: bool) -> int:
-    # Here, because torch takes seconds to import.
-    from pipeline.checkpoint.record import CheckpointError
     from pipeline.doctor.checks import CHECKS, diagnose
-    from pipeline.doctor.reading import NothingLogged, read_evidence
+    from pipeline.doctor.reading import read_evidence
 
-    try:
-        evidence, checkpoint = read_evidence(run)
-    except (NoRunFolder, SettingsError, NothingLogged, CheckpointError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    evidence, checkpoint = read_evidence(run)
     found = diagnose(evidence)
     if as_json:
         record: dict[str, Any] = {

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline.base.border import one_line
+from pipeline.base.commands import command_parser, run_command
 from pipeline.base.ranks import read_rank_info
 
 EXAMPLES = """examples:
@@ -25,26 +25,26 @@ EXAMPLES = """examples:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    return run_command(
+        lambda: _embed(arguments),
+        (ValueError, OSError),
+        interrupted=f"stopped; what is written in {arguments.out} is kept, and the same command goes on",
+    )
+
+
+def _embed(arguments: argparse.Namespace) -> int:
     from pipeline.embed.embed import EmbedSettings, embed  # torch takes seconds to import, and --help needs none
     from pipeline.embed.sources import parts_of
     from pipeline.evaluation.models.load import load_model
 
-    try:
-        if arguments.rows_per_file < 1 or arguments.batch_size < 1:
-            raise ValueError("--rows-per-file and --batch-size must be 1 or more")
-        ranks = read_rank_info()
-        parts = parts_of(arguments.data, arguments.rows_per_file, arguments.regions)
-        device = f"cuda:{ranks.local_rank}" if arguments.device == "cuda" else arguments.device
-        model = load_model(arguments.model, device=device, dtype=arguments.precision)
-        settings = EmbedSettings(arguments.dtype, arguments.batch_size, arguments.threads)
-        done = embed(model, parts, arguments.out, settings, ranks)
-    except (ValueError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        made = len(list(arguments.out.glob("*.parquet")))
-        print(f"stopped: {made} files are written in {arguments.out}; the same command goes on", file=sys.stderr)
-        return 130
+    if arguments.rows_per_file < 1 or arguments.batch_size < 1:
+        raise ValueError("--rows-per-file and --batch-size must be 1 or more")
+    ranks = read_rank_info()
+    parts = parts_of(arguments.data, arguments.rows_per_file, arguments.regions)
+    device = f"cuda:{ranks.local_rank}" if arguments.device == "cuda" else arguments.device
+    model = load_model(arguments.model, device=device, dtype=arguments.precision)
+    settings = EmbedSettings(arguments.dtype, arguments.batch_size, arguments.threads)
+    done = embed(model, parts, arguments.out, settings, ranks)
     missing = "" if done.is_whole else f"; {done.of_parts - done.parts} parts are with other processes"
     print(f"{arguments.out}: {done.rows} embeddings in {done.parts} files{missing}")
     for reason, count in sorted(done.left_out.items()):
@@ -53,12 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.embed",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m pipeline.embed", __doc__, EXAMPLES)
     add = parser.add_argument
     add("model", metavar="MODEL", help="a run's folder, a checkpoint's export, or a Hugging Face model folder")
     add("--data", nargs="+", required=True, type=Path, metavar="PATH", help="shards, folders, images or lists")

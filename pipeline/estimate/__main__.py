@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.base.commands import command_parser, run_command
 from pipeline.base.files import write_text
 from pipeline.config import SettingsError, load_stage
 from pipeline.estimate.devices import UnknownDevice, device_names, read_device
@@ -24,20 +25,17 @@ exit status: 0 if every patch budget fits, 1 if one does not, 2 where settings c
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the estimate; the exit status."""
     arguments = _parser().parse_intermixed_args(argv)
-    try:
-        device = read_device(arguments.device)
-        settings = load_stage(arguments.stage, arguments.config, arguments.overrides)
-        # here, because torch takes seconds to import
-        from pipeline.estimate.estimate import make_estimate
-        from pipeline.estimate.report import format_estimate
+    return run_command(lambda: _print_estimate(arguments), (SettingsError, UnknownDevice, OSError))
 
-        estimate = make_estimate(settings, arguments.devices, device)
-    except (SettingsError, UnknownDevice, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+
+def _print_estimate(arguments: argparse.Namespace) -> int:
+    device = read_device(arguments.device)
+    settings = load_stage(arguments.stage, arguments.config, arguments.overrides)
+    # here, because torch takes seconds to import
+    from pipeline.estimate.estimate import make_estimate
+    from pipeline.estimate.report import format_estimate
+
+    estimate = make_estimate(settings, arguments.devices, device)
     print(format_estimate(estimate))
     if arguments.json:
         write_text(arguments.json, json.dumps(estimate.to_json(), indent=1, ensure_ascii=False) + "\n")
@@ -45,12 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.estimate",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m pipeline.estimate", __doc__, EXAMPLES)
     parser.add_argument("stage", choices=("stage1", "stage2"))
     parser.add_argument("overrides", nargs="*", metavar="group.name=value", help="settings; values are YAML")
     parser.add_argument("--devices", type=_at_least_one, required=True, help="in all, on all hosts")

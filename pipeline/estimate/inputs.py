@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.base.border import read_object
+from pipeline.base.border import one_line, read_object
 from pipeline.config import SettingsError, Stage1Settings, Stage2Settings
 from pipeline.config.paths import deepspeed_file
 from pipeline.data.manifest import IndexProblem, load_manifest
@@ -75,7 +75,7 @@ def read_data(settings: Stage1Settings, notes: list[str]) -> Data:
     except (IndexProblem, OSError) as error:
         budgets = {budget: 1 / len(settings.data.patch_budgets) for budget in settings.data.patch_budgets}
         notes.append(
-            f"data.shards: {' '.join(str(error).split())}; {SAMPLES:,} samples of {IMAGE_BYTES:,} bytes with as many "
+            f"data.shards: {one_line(error)}; {SAMPLES:,} samples of {IMAGE_BYTES:,} bytes with as many "
             "images at each patch budget are assumed"
         )
         regions = float(settings.data.max_regions_per_image)

@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from pipeline.base.border import explain, quoted
+from pipeline.base.border import explain, one_line, quoted
 from pipeline.evaluation.formats.fgovd import MAX_PIXEL
 from pipeline.evaluation.formats.paths import read_typed_json
 from pipeline.evaluation.results import Accounting, EvaluationError
@@ -148,7 +148,7 @@ class TransformersDetector:
             self.processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
             self.model = AutoModelForZeroShotObjectDetection.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
-            message = " ".join(str(error).split())[:200]
+            message = one_line(error, 200)
             raise EvaluationError(f"{folder} is no zero-shot detector of transformers ({message})") from error
         self.model = self.model.to(device).eval()
         self.device = device

@@ -15,7 +15,7 @@ import threading
 import webbrowser
 from pathlib import Path
 
-from pipeline.base.border import one_line
+from pipeline.base.commands import command_parser, run_command
 
 EXAMPLES = """examples:
   python -m pipeline.explore runs/demo/stage1 runs/demo/stage2 --data runs/demo/data/test
@@ -28,18 +28,16 @@ MOST_MODELS = 2
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    kept = "stopped; what is embedded is kept, and the same command goes on"
+    return run_command(lambda: _serve(arguments), (ValueError, OSError), interrupted=kept)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
     import uvicorn  # the server and torch take seconds to import, and --help needs neither
 
     from pipeline.explore.app import Explorer, make_app
 
-    try:
-        explorer = Explorer(_models(arguments))
-    except (ValueError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; what is embedded is kept, and the same command goes on", file=sys.stderr)
-        return 130
+    explorer = Explorer(_models(arguments))
     address = f"http://{arguments.host}:{arguments.port}/"
     hosts = ["127.0.0.1", "localhost", arguments.host] if arguments.host != "0.0.0.0" else ["*"]
     print(f"explore: {address}  (Ctrl-C ends it)", flush=True)
@@ -95,12 +93,7 @@ def _name(path: str, number: int) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.explore",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m pipeline.explore", __doc__, EXAMPLES)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fine-grained-vlm" / "explore"
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="one or two: runs' folders or Hugging Face model folders")

@@ -21,6 +21,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from pipeline.base.border import BorderError, validated
+from pipeline.base.commands import command_parser, run_command
 from pipeline.base.ranks import RankError, read_rank_info
 from pipeline.preflight.bandwidth import Bandwidth
 from pipeline.preflight.hostfile import SSH, SSH_FAILED, Host, HostfileError, read_hostfile, remote_command, run_remote
@@ -39,23 +40,20 @@ EXAMPLES = """examples:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    try:
-        if arguments.report:
-            print(MARK + json.dumps(dataclasses.asdict(make_report(arguments.run_folder, arguments.shards))))
-            return 0
-        if arguments.hostfile is not None:
-            return _from_hostfile(arguments)
-        info = read_rank_info()
-        if info.world_size > 1:
-            from pipeline.preflight.launched import run_launched
+    return run_command(lambda: _check(arguments), (HostfileError, RankError))
 
-            return run_launched(info, arguments, _limits(arguments))
-    except (HostfileError, RankError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+
+def _check(arguments: argparse.Namespace) -> int:
+    if arguments.report:
+        print(MARK + json.dumps(dataclasses.asdict(make_report(arguments.run_folder, arguments.shards))))
+        return 0
+    if arguments.hostfile is not None:
+        return _from_hostfile(arguments)
+    info = read_rank_info()
+    if info.world_size > 1:
+        from pipeline.preflight.launched import run_launched
+
+        return run_launched(info, arguments, _limits(arguments))
     row = HostRow(socket.gethostname(), "this host", 1, make_report(arguments.run_folder, arguments.shards))
     print("no --hostfile and no launcher: this host alone")
     return conclude([row], judge([row], _limits(arguments)), None, arguments.json)
@@ -163,12 +161,7 @@ def _limits(arguments: argparse.Namespace) -> Limits:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.preflight",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m pipeline.preflight", __doc__, EXAMPLES)
     parser.add_argument("--hostfile", type=Path, help="DeepSpeed's hostfile: lines NAME slots=N")
     parser.add_argument("--shards", action="append", default=[], metavar="DIR", help="a folder of shards; repeatable")
     parser.add_argument("--run-folder", default="runs", metavar="DIR", help="where checkpoints will go (default: runs)")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.base.border import one_line
 from pipeline.base.provenance import git_revision, package_versions
 from pipeline.data.manifest import IndexProblem, load_manifest
 
@@ -52,7 +53,7 @@ def make_report(run_folder: str, shard_folders: Sequence[str]) -> HostReport:
             if report.images_per_second is None and "://" not in folder:
                 report.images_per_second = _decode_rate(folder)
         except (IndexProblem, OSError) as error:
-            report.shard_errors[folder] = " ".join(str(error).split())
+            report.shard_errors[folder] = one_line(error)
     return report
 
 

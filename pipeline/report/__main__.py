@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from pipeline.base.border import one_line
+from pipeline.base.commands import command_parser, run_command
 from pipeline.base.files import write_text
 from pipeline.base.run_folder import RunFolder
 
@@ -21,30 +22,23 @@ FILE, ARTIFACTS = "report.html", "report"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.report",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m pipeline.report", __doc__, EXAMPLES)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder, or anything in it")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
     parser.add_argument("--smooth", type=float, default=0.0, metavar="STEPS", help="half-life of an average of the "
                         "curves, in logged steps (default: 0, none)")  # fmt: skip
     parser.add_argument("--no-mlflow", action="store_true", help="do not keep the page in MLflow")
     arguments = parser.parse_args(argv)
+    return run_command(lambda: _write_page(arguments), (ValueError, OSError))
+
+
+def _write_page(arguments: argparse.Namespace) -> int:
     from pipeline.report.page import run_page  # Bokeh and MLflow take seconds to import, and --help needs neither
 
-    try:
-        run = RunFolder.containing(arguments.run.resolve())
-        out = arguments.out or run.path / FILE
-        text = run_page(run, arguments.smooth)
-        write_text(out, text)
-    except (ValueError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    run = RunFolder.containing(arguments.run.resolve())
+    out = arguments.out or run.path / FILE
+    text = run_page(run, arguments.smooth)
+    write_text(out, text)
     print(f"report: {out} ({len(text.encode('utf-8')) / 1e6:.1f} MB)")
     if not arguments.no_mlflow:
         _keep(run, out)

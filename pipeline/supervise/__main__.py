@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.base.commands import command_parser, run_command
 from pipeline.base.run_folder import RunFolder
 from pipeline.config import SettingsError, load_stage
 from pipeline.preflight.hostfile import HostfileError
@@ -36,30 +37,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     if further:
         print(f"error: {' '.join(further)} is no option; settings are written group.name=value", file=sys.stderr)
         return 2
-    try:
-        settings = load_stage(arguments.stage, arguments.config, arguments.overrides)
-        run_folder = Path(settings.train.run_folder)
-        if arguments.action == "after":
-            if arguments.dry_run:
-                print("supervise: the dry run is over; it is not started again", file=sys.stderr)
-                return 1
-            return after(run_folder, arguments.status, arguments.restarts, arguments.max_restarts)
+    return run_command(lambda: _supervise(arguments), (SettingsError, HostfileError))
+
+
+def _supervise(arguments: argparse.Namespace) -> int:
+    settings = load_stage(arguments.stage, arguments.config, arguments.overrides)
+    run_folder = Path(settings.train.run_folder)
+    if arguments.action == "after":
         if arguments.dry_run:
-            run_folder = RunFolder.at(run_folder).dry_run
-        passed = ["--dry-run"] * arguments.dry_run
-        passed += [word for file in arguments.config for word in ("--config", str(file))] + arguments.overrides
-        return Supervisor(
-            arguments.stage,
-            passed,
-            run_folder,
-            settings.train.global_batch_size // settings.train.accumulation_steps,
-            hostfile=arguments.hostfile,
-            max_restarts=0 if arguments.dry_run else arguments.max_restarts,
-            first_pause_seconds=arguments.first_pause_seconds,
-        ).run()
-    except (SettingsError, HostfileError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            print("supervise: the dry run is over; it is not started again", file=sys.stderr)
+            return 1
+        return after(run_folder, arguments.status, arguments.restarts, arguments.max_restarts)
+    if arguments.dry_run:
+        run_folder = RunFolder.at(run_folder).dry_run
+    passed = ["--dry-run"] * arguments.dry_run
+    passed += [word for file in arguments.config for word in ("--config", str(file))] + arguments.overrides
+    return Supervisor(
+        arguments.stage,
+        passed,
+        run_folder,
+        settings.train.global_batch_size // settings.train.accumulation_steps,
+        hostfile=arguments.hostfile,
+        max_restarts=0 if arguments.dry_run else arguments.max_restarts,
+        first_pause_seconds=arguments.first_pause_seconds,
+    ).run()
 
 
 def after(run_folder: Path, status: int, restarts: int, max_restarts: int) -> int:
@@ -73,12 +74,7 @@ def after(run_folder: Path, status: int, restarts: int, max_restarts: int) -> in
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.supervise",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m pipeline.supervise", __doc__, EXAMPLES)
     parser.add_argument("action", choices=("run", "after"))
     parser.add_argument("stage", choices=("stage1", "stage2"))
     parser.add_argument("overrides", nargs="*", metavar="group.name=value", help="settings; values are YAML")

@@ -17,6 +17,8 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
+from pipeline.base.commands import command_parser
+
 EXAMPLES = """examples:
   python -m pipeline.supervise.one_host --processes 2 stages/stage1.py --config mine.yaml
   PROCESSES=2 bash launch/stage1.sh --config mine.yaml      (the same)
@@ -86,12 +88,7 @@ class OneHost:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.supervise.one_host",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m pipeline.supervise.one_host", __doc__, EXAMPLES)
     parser.add_argument("--processes", type=int, required=True, help="ranks to start here")
     parser.add_argument("--port", type=int, help="at which they meet (default: MASTER_PORT, else a free one)")
     parser.add_argument("script", help="a Python file")

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from pipeline.base.border import read_typed
+from pipeline.base.border import one_line, read_typed
 from pipeline.base.files import write_json
 from pipeline.tracking.address import find_run
 from pipeline.tracking.data_sets import any_set
@@ -67,7 +67,7 @@ def log_scores(
         for file in files:
             store.log_artifact(file, "evaluation")
     except STORE_ERRORS as error:
-        return _refuse(" ".join(str(error).split())[:300])
+        return _refuse(one_line(error, 300))
     return True
 
 
@@ -86,7 +86,7 @@ def log_table(folder: str | Path, name: str, columns: Sequence[str], rows: Seque
         _, run_id, address = found
         Store.connect(address, run_id, {}, {}, status=None).log_table(name, columns, rows)
     except STORE_ERRORS as error:
-        return _refuse(" ".join(str(error).split())[:300])
+        return _refuse(one_line(error, 300))
     return True
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import queue
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.base.border import one_line, shown
+from pipeline.base.commands import command_parser, run_command
 from pipeline.base.run_folder import RunFolder
 from pipeline.config import SettingsError, read_saved_settings
 from pipeline.tracking.address import find_registration, find_run, save_run
@@ -93,22 +93,22 @@ def sync_within(folder: str | Path, timeout_seconds: float) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.tracking.sync",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m pipeline.tracking.sync", __doc__, EXAMPLES)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run that has ended")
     parser.add_argument(
         "--timeout-seconds", type=float, default=TIMEOUT_SECONDS, help="give up after so long without an answer"
     )
-    arguments, failed = parser.parse_args(argv), False
+    arguments = parser.parse_args(argv)
     if not 0 < arguments.timeout_seconds <= threading.TIMEOUT_MAX:
         parser.error(f"--timeout-seconds is {arguments.timeout_seconds}; it must be above 0")
-    for folder in arguments.runs:
+    return run_command(lambda: _sync_all(arguments.runs, arguments.timeout_seconds), ())
+
+
+def _sync_all(runs: list[str], timeout_seconds: float) -> int:
+    failed = False
+    for folder in runs:
         try:
-            print(f"{folder}: {sync_within(folder, arguments.timeout_seconds)} values written")
+            print(f"{folder}: {sync_within(folder, timeout_seconds)} values written")
         except (SettingsError, *STORE_ERRORS) as error:
             failed = True
             print(f"error: {shown(folder)}: {one_line(error)}", file=sys.stderr)

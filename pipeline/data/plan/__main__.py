@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.base.commands import command_parser, run_command
 from pipeline.config import SettingsError, Stage2Settings, load_settings
 from pipeline.data.manifest import IndexProblem, load_manifest
 from pipeline.data.plan.plan import Plan
@@ -25,30 +26,22 @@ exit status: 0, or 2 where settings or shards do not fit
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the plan of one epoch; the exit status."""
     arguments = _parser().parse_intermixed_args(argv)
-    try:
-        # Stage 2's settings hold stage 1's, so the files of both stages and of any run are read.
-        settings = load_settings(Stage2Settings, arguments.config, arguments.overrides)
-        manifests = [load_manifest(folder, settings.data.patch_budgets) for folder in settings.data.shards]
-        plan = Plan(manifests, settings.data, settings.train.seed, settings.train.global_batch_size)
-        print(*report(plan, manifests, arguments.epoch), sep="\n")
-        for line in first_batches(plan, manifests, arguments.epoch, arguments.batches):
-            print(line)
-    except (SettingsError, IndexProblem, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return run_command(lambda: _print_plan(arguments), (SettingsError, IndexProblem, OSError))
+
+
+def _print_plan(arguments: argparse.Namespace) -> int:
+    # Stage 2's settings hold stage 1's, so the files of both stages and of any run are read.
+    settings = load_settings(Stage2Settings, arguments.config, arguments.overrides)
+    manifests = [load_manifest(folder, settings.data.patch_budgets) for folder in settings.data.shards]
+    plan = Plan(manifests, settings.data, settings.train.seed, settings.train.global_batch_size)
+    print(*report(plan, manifests, arguments.epoch), sep="\n")
+    for line in first_batches(plan, manifests, arguments.epoch, arguments.batches):
+        print(line)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.data.plan",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m pipeline.data.plan", __doc__, EXAMPLES)
     parser.add_argument("overrides", nargs="*", metavar="group.name=value", help="settings of a stage; values are YAML")
     parser.add_argument("--config", type=Path, action="append", default=[], help="YAML with settings; repeatable")
     parser.add_argument("--epoch", type=_count, default=0, help="counted from 0 (default: 0)")

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from pipeline.base.border import BorderError, read_object, validated
+from pipeline.base.border import BorderError, one_line, read_object, validated
 from pipeline.base.files import write_json, write_text
 from pipeline.evaluation.features import EncodeSettings
 from pipeline.evaluation.models.base import EvaluationModel
@@ -69,7 +69,7 @@ def _measure(
             print(f"suite: {row.name}: {path}", file=sys.stderr, flush=True)
         result = evaluate_options(model, find_task(row.task), options, settings=settings, ranks=ranks)
     except (EvaluationError, OSError) as error:
-        problem = " ".join(str(error).split())
+        problem = one_line(error, 1000)
         if ranks.is_main:
             print(f"suite: {row.name}: {path}: error: {problem}", file=sys.stderr, flush=True)
         return {"problem": problem}

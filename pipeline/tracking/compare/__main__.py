@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from pipeline.base.commands import command_parser, run_command
 from pipeline.base.files import write_json, write_text
 from pipeline.tracking.compare.content import Comparison, compare_groups
 from pipeline.tracking.compare.groups import find_baseline, group_runs
@@ -29,40 +30,33 @@ EXAMPLES = """examples:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    return run_command(lambda: _compare(arguments), (ValueError, OSError))
+
+
+def _compare(arguments: argparse.Namespace) -> int:
     chosen = Selection(arguments.runs, arguments.uri, arguments.experiment, arguments.parent, arguments.filter)
-    try:
-        metrics = arguments.metric or []
-        reads_all = arguments.all or any(name.endswith("/") for name in metrics)
-        runs = select_runs(chosen, None if reads_all else [grouped_name(name) for name in metrics])
-        groups = group_runs(runs, arguments.ignore, arguments.apart)
-        comparison = compare_groups(
-            groups,
-            baseline=find_baseline(groups, arguments.baseline) if arguments.baseline else None,
-            metrics=arguments.metric,
-            everything=arguments.all,
-            sort_by=arguments.sort,
-            ignored=arguments.ignore,
-        )
-        if comparison.data:
-            print(f"{DATA_WARNING}\n")
-        print(format_table([group.label for group in comparison.groups], table_of(comparison, arguments.all)))
-        print("".join(f"\n{line}" for line in legend_lines(comparison)))
-        _write(arguments, comparison)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    metrics = arguments.metric or []
+    reads_all = arguments.all or any(name.endswith("/") for name in metrics)
+    runs = select_runs(chosen, None if reads_all else [grouped_name(name) for name in metrics])
+    groups = group_runs(runs, arguments.ignore, arguments.apart)
+    comparison = compare_groups(
+        groups,
+        baseline=find_baseline(groups, arguments.baseline) if arguments.baseline else None,
+        metrics=arguments.metric,
+        everything=arguments.all,
+        sort_by=arguments.sort,
+        ignored=arguments.ignore,
+    )
+    if comparison.data:
+        print(f"{DATA_WARNING}\n")
+    print(format_table([group.label for group in comparison.groups], table_of(comparison, arguments.all)))
+    print("".join(f"\n{line}" for line in legend_lines(comparison)))
+    _write(arguments, comparison)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.tracking.compare",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("python -m pipeline.tracking.compare", __doc__, EXAMPLES)
     add = parser.add_argument
     add("runs", nargs="*", metavar="RUN", help="run folder, folder of runs, or id of an MLflow run")
     add("--uri", help="MLflow store of ids and searches (default: MLFLOW_TRACKING_URI)")

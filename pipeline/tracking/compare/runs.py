@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.border import read_object
+from pipeline.base.border import one_line, read_object
 from pipeline.base.run_folder import CHECKPOINTS, NoRunFolder, RunFolder
 from pipeline.checkpoint.record import CheckpointError, read_record
 from pipeline.config import SettingsError, read_saved_settings, read_saved_values
@@ -120,7 +120,7 @@ def runs_of_store(run_ids: Sequence[str], uri: str | None, wanted: Sequence[str]
         except MlflowException as error:
             raise ValueError(
                 f"{run_id} is no folder, and the MLflow store {uri or address_in_words()} says: "
-                f"{' '.join(str(error).split())}; give a run's folder, or its id and --uri"
+                f"{one_line(error)}; give a run's folder, or its id and --uri"
             ) from error
     return views
 
