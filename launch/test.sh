@@ -16,5 +16,5 @@ source "$root/launch/install.sh" test "$where"
 cd "$root"
 if [[ -n "$gates" ]]; then bash launch/gates.sh; fi
 echo "test: pytest $*"
-# two workers, a file to each: the tests that start several processes wait more than they compute
-exec python -m pytest -n 2 --dist loadfile "$@"
+# two workers, a file to each, in the order of tests/conftest.py: the longest files first, so that both end together
+exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -10,6 +10,16 @@ from tests.fast import no_second_process
 __all__ = ["no_second_process"]
 
 
+# Folders whose files take longest, since they start whole runs.
+LONGEST = ("end_to_end", "multinode", "supervise", "training", "tracking")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: a worker that begins with one at the end is waited for."""
+    places = {folder: place for place, folder in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.parent.name, len(LONGEST)))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="leave out the tests that start a second process")
 
