@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
+import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from pipeline.base.border import BorderError, one_line, quoted, read_bounded
 
 # A name that begins with a dash would be an option of ssh, and may be one that runs a program.
 LINE = re.compile(r"([\w@][\w.:@-]{0,252})\s+slots\s*=\s*([0-9]{1,9})")
 MAX_SLOTS = 4096  # processes of one host
+MAX_OUTPUT_BYTES = 16 << 20  # of a command: a host's report is some kilobytes, a torchrun's log some hundred
 ENVIRONMENT_FILE = ".deepspeed_env"
 SSH = ["ssh", "-o", "BatchMode=yes"]  # a password's prompt would hang a launcher
 SSH_FAILED = 255
@@ -105,18 +110,44 @@ def remote_command(host: Host, python: str, arguments: list[str], timeout_second
 
 
 def run_remote(command: list[str], timeout_seconds: float) -> tuple[int, str, str]:
-    """(status, stdout, stderr) of a command; status 124 when it took longer than the time-out, as timeout(1) has it."""
+    """(status, stdout, stderr) of a command; status 124 when it took longer than the time-out, as timeout(1) has it.
+
+    A command that prints without end is ended at :data:`MAX_OUTPUT_BYTES`, with status 125.
+    """
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=timeout_seconds + 10,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # so that all of it can be ended, which else would hold the pipes open
         )
-    except subprocess.TimeoutExpired:
-        return 124, "", f"no answer after {timeout_seconds:.0f} s"
     except FileNotFoundError as error:
         return SSH_FAILED, "", f"{error.filename} is not installed on this host"
-    return done.returncode, done.stdout, done.stderr
+    with process, ThreadPoolExecutor(2) as pool:
+        readings = [pool.submit(_read_bounded, process, stream) for stream in (process.stdout, process.stderr)]
+        try:
+            process.wait(timeout_seconds + 10)
+        except subprocess.TimeoutExpired:
+            _end(process)
+            return 124, "", f"no answer after {timeout_seconds:.0f} s"
+        except KeyboardInterrupt:
+            _end(process)
+            raise
+        output, errors = (reading.result() for reading in readings)
+    if max(len(output), len(errors)) > MAX_OUTPUT_BYTES:
+        return 125, "", f"it printed more than {MAX_OUTPUT_BYTES} bytes; look at the start files of its shell"
+    return process.returncode, output.decode("utf-8", "replace"), errors.decode("utf-8", "replace")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _read_bounded(process: subprocess.Popen[bytes], stream: IO[bytes] | None) -> bytes:
+    """All that comes, or one byte more than the limit; then the command is ended."""
+    data = stream.read(MAX_OUTPUT_BYTES + 1) if stream else b""
+    if len(data) > MAX_OUTPUT_BYTES:
+        _end(process)
+    return data
