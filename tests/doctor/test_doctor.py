@@ -23,7 +23,7 @@ def often(values: list, first: int) -> list:
     return [*values[:first], *(pytest.param(value, marks=pytest.mark.long) for value in values[first:])]
 
 
-FIRST = ["bank", "flat-scale", "no-gradient", "no-group"]
+FIRST = ["flat-scale", "no-gradient", "no-group"]
 FAULT_NAMES = often([*FIRST, *(name for name in FAULTS if name not in FIRST)], len(FIRST))
 SEEDS = often([0, 1, 2], 1)
 
