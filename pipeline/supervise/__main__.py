@@ -56,7 +56,8 @@ def _supervise(arguments: argparse.Namespace) -> int:
         arguments.stage,
         passed,
         run_folder,
-        settings.train.global_batch_size // settings.train.accumulation_steps,
+        # an indexed batch of any size goes to any number of ranks; a streamed one has no slices of unequal sizes
+        settings.train.global_batch_size // settings.train.accumulation_steps if settings.data.streaming else None,
         hostfile=arguments.hostfile,
         max_restarts=0 if arguments.dry_run else arguments.max_restarts,
         first_pause_seconds=arguments.first_pause_seconds,

@@ -20,20 +20,23 @@ LEFTOVER_HOSTFILE = "hostfile.left"
 
 
 class Supervisor:
-    """Runs one stage to its end. ``images`` is the number that the ranks must divide (global batch / accumulation)."""
+    """Runs one stage to its end.
+
+    ``divided`` is a number of images that the ranks must divide; None: any number of ranks can go on.
+    """
 
     def __init__(
         self,
         stage: str,
         arguments: list[str],
         run_folder: Path,
-        images: int,
+        divided: int | None,
         *,
         hostfile: Path | None,
         max_restarts: int,
         first_pause_seconds: float,
     ) -> None:
-        self.stage, self.arguments, self.run_folder, self.images = stage, arguments, run_folder, images
+        self.stage, self.arguments, self.run_folder, self.divided = stage, arguments, run_folder, divided
         self.hosts = read_hostfile(hostfile) if hostfile else []
         self.max_restarts, self.first_pause_seconds = max_restarts, first_pause_seconds
         self._child: subprocess.Popen[bytes] | None = None
@@ -53,7 +56,7 @@ class Supervisor:
         while True:
             command = self._command()
             if command is None:
-                say("no host is left on which the batch divides; mend a host, or change train.global_batch_size")
+                say("no host is left that can go on; mend a host")
                 return 1
             status = self._start(command, restarts)
             reason = why_not_again(status, failed_attempts(self.run_folder), restarts, self.max_restarts)
@@ -81,7 +84,7 @@ class Supervisor:
     def _command(self) -> list[str] | None:
         if not self.hosts:
             return ["bash", str(ROOT / "launch" / "stage.sh"), self.stage, *self.arguments]
-        left = usable_hosts(self.hosts, nodes_to_exclude(failed_attempts(self.run_folder)), self.images)
+        left = usable_hosts(self.hosts, nodes_to_exclude(failed_attempts(self.run_folder)), self.divided)
         if not left:
             return None
         file = self.run_folder / LEFTOVER_HOSTFILE
@@ -102,10 +105,10 @@ class Supervisor:
             self._child.send_signal(number)
 
 
-def usable_hosts(hosts: list[Host], excluded: list[str], images: int) -> list[Host]:
-    """The hosts that answer and are not excluded, as many as there can be with ranks that divide the batch."""
+def usable_hosts(hosts: list[Host], excluded: list[str], divided: int | None) -> list[Host]:
+    """The hosts that answer and are not excluded; as many of them as have ranks that divide ``divided``."""
     left = [host for host in hosts if host.name not in excluded and answers(host)]
-    while left and images % sum(host.slots for host in left):
+    while left and divided is not None and divided % sum(host.slots for host in left):
         left.pop()
     return left
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.base.run_folder import RunFolder
+from pipeline.preflight.hostfile import Host
 from pipeline.supervise.__main__ import main
 from pipeline.supervise.attempts import (
     BEFORE_TRAINING,
@@ -20,6 +21,7 @@ from pipeline.supervise.attempts import (
     same_step_twice,
     why_not_again,
 )
+from pipeline.supervise.launcher import usable_hosts
 
 
 def fail(run: Path, step: int, verdict: str = "") -> None:
@@ -114,6 +116,13 @@ def test_a_batch_system_is_told_to_queue_again_without_the_bad_node(tmp_path: Pa
     assert main(["after", "stage1", "--status", "138", f"train.run_folder={tmp_path}"]) == 0
 
 
+def test_all_hosts_that_are_left_go_on_unless_a_streamed_batch_must_divide(monkeypatch):
+    hosts = [Host(f"节点-{number}", 8) for number in range(20)]
+    monkeypatch.setattr("pipeline.supervise.launcher.answers", lambda host: host.name != "节点-3")
+    assert len(usable_hosts(hosts, ["节点-7"], None)) == 18
+    assert len(usable_hosts(hosts, ["节点-7"], 61_440)) == 16
+
+
 def test_wrong_words_are_named(capsys):
     assert main(["run", "stage1", "--hostfile", "没有"]) == 2 and "没有" in capsys.readouterr().err
     assert main(["run", "stage1", "train.run_foldr=x"]) == 2 and "run_folder" in capsys.readouterr().err
@@ -123,7 +132,7 @@ def test_a_dry_run_is_passed_on_started_once_and_never_queued_again(tmp_path: Pa
     made = []
 
     class Once:
-        def __init__(self, stage, arguments, run_folder, images, **options):
+        def __init__(self, stage, arguments, run_folder, divided, **options):
             made.append((stage, arguments, run_folder, options["max_restarts"]))
 
         def run(self) -> int:

@@ -107,29 +107,3 @@ def test_a_run_that_fails_at_one_step_each_time_is_given_up(material: Material, 
     )  # fmt: skip
     assert done.returncode == 2 and "failed at step 7 twice" in done.stderr, done.stderr
     assert not os.path.exists(run / "checkpoints")
-
-
-@pytest.mark.long
-@pytest.mark.network_namespaces
-@pytest.mark.timeout(1500)
-def test_a_lost_host_leaves_a_run_that_ends_on_the_other(two_hosts, data, tmp_path: Path):
-    from tests.multinode.conftest import PROJECT, tiny_settings
-
-    run, log = tmp_path / "runs" / "stage1", tmp_path / "log"
-    words = [sys.executable, "-m", "pipeline.supervise", "run", "stage1", "--hostfile", str(two_hosts.hostfile)]
-    words += ["--first-pause-seconds", "1", *tiny_settings(data, run, 60, 20.0)]
-    process = two_hosts.start("nodeA", words, PROJECT, log)
-    try:
-        wait_for_checkpoint(run, process, log)
-        for member in two_hosts.processes("nodeB"):  # its sshd too: the host is gone
-            member.kill()
-        status = process.wait(900)
-    finally:
-        end(process)
-        for host in ("nodeA", "nodeB"):
-            for member in two_hosts.processes(host):
-                member.kill()
-    text = log.read_text(errors="replace")
-    assert status == 0, text[-6000:]
-    assert "nodeB does not answer" in text and "on 1 of 2 hosts: nodeA" in text
-    assert sorted(curves(run, "loss")["loss"]) == list(range(1, 61))
