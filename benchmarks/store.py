@@ -36,6 +36,7 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.transport import StoreUnavailable
 
 BATCH = 32
+ABSENCES = 3
 PIECE_BYTES = 2 << 20
 BUCKET = "shards"
 
@@ -43,8 +44,8 @@ BUCKET = "shards"
 def main(argv: list[str] | None = None) -> int:
     parser = benchmark_parser("benchmarks.store", __doc__)
     parser.add_argument("--images", type=Path, required=True, help="folder with JPEGs, as coco-mini/images")
-    parser.add_argument("--copies", type=int, default=8, help="shards, each with all images (default: 8)")
-    parser.add_argument("--batches", type=int, default=40, help="of a measured run (default: 40)")
+    parser.add_argument("--copies", type=int, default=20, help="shards, each with all images (default: 20)")
+    parser.add_argument("--batches", type=int, default=120, help="of a measured run (default: 120)")
     parser.add_argument("--latency-milliseconds", type=float, default=30.0, help="of a request (default: 30)")
     parser.add_argument("--connection-megabytes", type=float, default=20.0, help="a second (default: 20)")
     parser.add_argument("--fault-share", type=float, default=0.05, help="of requests (default: 0.05)")
@@ -136,18 +137,24 @@ def _absences(
     folder: Path, tokenizer: Tokenizer, weather: Weather, expected: list[list[str]], arguments: argparse.Namespace
 ) -> Iterator[Row]:
     loader = load(f"s3://{BUCKET}", tokenizer, folder / "cache-absences")
-    found, started = [], time.perf_counter()
+    found, waits, started = [], [], time.perf_counter()
+    begins = [len(expected) * n // 4 for n in range(ABSENCES)]
     with loader:
         for number in range(len(expected)):
-            if number in {len(expected) * n // 4 for n in (0, 1, 2)}:
+            if number in begins:
                 weather.absent = True
                 threading.Timer(arguments.absent_seconds, setattr, (weather, "absent", False)).start()
+            asked = time.perf_counter()
             found.append(next(loader).keys)
+            waits.append(time.perf_counter() - asked)
     yield Row("absences: batches that differ", sum(a != b for a, b in zip(found, expected, strict=True)), "batches")
     yield Row("absences: samples replaced", sum(loader.fault_counts().values()), "samples")
-    yield Row(
-        "absences: run", time.perf_counter() - started, f"s with 3 x {arguments.absent_seconds:g} s without store"
-    )
+    for begin in begins:
+        longest = max(waits[begin : begin + len(expected) // 4])
+        yield Row(
+            f"absence from batch {begin}", longest, f"s for a batch; the store was gone {arguments.absent_seconds:g} s"
+        )
+    yield Row("absences: run", time.perf_counter() - started, "s in all")
 
 
 def _gone(folder: Path, tokenizer: Tokenizer, weather: Weather) -> Row:

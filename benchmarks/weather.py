@@ -1,6 +1,6 @@
 """An asyncio proxy before a store, on this machine alone: latency, bandwidth a connection, faults, and absence.
 
-``Weather(port).start()`` runs it in a thread and gives its port. A request may meet one of eight faults: refused (the
+``Weather(port).start()`` runs it in a thread and gives its port. A request may meet one of eight faults, in turn: refused (the
 connection is closed before an answer), reset in mid-body, cut body, stalled body, 503, 500, 429, wrong bytes. HTTP/1.1
 with Content-Length is all that it speaks: what S3 servers and clients do with whole objects and ranges.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import threading
 from collections import Counter
@@ -36,7 +37,7 @@ class Weather:
 
     def start(self) -> int:
         """Listen on a free port of the loopback device; which one."""
-        self._draws = random.Random(self.seed)
+        self._draws, self._kinds = random.Random(self.seed), itertools.cycle(self.faults)
         self._loop = asyncio.new_event_loop()
         ready = threading.Event()
         found: list[int] = []
@@ -74,7 +75,7 @@ class Weather:
         """Whether the connection lives on."""
         self.counts["requests"] += 1
         await asyncio.sleep(self.latency_seconds)
-        fault = self._draws.choice(self.faults) if self._draws.random() < self.fault_share else None
+        fault = next(self._kinds) if self._draws.random() < self.fault_share else None
         if fault:
             self.counts[fault] += 1
         if fault == "refused":
