@@ -1,8 +1,9 @@
 """An asyncio proxy before a store, on this machine alone: latency, bandwidth a connection, faults, and absence.
 
-``Weather(port).start()`` runs it in a thread and gives its port. A request may meet one of eight faults, in turn: refused (the
-connection is closed before an answer), reset in mid-body, cut body, stalled body, 503, 500, 429, wrong bytes. HTTP/1.1
-with Content-Length is all that it speaks: what S3 servers and clients do with whole objects and ranges.
+``Weather(port).start()`` runs it in a thread and gives its port. A request may meet one of eight faults, which come in
+turn: refused (the connection is closed before an answer), reset in mid-body, cut body, stalled body, 503, 500, 429,
+wrong bytes. HTTP/1.1 with Content-Length is all that it speaks: what S3 servers and clients do with whole objects and
+ranges.
 """
 
 from __future__ import annotations

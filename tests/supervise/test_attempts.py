@@ -117,7 +117,7 @@ def test_a_batch_system_is_told_to_queue_again_without_the_bad_node(tmp_path: Pa
 
 
 def test_all_hosts_that_are_left_go_on_unless_a_streamed_batch_must_divide(monkeypatch):
-    hosts = [Host(f"节点-{number}", 8) for number in range(20)]
+    hosts = [Host(f"节点-{number}", 8, number) for number in range(20)]
     monkeypatch.setattr("pipeline.supervise.launcher.answers", lambda host: host.name != "节点-3")
     assert len(usable_hosts(hosts, ["节点-7"], None)) == 18
     assert len(usable_hosts(hosts, ["节点-7"], 61_440)) == 16
