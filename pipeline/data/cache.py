@@ -9,21 +9,20 @@ above, or in, folders of the user's own shards.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
-import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.base.border import quoted
 from pipeline.base.files import is_partial, remove_leftovers, write_bytes
+from pipeline.data.locks import NamedLocks
 from pipeline.data.shard_index import MAX_INDEX_BYTES, IndexProblem, ShardIndex, index_name
 from pipeline.data.transport import CHECKSUM_ATTEMPTS, CHUNK_BYTES, ShardUnavailable, Transport
 
@@ -31,7 +30,6 @@ MARK = ".shard-cache"  # in each folder that a cache made; holds the URL that it
 CACHED_SUFFIXES = (".piece", ".sample", ".index.parquet", ".tar")  # .tar: of version 0.1
 OPEN_FILES = 64
 KEPT_SHARE = 0.95  # when the cache is full, this much of it is kept, so that it is not looked through for each file
-THREAD_LOCKS = 4096  # of a process; two names may share one, which costs a little waiting
 LOOK_EVERY_SHARE = 0.01  # bytes fetched between two looks at the cache's size
 
 
@@ -120,7 +118,7 @@ class CachedFolder:
         for left in filter(is_partial, list(self.folder.iterdir())):
             remove_leftovers(self.folder / left.name[1:].rsplit(".", 2)[0])
         self._files = _OpenFiles()
-        self._locks = _Locks(self.root / "locks")
+        self._locks = NamedLocks(self.root / "locks")
         self._unlooked: float = max_bytes  # bytes fetched since the cache's size was looked at; look before the first
 
     def index(self, name: str, sha256: str) -> Path:
@@ -246,36 +244,6 @@ class CachedFolder:
 
 
 ShardStore = LocalFolder | CachedFolder
-
-
-class _Locks:
-    """Named locks between the processes and threads of a machine; a process that dies lets go of its own.
-
-    One file: a name is a byte of it, far away from the others. The kernel's record locks belong to a process and are
-    all let go when it closes the file, so each process keeps one descriptor; threads exclude each other by a lock.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._process = path, -1
-        self._file: BinaryIO | None = None
-        self._guard = threading.Lock()
-        self._threads = [threading.RLock() for _ in range(THREAD_LOCKS)]
-
-    @contextmanager
-    def hold(self, name: str) -> Iterator[None]:
-        place = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 2
-        with self._guard:
-            if self._process != os.getpid():
-                self._file, self._process = self._path.open("ab"), os.getpid()
-                self._threads = [threading.RLock() for _ in range(THREAD_LOCKS)]
-            file = self._file
-            assert file is not None  # it was opened for this process
-        with self._threads[place % THREAD_LOCKS]:
-            fcntl.lockf(file, fcntl.LOCK_EX, 1, place)
-            try:
-                yield
-            finally:
-                fcntl.lockf(file, fcntl.LOCK_UN, 1, place)
 
 
 def _is_right(data: bytes, start: int, rows: ShardIndex, numbers: range) -> bool:

@@ -115,10 +115,10 @@ class Prefetcher:
                 continue
             try:
                 fetch_need(readers[need.source], need)
-            except (ReadFault, IndexProblem):
-                continue  # who reads a sample of it meets the same error, and counts it under the sample's name
             except StoreUnavailable:
                 self._give_up()  # the workers, which may wait for this very piece, say what happened
+            except (ReadFault, IndexProblem, OSError):
+                continue  # who reads a sample of it meets the same error, and counts it under the sample's name
 
 
 def rank_needs(share: NodeShare, plan: Plan, rank: int, step: int) -> list[Need]:
