@@ -1,10 +1,11 @@
 """Training data from a real S3-compatible server on this machine, behind a proxy that makes the network's weather.
 
-The server is moto's (``pip install "moto[server]" s3fs``). The proxy gives every connection a latency and a bandwidth,
-fails requests in eight ways, or is gone for a while. Rows: ``throughput`` is images a second against the same shards in
-a local folder, in the same run; ``waiting`` the share of the time for which a step as long as decoding waits for its
-batch, after the first; ``faults`` and ``absences`` count batches that differ from the local ones, which must be none.
-Server, proxy and loader share this machine's cores, so the first two are a lower bound.
+The server is moto's (``pip install "moto[server]" s3fs``), or npm's s3rver (``--server``). The proxy gives every
+connection a latency and a bandwidth, fails requests in eight ways, or is gone for a while. Rows: ``throughput`` is
+images a second against the same shards in a local folder, in the same run; ``waiting`` the share of the time for
+which a step as long as decoding waits for its batch, after the first; ``faults`` and ``absences`` count batches that
+differ from the local ones, which must be none. Server, proxy and loader share this machine's cores, so the first two
+are a lower bound.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--connection-megabytes", type=float, default=20.0, help="a second (default: 20)")
     parser.add_argument("--fault-share", type=float, default=0.05, help="of requests (default: 0.05)")
     parser.add_argument("--absent-seconds", type=float, default=60.0, help="three times (default: 60)")
+    parser.add_argument("--server", metavar="PROGRAM", help="npm's s3rver, which takes less of the cores than moto")
     parser.add_argument("--only", nargs="+", choices=("speed", "faults", "absences", "gone"), help="default: all")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -66,7 +68,7 @@ def _rows(folder: Path, arguments: argparse.Namespace) -> Iterator[Row]:
         records = [Record(f"{copy}-{n:06d}", image, "jpg", sample) for n, (image, sample) in enumerate(samples)]
         write_shard(folder / "shards" / f"part-{copy:06d}.tar", records)
     index_folder(folder / "shards", piece_bytes=PIECE_BYTES)
-    with s3_server(folder / "shards") as port:
+    with s3_server(folder / "shards", arguments.server) as port:
         weather = Weather(port)
         point_to(weather.start())
         wanted = arguments.only or ("speed", "faults", "absences", "gone")
@@ -179,7 +181,7 @@ def load(shards: str, tokenizer: Tokenizer, cache: Path | None, **settings: floa
         num_workers=1,
         window_shards=4,
         cache_folder=str(cache) if cache else None,
-        prefetch_gigabytes=0.01,
+        prefetch_gigabytes=0.1,  # more than the 80 MB of a window of four shards, a quarter of all
         **settings,
     )
     return make_loader(
@@ -205,14 +207,23 @@ def read(loader: Loader, batches: int) -> tuple[list[list[str]], float]:
 
 
 @contextmanager
-def s3_server(folder: Path) -> Iterator[int]:
-    """moto's server with the files of ``folder`` in a bucket; its port."""
+def s3_server(folder: Path, program: str | None) -> Iterator[int]:
+    """A server with the files of ``folder`` in a bucket; its port.
+
+    Args:
+        program: npm's s3rver, which sends files as they lie on the disk. None: moto, which is in the test extra and
+            copies a whole object in memory for each range of it, on the cores that are measured.
+    """
     import boto3
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    if program:
+        own = ["--no-vhost-buckets", "--allow-mismatched-signatures", "-s"]
+        command = [program, "-d", str(folder.parent / "bucket"), "-a", "127.0.0.1", "-p", str(port), *own]
+        (folder.parent / "bucket").mkdir()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for(port, process)
@@ -226,17 +237,19 @@ def s3_server(folder: Path) -> Iterator[int]:
         process.wait(30)
 
 
-KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}  # moto takes any
+KEYS = {"aws_access_key_id": "S3RVER", "aws_secret_access_key": "S3RVER"}  # s3rver's; moto takes any
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     for _ in range(600):
         if process.poll() is not None:
-            raise RuntimeError('moto\'s server ended at once; install it: pip install "moto[server]"')
+            raise RuntimeError(
+                'the server ended at once; install it: pip install "moto[server]", or npm install s3rver'
+            )
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.1)
-    raise RuntimeError("moto's server does not listen")
+    raise RuntimeError("the server does not listen")
 
 
 def point_to(port: int) -> None:

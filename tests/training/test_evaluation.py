@@ -10,6 +10,7 @@ import pytest
 from pipeline.checkpoint.folder import list_checkpoints
 from pipeline.config import Stage1Settings
 from pipeline.tracking.local_log import read_curves
+from pipeline.tracking.metric_names import grouped_name
 from pipeline.training.evaluation import evaluation_callback
 from tests.end_to_end.runs import Material
 from tests.ranks import run_ranks
@@ -87,4 +88,4 @@ def run_slow_evaluation(settings: list) -> list:
 def test_an_evaluation_three_times_as_long_as_the_process_groups_limit_ends_well(material: Material, tmp_path: Path):
     one = evaluated(material, tmp_path / "run", "train.max_steps=2", "train.timeout_seconds=20")
     assert run_ranks(2, run_slow_evaluation, [one], timeout_seconds=400) == [[0]] * 2
-    assert read_curves(tmp_path / "run")["score/scenes/hard"][0] == [2]
+    assert read_curves(tmp_path / "run")[grouped_name("score/scenes/hard")][0] == [2]
