@@ -6,8 +6,9 @@ import pytest
 
 from tests.end_to_end.runs import Material
 from tests.fast import no_second_process
+from tests.launcher_variables import no_launcher_variables
 
-__all__ = ["no_second_process"]
+__all__ = ["no_launcher_variables", "no_second_process"]
 
 
 # Folders whose files take longest, since they start whole runs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import load_file
 
@@ -96,21 +98,23 @@ class StageRun:
 
     def ranks(self) -> list[int]:
         """Process ids of the ranks."""
-        listed = subprocess.run(["ps", "-eo", "pid,pgid,sid,args"], capture_output=True, text=True, check=True).stdout
         found = []
-        for line in listed.splitlines()[1:]:
-            pid, _, session, command = line.split(None, 3)
-            if int(session) == self.process.pid and "stages/stage" in command and "deepspeed" not in command:
-                others = ("multiprocessing", "watchdog", "bash", "one_host")
-                if not any(word in command for word in others):
-                    found.append(int(pid))
-        return sorted(found)
+        for member in self.members():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                command = " ".join(psutil.Process(member).cmdline())
+                others = ("deepspeed", "multiprocessing", "watchdog", "bash", "one_host")
+                if "stages/stage" in command and not any(word in command for word in others):
+                    found.append(member)
+        return found
 
     def members(self) -> list[int]:
         """Process ids of all that is of the session: launcher, ranks, loader workers."""
-        listed = subprocess.run(["ps", "-eo", "pid,sid,stat"], capture_output=True, text=True, check=True).stdout
-        rows = [line.split() for line in listed.splitlines()[1:]]
-        return [int(pid) for pid, session, state in rows if int(session) == self.process.pid and state[0] != "Z"]
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process.pid)
+        return sorted(found)
 
     def kill(self) -> None:
         """Kill -9 everything of the session."""
@@ -130,6 +134,7 @@ def run_stage(stage: str, settings: list[str], processes: int, log: Path) -> Non
     running = StageRun(stage, settings, processes, log)
     status = running.wait()
     assert status == 0, running.text()[-4000:]
+    assert f" on {processes} process(es)" in running.text()
 
 
 def curves(run: Path, *names: str) -> dict[str, dict[int, float]]:

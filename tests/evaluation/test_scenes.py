@@ -156,8 +156,6 @@ def test_rank_variables_that_make_no_group_are_refused(monkeypatch):
 
 
 def test_srun_without_a_meeting_place_on_several_hosts_is_refused_by_name(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"):  # other tests may leave them
-        monkeypatch.delenv(name, raising=False)
     for name, value in (("SLURM_PROCID", "3"), ("SLURM_STEP_NUM_TASKS", "4"), ("SLURM_LOCALID", "1")):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2(x2)")

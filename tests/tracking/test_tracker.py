@@ -29,7 +29,7 @@ from pipeline.tracking.tracker import start_tracking
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(tracker_module, "START_TIMEOUT_SECONDS", 300.0)  # a busy machine must not decide a test
     monkeypatch.setattr(tracker_module, "RETRY_SECONDS", 0.1)
