@@ -20,7 +20,6 @@ from pipeline.config.groups import (
     EvaluationSettings,
     GlobalLossSettings,
     LearningRates,
-    ModelSettings,
     OptimizerSettings,
     RegionLossSettings,
     Stage1Settings,
@@ -29,6 +28,7 @@ from pipeline.config.groups import (
     TrackingSettings,
     TrainSettings,
 )
+from pipeline.config.model import ModelSettings
 from pipeline.config.tuning import TeacherSettings, TuneSettings
 
 __all__ = [

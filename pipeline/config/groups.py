@@ -12,25 +12,12 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.base.constants import PATCH_BUDGETS
 from pipeline.base.languages import Language
 from pipeline.config.group import Group
+from pipeline.config.model import ModelSettings
 from pipeline.config.tuning import TeacherSettings, TuneSettings
 
 MAX_SEED = 2**63 - 1  # what every random generator in use takes
 MAX_SECONDS = 30 * 86400.0  # a month; the timers of sockets and locks overflow above some centuries
 LEAST_RATE = 1e-12  # a float32 weight of 1e-5 does not move by less
-
-
-class ModelSettings(Group):
-    """Which model, and what it starts from."""
-
-    preset: str = "base"  # a name in pipeline.model.configuration.PRESETS; ignored when start_from holds a config
-    # None: random weights. Else a local folder: a SigLIP 2 or FG-CLIP 2 checkpoint of transformers, or a run's folder.
-    start_from: str | None = None
-    # Recompute layers in the backward instead of keeping their activations. auto: at each patch budget the least that
-    # fits into the device's memory by estimate.
-    gradient_checkpointing: bool | Literal["auto"] = False
-    checkpoint_every_layers: int = Field(1, ge=1)  # with true: each n-th layer
-    checkpoint_from_patches: int = Field(0, ge=0)  # with true: at this patch budget and above
-    compile: bool = False  # fused kernels, made when a layer first meets a shape; where no compiler is, a line says so
 
 
 class TokenizerSettings(Group):
@@ -81,12 +68,13 @@ class DataSettings(Group):
 
 
 class GlobalLossSettings(Group):
-    """L_global, the sigmoid loss over all pairs of all ranks."""
+    """L_global over all pairs of all ranks."""
 
+    kind: Literal["auto", "sigmoid", "softmax"] = "auto"  # auto: softmax for model.family=fgclip1, else sigmoid
     short_weight: float = Field(1.0, ge=0)
     long_weight: float = Field(1.0, ge=0)
     chunk_size: int = Field(2048, ge=1)  # texts whose logits exist at one time
-    exchange: Literal["auto", "ring", "gather"] = "auto"
+    exchange: Literal["auto", "ring", "gather"] = "auto"  # ring: of the sigmoid alone
 
 
 class RegionLossSettings(Group):
@@ -115,7 +103,7 @@ class LearningRates(Group):
 
     text: float = Field(1.0, ge=0)
     vision: float = Field(1.0, ge=0)
-    new_heads: float = Field(1.0, ge=0)  # longtext_head, boxtext_head, dense_feature_head
+    new_heads: float = Field(1.0, ge=0)  # longtext_head, boxtext_head, dense_feature_head (fgclip1: roi_projection)
     scales: float = Field(1.0, ge=0)
     adapters: float = Field(1.0, ge=0)  # the low-rank additions of tune.vision and tune.text
 
@@ -257,6 +245,19 @@ class Stage1Settings(Group):
         return self
 
     @model_validator(mode="after")
+    def _family_can(self) -> Stage1Settings:
+        if self.global_loss_kind == "softmax" and self.global_loss.exchange == "ring":
+            raise ValueError(
+                "global_loss.exchange is ring and the loss a softmax, which needs the texts of all ranks at once; set "
+                "global_loss.exchange=auto, or global_loss.kind=sigmoid"
+            )
+        if self.model.family == "fgclip1" and self.train.micro_batch_size == "auto":
+            raise ValueError(
+                "train.micro_batch_size is auto and model.family fgclip1, whose memory nothing estimates; give a number"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _some_loss(self) -> Stage1Settings:
         weights = self.loss_weights()
         if not any(weights.values()):
@@ -266,6 +267,13 @@ class Stage1Settings(Group):
     def loss_weights(self) -> dict[str, float]:
         """The weight of every loss of this stage, by the name of its setting."""
         return {f"global_loss.{name}": getattr(self.global_loss, name) for name in ("short_weight", "long_weight")}
+
+    @property
+    def global_loss_kind(self) -> Literal["sigmoid", "softmax"]:
+        """Which form L_global has."""
+        if self.global_loss.kind == "auto":
+            return "softmax" if self.model.family == "fgclip1" else "sigmoid"
+        return self.global_loss.kind
 
     @property
     def collective_seconds(self) -> float:

@@ -16,8 +16,9 @@ ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 class TuneSettings(Group):
     """What trains. What does not holds no gradient and no optimizer state.
 
-    A tower is ``vision_model`` or ``text_model`` without its head; the heads are those two, ``longtext_head`` and, in
-    stage 2, ``boxtext_head`` and ``dense_feature_head``.
+    A tower is ``vision_model`` or ``text_model`` without its head; the heads are those two (of FG-CLIP 1
+    ``visual_projection`` and ``text_projection``), ``longtext_head`` and, in stage 2, ``boxtext_head`` and
+    ``dense_feature_head`` (``roi_projection``).
     """
 
     vision: TowerMode = "full"

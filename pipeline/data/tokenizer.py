@@ -1,6 +1,8 @@
 """Texts to ids, as the text tower wants them: lower-cased, an end token, padded on the right with id 0.
 
-The tower pools the last position whatever the text's length, so padding takes part and no attention mask exists.
+FG-CLIP 2's tower pools the last position whatever the text's length, so padding takes part and no attention mask
+exists. CLIP's is causal and pools the end token: padding takes no part, and its own tokenizer, which pads with the end
+token, begins every text with a start token.
 Shape letters: N texts, T tokens.
 """
 
@@ -42,6 +44,7 @@ DIGEST_TEXTS = (
     "一张照片里有两只棕色的狗在安静的公园里玩一个红色的球",
     "ein foto von zwei braunen hunden und drei grünen fahrrädern vor dem haus",
 )
+CLIP_FILES, CLIP_WORD_END = ("vocab.json", "merges.txt"), "</w>"
 VOCABULARIES = ("tokenizer.json", SENTENCEPIECE_FILE, "vocab.json", "merges.txt", "model.safetensors.index.json")
 TOKENIZER_DIGEST = "tokenizer_digest"  # in the config.json of an export
 MAX_FILE_BYTES = 256 << 20  # of a vocabulary; Gemma's has 34 MB
@@ -74,6 +77,7 @@ class Tokenizer:
         self._backend.no_padding()
         self._backend.no_truncation()
         self.end_id: int = pretrained.eos_token_id
+        self.start_id: int | None = pretrained.bos_token_id if is_of_clip(pretrained) else None
 
     def __reduce__(
         self,
@@ -105,7 +109,10 @@ class Tokenizer:
             rows = self._pieces.encode(lowered, num_threads=1)  # its default of a thread a core stalls forked workers
         else:
             rows = [encoding.ids for encoding in self._backend.encode_batch_fast(lowered, add_special_tokens=False)]
-        return [row[: length - 1] + [self.end_id] for row in rows]
+        start = [] if self.start_id is None else [self.start_id]
+        if length <= len(start):
+            raise ValueError(f"length is {length}; a text has its start and its end token, so it must be 2 or more")
+        return [start + row[: length - 1 - len(start)] + [self.end_id] for row in rows]
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that ``load_tokenizer`` and transformers' AutoTokenizer read back."""
@@ -123,7 +130,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """
     # One text at a time is too little work for threads, and forked loader workers warn about them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers import PreTrainedTokenizerFast, Siglip2Tokenizer  # takes seconds to import; only loading needs it
+    # takes seconds to import; only loading needs it
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast, Siglip2Tokenizer
 
     folder = Path(path)
     if not folder.is_dir():
@@ -132,12 +140,15 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             "or give the folder of a downloaded SigLIP 2 tokenizer"
         )
     model_file, saved_file = folder / SENTENCEPIECE_FILE, folder / "tokenizer.json"
-    if not model_file.is_file() and not saved_file.is_file():
+    is_clip = not model_file.is_file() and all((folder / name).is_file() for name in CLIP_FILES)
+    if not model_file.is_file() and not saved_file.is_file() and not is_clip:
         raise TokenizerError(
-            f"{folder} holds neither {SENTENCEPIECE_FILE} nor tokenizer.json; give a folder with one of them"
+            f"{folder} holds neither {SENTENCEPIECE_FILE} nor tokenizer.json, nor CLIP's {' and '.join(CLIP_FILES)}; "
+            "give a folder with one of them"
         )
     # Not AutoTokenizer: an export's config.json names code of its own, which it would ask about.
-    pretrained = pretrained_tokenizer(PreTrainedTokenizerFast if saved_file.is_file() else Siglip2Tokenizer, folder)
+    unsaved = CLIPTokenizer if is_clip else Siglip2Tokenizer
+    pretrained = pretrained_tokenizer(PreTrainedTokenizerFast if saved_file.is_file() else unsaved, folder)
     if getattr(pretrained, "backend_tokenizer", None) is None:
         raise TokenizerError(f"{folder} holds a {type(pretrained).__name__} without tokenizer.json; save a fast one")
     model = model_file.read_bytes() if model_file.is_file() else None
@@ -179,8 +190,14 @@ def _processor(model: bytes) -> Any:
         raise TokenizerError(f"{SENTENCEPIECE_FILE} is no SentencePiece model ({one_line(error)})") from error
 
 
+def is_of_clip(pretrained: Any) -> bool:
+    """Whether a tokenizer of transformers is CLIP's: pairs of bytes whose words end in ``</w>``, and a start token."""
+    ends = getattr(pretrained.backend_tokenizer.model, "end_of_word_suffix", None)
+    return ends == CLIP_WORD_END and pretrained.bos_token_id is not None
+
+
 def _check(pretrained: Any, folder: Path, model: bytes | None) -> None:
-    if pretrained.pad_token_id != PAD_ID:
+    if pretrained.pad_token_id != PAD_ID and not is_of_clip(pretrained):
         raise TokenizerError(
             f"the padding id of {folder} is {pretrained.pad_token_id}; the text tower needs {PAD_ID}, "
             "so train the tokenizer with pad_id=0"

@@ -19,6 +19,10 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "scales": (),
 }
 RUNAWAY_FACTOR = 10.0  # assumption: healthy norms fall from their first values
+OTHER_FAMILYS = {  # of the projections, those that a family has not
+    "fgclip2": ("visual_projection", "text_projection", "roi_projection"),
+    "fgclip1": ("vision_model.head", "text_model.head", "dense_feature_head"),
+}
 USUAL_CLIP_NORM = 1.0  # the recipe's
 WINDOW = 3  # logged steps whose median is a level
 
@@ -124,7 +128,9 @@ def _trained_projections(evidence: Evidence) -> list[str]:
     uses = _uses(evidence.settings)
     if not any(evidence.values("count/regions/valid")):
         uses.discard("regions")
-    return [name for name, use in PROJECTIONS.items() if use in uses]
+    model = evidence.settings.model
+    absent = {*OTHER_FAMILYS[model.family], *(["roi_projection"] if model.region_projection == "frozen" else [])}
+    return [name for name, use in PROJECTIONS.items() if use in uses and name not in absent]
 
 
 def _uses(settings: Stage1Settings) -> set[str]:

@@ -5,7 +5,7 @@ distribution. Its mean m and its spread v within a row are measured at the first
 that resemble each other); without a measurement they are those of random unit vectors, 0 and 1/√D. With z standard
 normal, s and b where the recipe starts them, N regions, K negatives:
 
-    global  E softplus(−(s (m + v z) + b)) + (B − 1) E softplus(s (m + v z) + b)
+    global  E softplus(−(s (m + v z) + b)) + (B − 1) E softplus(s (m + v z) + b);  of a softmax as fgv, of B pairs
     fgv     E log Σ_N exp(s v z)                 → ln N for small s v
     fgt     E log Σ_(1+K) exp(s v z)             → ln (1 + K)
     tic     E log Σ exp over the 10 largest of N − 1 draws of m + v z, without those above 0.95
@@ -55,6 +55,9 @@ def expected_first_losses(
     for name in ("global_short", "global_long"):
         if pairs := int(counters.get(f"{name}/pairs", 0)):
             mean, spread = cosines.of(name)
+            if settings.global_loss_kind == "softmax":
+                expected[name] = _softmax_loss(scales["global_scale"] * spread, pairs)
+                continue
             logits = scales["global_scale"] * (mean + spread * _normal(1, 100_000)[0]) + scales["global_bias"]
             expected[name] = float(F.softplus(-logits).mean() + (pairs - 1) * F.softplus(logits).mean())
     if not isinstance(settings, Stage2Settings):
@@ -97,7 +100,8 @@ def check_first_losses(
             know nothing is wrong, and the global scalars are whatever they were trained to.
     """
     actual = {name: metrics.get(grouped_name(f"scale/{name}"), start) for name, start in START_SCALES.items()}
-    scales = actual | {name: START_SCALES[name] for name in GLOBAL_SCALARS if from_random_weights}
+    is_softmax = settings.global_loss_kind == "softmax"  # the scalars' starts are the sigmoid's
+    scales = actual | {name: START_SCALES[name] for name in GLOBAL_SCALARS if from_random_weights and not is_softmax}
     counters = {name: metrics.get(grouped_name(f"count/{name}"), 0.0) for name in COUNTERS}
     health = {
         name: metrics[grouped_name(name)]
@@ -105,7 +109,7 @@ def check_first_losses(
         for name in (f"cosine/{objective}/mean", f"cosine/{objective}/spread")
         if grouped_name(name) in metrics
     }
-    found = _wrong_scalars(actual, from_random_weights)
+    found = [] if is_softmax else _wrong_scalars(actual, from_random_weights)
     for name, wanted in expected_first_losses(settings, counters, width, health, scales).items():
         value = metrics.get(grouped_name(name))
         if value is None:
@@ -114,7 +118,7 @@ def check_first_losses(
         below = value < min(wanted / FAR_FACTOR, wanted - FAR_DIFFERENCE)
         if not math.isfinite(value) or above or (below and from_random_weights):
             seen = f"the first {name} is {value:.4g}; weights that know nothing give about {wanted:.4g}"
-            found.append(FarOff(seen, value, _likely_cause(name, actual, below)))
+            found.append(FarOff(seen, value, _likely_cause("" if is_softmax else name, actual, below)))
     return found
 
 

@@ -54,7 +54,7 @@ def _read_checkpoint(checkpoint: Path) -> tuple[int | None, dict[str, float]]:
     """The width of the embeddings, where a projection says it, and ``Evidence.gradient_seen``."""
     found = {}
     with CheckpointTensors(checkpoint) as tensors:
-        width = tensors.shapes.get("weight/longtext_head.bias", (None,))[0]
+        width = tensors.shapes.get("weight/longtext_head.weight", (None,))[0]
         held = tensors.names("exp_avg_sq")
         for module in PROJECTIONS:
             moments = [tensors.read("exp_avg_sq", name).double() for name in held if name.startswith(f"{module}.")]

@@ -15,7 +15,7 @@ from pipeline.data.plan.plan import Plan
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.estimate.memory import Sharding, Work
 from pipeline.estimate.pieces import Piece, model_without_data, trace_pieces
-from pipeline.model import FGCLIP2Config, preset_config
+from pipeline.model import FamilyConfig, FGCLIP2Config, preset_config
 from pipeline.model.start import StartError, find_model, read_config
 from pipeline.training.optimizer import parameter_groups
 from pipeline.tuning.lora import add_lora
@@ -24,6 +24,7 @@ from pipeline.tuning.parts import choose_trained, trained
 GEMMA_VOCABULARY = 256_000  # of SigLIP 2's tokenizer
 IMAGE_BYTES = 130_000  # assumption: a photograph of half a megapixel as JPEG, with its record
 SAMPLES = 1_000_000  # assumption where there are no shards to count
+ONLY_FGCLIP2 = "time and memory are estimated of model.family=fgclip2 alone; measure a step with --dry-run"
 BOXED_SHARE = 1.0  # assumption: every image of stage 2 has regions
 
 
@@ -43,9 +44,11 @@ def model_config(settings: Stage1Settings, notes: list[str]) -> FGCLIP2Config:
     """The configuration of the model that the settings would train; what had to be assumed goes into ``notes``.
 
     Raises:
-        SettingsError: model.start_from holds no model.
+        SettingsError: model.start_from holds no model, or the family is not FG-CLIP 2.
     """
     start = settings.model.start_from
+    if settings.model.family != "fgclip2":
+        raise SettingsError(f"model.family is {settings.model.family}; {ONLY_FGCLIP2}")
     if start:
         try:
             return read_config(find_model(start), None)[0]
@@ -63,6 +66,17 @@ def model_config(settings: Stage1Settings, notes: list[str]) -> FGCLIP2Config:
         return preset_config(settings.model.preset, vocabulary)
     except ValueError as error:
         raise SettingsError(str(error)) from error
+
+
+def estimated_config(config: FamilyConfig) -> FGCLIP2Config:
+    """The configuration of a model that can be estimated.
+
+    Raises:
+        SettingsError: it is of another family.
+    """
+    if not isinstance(config, FGCLIP2Config):
+        raise SettingsError(f"the model is of type {config.model_type}; {ONLY_FGCLIP2}")
+    return config
 
 
 def read_data(settings: Stage1Settings, notes: list[str]) -> Data:

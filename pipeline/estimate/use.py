@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from pipeline.estimate.devices import Device, device_names, read_device
-from pipeline.model import FGCLIP2Config
+from pipeline.model import FamilyConfig, FGCLIP1Config, FGCLIP2Config
 
 BACKWARD = 2  # the backward's products for each of the forward
 
 
 def step_flops(
-    config: FGCLIP2Config, images: float, patches: float, short_texts: float, long_texts: float, dense_images: float = 0
+    config: FamilyConfig, images: float, patches: float, short_texts: float, long_texts: float, dense_images: float = 0
 ) -> float:
     """Products of a micro-batch, forward and backward, in closed form; two operations each. The losses are left out,
     and so is what activation checkpointing computes twice, for it is no use.
@@ -21,6 +21,8 @@ def step_flops(
         short_texts: captions and region texts.
         dense_images: that go through the dense head.
     """
+    if isinstance(config, FGCLIP1Config):
+        return _clip_step_flops(config, images, short_texts, long_texts, dense_images)
     vision, text = config.vision_config, config.text_config
     width, mlp = vision.hidden_size, vision.intermediate_size
     layer = _layer(patches, width, mlp)
@@ -32,6 +34,21 @@ def step_flops(
     for number, tokens in lengths:
         flops += number * _text(config, tokens)
     # pixels need no gradient: the first layer has one product in the backward
+    return (1 + BACKWARD) * flops + 2 * images * 2 * patches * values * width
+
+
+def _clip_step_flops(
+    config: FGCLIP1Config, images: float, short_texts: float, long_texts: float, dense_images: float
+) -> float:
+    """As ``step_flops``; images have as many patches as the tower cuts."""
+    vision, text, joint = config.vision_config, config.text_config, config.projection_dim
+    width, patches = vision.hidden_size, vision.grid_side**2
+    flops = images * (vision.num_hidden_layers * _layer(patches + 1, width, vision.intermediate_size))
+    flops += (images + dense_images * patches) * 2 * width * joint
+    for number, tokens in ((short_texts, text.max_position_embeddings), (long_texts, text.longtext_len)):
+        layers = text.num_hidden_layers * _layer(tokens, text.hidden_size, text.intermediate_size)
+        flops += number * (layers + 2 * text.hidden_size * joint)
+    values = vision.num_channels * vision.patch_size**2
     return (1 + BACKWARD) * flops + 2 * images * 2 * patches * values * width
 
 

@@ -18,7 +18,8 @@ from pipeline.checkpoint.tensors import read_weights
 from pipeline.config import Stage1Settings
 from pipeline.export.folder import TOLERANCE, ExportError, model_with_weights, probe
 from pipeline.export.run import exported_weights, find_checkpoint
-from pipeline.model import FGCLIP2, FGCLIP2Config
+from pipeline.model import DualEncoder
+from pipeline.model.families import FAMILIES, read_saved_config
 from pipeline.tuning.lora import adapter_weights, lora_config
 from pipeline.tuning.parts import HEADS, TOWERS
 
@@ -35,9 +36,9 @@ For the model in `{start}`; nothing else of that model changed but its temperatu
 
 ```python
 from peft import PeftModel
-from pipeline.model import FGCLIP2
+from pipeline.model import {family}
 
-model = PeftModel.from_pretrained(FGCLIP2.load("{start}"), "FOLDER").base_model.model
+model = PeftModel.from_pretrained({family}.load("{start}"), "FOLDER").base_model.model
 ```
 """
 
@@ -57,7 +58,7 @@ def export_adapter(run: str | Path, out: str | Path, step: int | None = None) ->
     start = str(found.settings.model.start_from)
     trained = read_weights(found.checkpoint)
     merged = exported_weights(found)
-    base = FGCLIP2.start_from(start)
+    base = FAMILIES[found.settings.model.family].start_from(start)
     with write_folder_aside(out, durable=True) as partial:
         config = lora_config(base, found.settings.tune)
         heads = _trained_heads(merged, base.state_dict())
@@ -68,8 +69,11 @@ def export_adapter(run: str | Path, out: str | Path, step: int | None = None) ->
         save_file({name: weight.contiguous().clone() for name, weight in weights.items()}, partial / WEIGHTS)
         scales = {name: weight.reshape(-1).clone() for name, weight in merged.items() if name.startswith("logit_")}
         save_file(scales, partial / SCALES)
-        write_text(partial / "README.md", README.format(start=start, run=run, step=found.record.step))
-        _verify(base, partial, model_with_weights(FGCLIP2Config.from_pretrained(found.checkpoint), merged))
+        write_text(
+            partial / "README.md",
+            README.format(start=start, run=run, step=found.record.step, family=type(base).__name__),
+        )
+        _verify(base, partial, model_with_weights(read_saved_config(found.checkpoint), merged))
     return out
 
 
@@ -105,7 +109,7 @@ def _module_of(name: str) -> str:
     return next(head for head in HEADS if name.startswith(head)).rstrip(".")
 
 
-def _verify(base: FGCLIP2, folder: Path, merged: FGCLIP2) -> None:
+def _verify(base: DualEncoder, folder: Path, merged: DualEncoder) -> None:
     from peft import PeftModel  # takes seconds; see pipeline/tuning/lora.py
 
     again = PeftModel.from_pretrained(base.eval(), str(folder)).base_model.model

@@ -23,6 +23,7 @@ regions = model.encode_regions(image, [[0.1, 0.1, 0.6, 0.8]], box_format="normal
 dense = model.dense_map(image, ["a red cup"]).features
 """
 
+FAMILY_NAMES = {"fgclip2": ("FG-CLIP 2", "fg-clip-2, siglip2"), "fgclip1": ("FG-CLIP 1", "fg-clip, clip")}
 # Settings that a reader wants first; the whole file follows them.
 RECIPE = {
     "starts from": "model.start_from",
@@ -51,16 +52,17 @@ def model_card(card: Mapping[str, Any], config: Any) -> str:
     """
     settings = settings_of(card)
     text, vision = config.text_config, config.vision_config
+    title, tags = FAMILY_NAMES[config.model_type.partition("_")[0]]
     parts = [
         "---",
         "license: apache-2.0",
         "library_name: transformers",
         "pipeline_tag: zero-shot-image-classification",
         "language: [en, zh]",
-        "tags: [fg-clip-2, siglip2, vision-language, region-text]",
+        f"tags: [{tags}, vision-language, region-text]",
         "---",
         "",
-        "# FG-CLIP 2",
+        f"# {title}",
         "",
         f"A two-tower vision-language model of width {vision.hidden_size} with {vision.num_hidden_layers} + "
         f"{text.num_hidden_layers} layers and {text.vocab_size} token ids: embeddings of images, of short texts "

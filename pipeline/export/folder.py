@@ -14,17 +14,27 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.base.border import read_object
 from pipeline.base.files import write_folder_aside, write_json, write_text
 from pipeline.base.run_folder import MODEL_CONFIG
+from pipeline.data.patches import PATCH_VALUES
+from pipeline.data.resolution import PATCH_SIZE
 from pipeline.data.tokenizer import TOKENIZER_DIGEST, Tokenizer
 from pipeline.export.card import model_card, settings_of
-from pipeline.model import EXPORTED_MODULES, FGCLIP2, FGCLIP2Config
+from pipeline.model import EXPORTED_CLIP_MODULES, EXPORTED_MODULES, DualEncoder, FamilyConfig, FGCLIP1Config
 from pipeline.model import configuration as model_package
+from pipeline.model.families import load_trained, model_of_config
 
 MAX_SHARD_SIZE = "5GB"
 TOLERANCE = 1e-5  # between embeddings of the model in memory and of the folder
-AUTO_MAP = {
-    "AutoConfig": "configuration.FGCLIP2Config",
-    "AutoModel": "modeling.FGCLIP2",
-    "AutoModelForCausalLM": "modeling.FGCLIP2",  # the class by which the public checkpoints are loaded
+AUTO_MAPS = {
+    "FGCLIP2": {
+        "AutoConfig": "configuration.FGCLIP2Config",
+        "AutoModel": "modeling.FGCLIP2",
+        "AutoModelForCausalLM": "modeling.FGCLIP2",  # the class by which the public checkpoints are loaded
+    },
+    "FGCLIP1": {
+        "AutoConfig": "clip_configuration.FGCLIP1Config",
+        "AutoModel": "clip_modeling.FGCLIP1",
+        "AutoModelForCausalLM": "clip_modeling.FGCLIP1",
+    },
 }
 
 
@@ -32,7 +42,7 @@ class ExportError(RuntimeError):
     """The folder could not be made, or what was written is not the model; nothing took its name."""
 
 
-def export_model(model: FGCLIP2, tokenizer: Tokenizer, out_dir: str | Path, card: Mapping[str, Any]) -> Path:
+def export_model(model: DualEncoder, tokenizer: Tokenizer, out_dir: str | Path, card: Mapping[str, Any]) -> Path:
     """Write ``model`` as a Hugging Face folder and check it by reloading.
 
     Args:
@@ -63,16 +73,18 @@ def check_export_folder(folder: str | Path) -> None:
         raise ExportError(f"{folder} exists and is no earlier export; move it away or give a new folder")
 
 
-def _write(model: FGCLIP2, tokenizer: Tokenizer, folder: Path, card: Mapping[str, Any]) -> None:
+def _write(model: DualEncoder, tokenizer: Tokenizer, folder: Path, card: Mapping[str, Any]) -> None:
     weights = {name: weight.detach().float().cpu() for name, weight in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD_SIZE)
     config = read_object(folder / MODEL_CONFIG)
     config.pop("_name_or_path", None)
-    config |= {"architectures": ["FGCLIP2"], "auto_map": AUTO_MAP, "dtype": "float32"}
+    family = type(model).__name__
+    config |= {"architectures": [family], "auto_map": AUTO_MAPS[family], "dtype": "float32"}
     config[TOKENIZER_DIGEST] = tokenizer.digest()
     write_json(folder / MODEL_CONFIG, config, indent=2)
     source = Path(model_package.__file__).parent
-    for name in EXPORTED_MODULES:
+    is_clip = isinstance(model.config, FGCLIP1Config)
+    for name in EXPORTED_CLIP_MODULES if is_clip else EXPORTED_MODULES:
         shutil.copyfile(source / f"{name}.py", folder / f"{name}.py")
     _write_tokenizer(tokenizer, folder)
     levels = (settings_of(card).get("data") or {}).get("patch_budgets")
@@ -83,9 +95,9 @@ def _write(model: FGCLIP2, tokenizer: Tokenizer, folder: Path, card: Mapping[str
 def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Tokenizer files that pad on the right and end texts, whoever loads them; without this machine's paths."""
     tokenizer.save(folder)
-    saved = PreTrainedTokenizerFast.from_pretrained(
-        str(folder), padding_side="right", add_eos_token=True, local_files_only=True
-    )
+    # CLIP's own files begin and end texts by themselves
+    ending = {"padding_side": "right", "add_eos_token": True} if tokenizer.start_id is None else {}
+    saved = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True, **ending)
     saved.save_pretrained(str(folder))
     file = folder / "tokenizer_config.json"
     config = read_object(file)
@@ -94,9 +106,11 @@ def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     write_json(file, config, indent=2)
 
 
-def image_processor_config(config: FGCLIP2Config, levels: Sequence[int] | None) -> dict[str, Any]:
-    """What transformers' SigLIP 2 image processor reads, and ``levels``, which encode_image chooses from."""
-    values = {
+def image_processor_config(config: FamilyConfig, levels: Sequence[int] | None) -> dict[str, Any]:
+    """What transformers' SigLIP 2 image processor reads, and ``levels``, which encode_image chooses from; or CLIP's."""
+    if isinstance(config, FGCLIP1Config):
+        return clip_processor_config(config)
+    values: dict[str, Any] = {
         "image_processor_type": "Siglip2ImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
@@ -112,13 +126,32 @@ def image_processor_config(config: FGCLIP2Config, levels: Sequence[int] | None) 
     return values | ({"levels": list(levels)} if levels else {})
 
 
-def verify_export(model: FGCLIP2, folder: str | Path) -> None:
+def clip_processor_config(config: FGCLIP1Config) -> dict[str, Any]:
+    """What transformers' CLIP image processor reads: squeezed to the tower's square, as training does, not cropped."""
+    side = config.vision_config.image_size
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "do_center_crop": False,
+        "do_rescale": True,
+        "do_normalize": True,
+        "image_mean": list(config.vision_config.image_mean),
+        "image_std": list(config.vision_config.image_std),
+        "resample": 2,
+        "rescale_factor": 1 / 255,
+        "size": {"height": side, "width": side},
+        "crop_size": {"height": side, "width": side},
+    }
+
+
+def verify_export(model: DualEncoder, folder: str | Path) -> None:
     """Reload ``folder`` and compare every key and the embeddings of a probe batch with ``model``.
 
     Raises:
         ExportError: naming the key or the embedding that differs.
     """
-    again = FGCLIP2.load(folder)
+    again = load_trained(folder)
     theirs = again.state_dict()
     ours = {name: weight.detach().float().cpu() for name, weight in model.state_dict().items()}
     if set(ours) != set(theirs):
@@ -134,10 +167,10 @@ def verify_export(model: FGCLIP2, folder: str | Path) -> None:
             raise ExportError(f"the {name} embeddings of {folder} differ by {worst:.3g} from the model's")
 
 
-def model_with_weights(config: FGCLIP2Config, weights: dict[str, Tensor]) -> FGCLIP2:
+def model_with_weights(config: FamilyConfig, weights: dict[str, Tensor]) -> DualEncoder:
     """The model that holds ``weights`` themselves; no random weights are drawn to be thrown away."""
     with torch.device("meta"):
-        model = FGCLIP2(config)
+        model = model_of_config(config)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     # DeepSpeed holds scalars as one row
     weights = {n: w.reshape(shapes[n]) if w.numel() == 1 and n in shapes else w for n, w in weights.items()}
@@ -146,15 +179,18 @@ def model_with_weights(config: FGCLIP2Config, weights: dict[str, Tensor]) -> FGC
 
 
 @torch.no_grad()
-def probe(model: FGCLIP2) -> dict[str, Tensor]:
+def probe(model: DualEncoder) -> dict[str, Tensor]:
     """Every kind of embedding of one small fixed batch."""
     generator = torch.Generator().manual_seed(0)
     text, vision = model.config.text_config, model.config.vision_config
-    grids = torch.tensor([[4, 4], [2, 7]])
-    mask = (torch.arange(16) < grids.prod(1, keepdim=True)).int()
-    pixels = torch.rand(2, 16, vision.num_channels * vision.patch_size**2, generator=generator) * 2 - 1
-    patches, image = model.encode_vision(pixels, mask, grids)
-    dense = model.dense_features(patches, mask)
+    grids, values = torch.tensor([[4, 4], [2, 7]]), vision.num_channels * vision.patch_size**2
+    if isinstance(model.config, FGCLIP1Config):
+        grids, values = torch.full((2, 2), vision.image_size // PATCH_SIZE), PATCH_VALUES
+    patches = int(grids.prod(1).max())
+    mask = (torch.arange(patches) < grids.prod(1, keepdim=True)).int()
+    pixels = torch.rand(2, patches, values, generator=generator) * 2 - 1
+    states, image = model.encode_vision(pixels, mask, grids)
+    dense = model.dense_features(states, mask)
     boxes = torch.tensor([[0.1, 0.2, 0.7, 0.9], [0.0, 0.0, 1.0, 1.0]])
     found = {"image": image, "region": model.pool_regions(dense, grids, boxes, torch.tensor([0, 1]))[0]}
     for kind in ("short", "long", "region"):

@@ -16,7 +16,7 @@ from pipeline.config import Stage1Settings, dump_settings, read_saved_settings
 from pipeline.config.paths import first_existing
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.export.folder import ExportError, export_model, model_with_weights
-from pipeline.model import FGCLIP2Config
+from pipeline.model.families import read_saved_config
 from pipeline.tracking.scores import read_scores
 from pipeline.tuning.lora import merged_weights
 
@@ -50,7 +50,7 @@ def find_checkpoint(run: str | Path, step: int | None = None) -> RunCheckpoint:
 def exported_weights(found: RunCheckpoint) -> dict[str, Tensor]:
     """The weights as they are exported: low-rank additions merged, after stage 1 the heads for regions copied."""
     weights = merged_weights(read_weights(found.checkpoint), found.settings.tune)
-    model = model_with_weights(FGCLIP2Config.from_pretrained(found.checkpoint), weights)
+    model = model_with_weights(read_saved_config(found.checkpoint), weights)
     if not found.settings.trains_regions:  # stage 1 trains the heads that the heads for regions start from
         model.copy_heads_for_stage2()
     return model.state_dict()
@@ -71,7 +71,7 @@ def export_run(run: str | Path, out: str | Path, step: int | None = None) -> Pat
         "step": found.record.step,
         "mlflow_run": found.record.state.tracker_run_id,
     }
-    model = model_with_weights(FGCLIP2Config.from_pretrained(found.checkpoint), exported_weights(found))
+    model = model_with_weights(read_saved_config(found.checkpoint), exported_weights(found))
     return export_model(model, load_tokenizer(_tokenizer_folder(found.settings, found.folder)), out, card)
 
 

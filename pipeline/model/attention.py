@@ -23,6 +23,13 @@ def additive_mask(pixel_attention_mask: Tensor, like: Tensor) -> Tensor:
     return mask.masked_fill(pixel_attention_mask == 0, -torch.inf)[:, None, None, :]
 
 
+def causal_mask(like: Tensor) -> Tensor:
+    """[1, 1, T, T] for ``like`` [N, T, D]: 0 for a position and those before it, -inf for those after; see above."""
+    length = like.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.int32, device=like.device).tril()
+    return additive_mask(earlier, like).transpose(0, 2)
+
+
 def project_together(hidden: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
     """What each layer makes of ``hidden`` [B, T, D], by one product.
 

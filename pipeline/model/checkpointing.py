@@ -30,9 +30,12 @@ class Recomputation:
 EVERY_LAYER = Recomputation(((0, 1),))
 
 
-def run_layers(layers: Iterable[nn.Module], hidden: Tensor, mask: Tensor | None, every: int) -> Tensor:
-    """The layers one after another on [N, T, D]; each ``every``-th is recomputed in the backward, none for 0."""
-    for number, layer in enumerate(layers):
+def run_layers(layers: Iterable[nn.Module], hidden: Tensor, mask: Tensor | None, every: int, first: int = 0) -> Tensor:
+    """The layers one after another on [N, T, D]; each ``every``-th is recomputed in the backward, none for 0.
+
+    ``first``: the number of the first one among the tower's.
+    """
+    for number, layer in enumerate(layers, first):
         if every and number % every == 0:
             # Without dropout there is no random state to bring back.
             hidden = checkpoint(layer, hidden, mask, use_reentrant=False, preserve_rng_state=False)

@@ -76,8 +76,8 @@ class FGCLIP2Config(Siglip2Config):
         ) -> None: ...
 
     def __post_init__(self, **kwargs: object) -> None:
-        self.text_config = _as_config(self.text_config, FGCLIP2TextConfig)
-        self.vision_config = _as_config(self.vision_config, FGCLIP2VisionConfig)
+        self.text_config = as_config(self.text_config, FGCLIP2TextConfig)
+        self.vision_config = as_config(self.vision_config, FGCLIP2VisionConfig)
         super().__post_init__(**kwargs)
         check_config(self)
 
@@ -85,7 +85,8 @@ class FGCLIP2Config(Siglip2Config):
 C = TypeVar("C", bound=PreTrainedConfig)
 
 
-def _as_config(value: dict[str, object] | PreTrainedConfig | None, kind: type[C]) -> C:
+def as_config(value: dict[str, object] | PreTrainedConfig | None, kind: type[C]) -> C:
+    """A tower's configuration from a dict or another configuration; None: its defaults."""
     if value is None:
         return kind()
     if isinstance(value, kind):
@@ -155,12 +156,12 @@ PRESETS: dict[str, dict[str, dict[str, int]]] = {
 }
 
 
-def size_of(config: FGCLIP2Config) -> str:
+def size_of(config: FGCLIP2Config | PreTrainedConfig) -> str:
     """The name of the size that a model has, or its numbers where it is none of ``PRESETS``."""
     text, vision = config.text_config, config.vision_config
     for name, towers in PRESETS.items():
         wanted = [(text, towers["text"]), (vision, towers["vision"])]
-        if all(getattr(tower, field) == value for tower, values in wanted for field, value in values.items()):
+        if all(getattr(tower, field, None) == value for tower, values in wanted for field, value in values.items()):
             return name
     return (
         f"width {vision.hidden_size} and {vision.num_hidden_layers} layers for images, width {text.hidden_size} and "

@@ -20,7 +20,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast, Siglip2Tokenizer
 from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorPil
 
-from .configuration import FGCLIP2Config
 from .embeddings import unit
 from .folder import StartError, read_object, shown
 
@@ -62,7 +61,7 @@ class Inference(PreTrainedModel):
     Every result lies on the model's device, in float32 whatever the weights are in.
     """
 
-    config: FGCLIP2Config
+    config: Any  # a configuration of one of the families
 
     def encode_vision(
         self, pixel_values: Tensor, pixel_attention_mask: Tensor | None, spatial_shapes: Tensor
@@ -178,9 +177,15 @@ class Inference(PreTrainedModel):
             some = text[: length * CHARACTERS_PER_ID].lower()
             # "<eos>" in a caption is text, not an end: special tokens are split like other words
             found = tokenizer.encode(some, add_special_tokens=False, split_special_tokens=True)
-            found = found[: length - 1] + [tokenizer.eos_token_id]
+            start = self.start_ids
+            found = [*start, *found[: length - 1 - len(start)], tokenizer.eos_token_id]
             row[: len(found)] = torch.tensor(found)
         return ids
+
+    @property
+    def start_ids(self) -> list[int]:
+        """The ids that begin every text."""
+        return []
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

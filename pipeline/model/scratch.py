@@ -12,10 +12,8 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.siglip2.modeling_siglip2 import Siglip2Attention
-
-from .towers import VisionTower
 
 POSITION_SIZE = 0.5  # of the sines; a patch through its layer has a deviation of about 1
 LONGEST_WAVE = 100.0  # patches / 2 pi; the shortest is 1
@@ -25,11 +23,12 @@ VALUE_OUT_NOISE, VALUE_OUT_IDENTITY = 0.4, 0.4
 
 
 @torch.no_grad()
-def start_vision_from_scratch(tower: VisionTower) -> None:
+def start_vision_from_scratch(tower: nn.Module) -> None:
     """Set a tower's position table and its layers' attention; random numbers come from torch's generator."""
-    table = tower.embeddings.position_embedding.weight
-    table.copy_(sine_positions(math.isqrt(table.shape[0]), table.shape[1]))
-    for module in tower.encoder.modules():
+    table = tower.get_submodule("embeddings.position_embedding").weight
+    side = math.isqrt(table.shape[0])
+    table[table.shape[0] - side**2 :] = sine_positions(side, table.shape[1])  # CLIP's class token has the row before
+    for module in tower.get_submodule("encoder").modules():
         if isinstance(module, Siglip2Attention):
             start_attention(module)
 

@@ -114,10 +114,11 @@ def read_config(folder: Path, config: FGCLIP2Config | None) -> tuple[FGCLIP2Conf
     if not isinstance(text, dict) or not isinstance(values.get("vision_config"), dict):
         raise StartError(f"{file} is of model type {kind!r} without text_config and vision_config")
     from_siglip = kind in ("siglip2", "siglip")
-    if not from_siglip and "longtext_len" not in text and not kind.startswith("fgclip2"):
+    is_ours = kind.startswith("fgclip2") or ("longtext_len" in text and not kind.startswith("fgclip1"))
+    if not from_siglip and not is_ours:
         raise StartError(
             f"{folder} holds a model of type {kind!r}; a start needs siglip2 (the NaFlex checkpoints), siglip (those "
-            "of one resolution) or fgclip2; towers of other families have another form"
+            "of one resolution) or fgclip2; a CLIP starts with model.family=fgclip1"
         )
     text = checked_tower(text, TEXT_FIELDS, f"{file}: text_config")
     vision = checked_tower(values["vision_config"], VISION_FIELDS, f"{file}: vision_config")

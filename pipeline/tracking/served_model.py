@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 
 from pipeline.base.border import read_typed
 from pipeline.data.images import decode_image
-from pipeline.model import FGCLIP2
+from pipeline.model import DualEncoder
+from pipeline.model.families import load_trained
 
 LOCATION_FILE = "location.json"
 
@@ -31,7 +32,7 @@ _LOCATION: TypeAdapter[_Location] = TypeAdapter(_Location)
 class ServedModel:
     """What ``mlflow.pyfunc.load_model`` calls."""
 
-    def __init__(self, model: FGCLIP2) -> None:
+    def __init__(self, model: DualEncoder) -> None:
         self.model = model
 
     def predict(self, rows: Any, params: dict[str, Any] | None = None) -> np.ndarray:
@@ -61,7 +62,7 @@ def _load_pyfunc(path: str) -> ServedModel:  # the name that MLflow calls
         raise FileNotFoundError(
             f"the weights were not uploaded and {source} is not on this machine; train with tracking.upload_model=true"
         )
-    return ServedModel(FGCLIP2.load(source))
+    return ServedModel(load_trained(source))
 
 
 def _image(value: Any) -> Image.Image:

@@ -18,9 +18,9 @@ from pipeline.data.loader import Loader, Reading, make_loader
 from pipeline.data.slices import Division
 from pipeline.data.tokenizer import Tokenizer, load_tokenizer
 from pipeline.estimate.fitting import largest_micro_batches
-from pipeline.estimate.inputs import read_zero, sharding_of
-from pipeline.export.folder import ExportError, check_export_folder, export_model
-from pipeline.model import FGCLIP2
+from pipeline.estimate.inputs import estimated_config, read_zero, sharding_of
+from pipeline.export.folder import ExportError, check_export_folder, export_model, model_with_weights
+from pipeline.model import DualEncoder
 from pipeline.supervise.attempts import AttemptLog
 from pipeline.tracking.interface import Tracker
 from pipeline.tracking.tracker import start_tracking
@@ -103,14 +103,15 @@ def check_run_folder(settings: Stage1Settings) -> None:
         raise SettingsError(f"train.run_folder: {error}; the trained model goes there") from error
 
 
-def _make_division(settings: Stage1Settings, rank_info: RankInfo, device: torch.device, model: FGCLIP2) -> Division:
+def _make_division(settings: Stage1Settings, rank_info: RankInfo, device: torch.device, model: DualEncoder) -> Division:
     """How batches are divided, alike on all ranks; collective where the devices' memory decides."""
 
     def fitting() -> dict[int, int]:
         usable = least_usable_memory(device, rank_info)
         stage = int(read_zero(settings).get("stage", 0))
-        sharding = sharding_of(settings, model.config, rank_info.world_size, stage, on_cpu=device.type == "cpu")
-        return largest_micro_batches(settings, model.config, sharding, usable)
+        config = estimated_config(model.config)
+        sharding = sharding_of(settings, config, rank_info.world_size, stage, on_cpu=device.type == "cpu")
+        return largest_micro_batches(settings, config, sharding, usable)
 
     return make_division(settings, rank_info.world_size, fitting)
 
@@ -120,7 +121,7 @@ def _make_loader(
     rank_info: RankInfo,
     division: Division,
     tokenizer: Tokenizer,
-    model: FGCLIP2,
+    model: DualEncoder,
     start_step: int,
 ) -> Loader:
     text = model.config.text_config
@@ -213,8 +214,7 @@ def _export(run: Run, start: Start, group: dist.ProcessGroup) -> None:
     """The trained model as a Hugging Face folder; collective, because ZeRO 3 gathers the weights."""
     weights = merged_weights(full_state_dict(run.engine.module), run.settings.tune)
     if run.rank_info.is_main:
-        model = FGCLIP2(start.model.config)
-        model.load_state_dict(weights)
+        model = model_with_weights(start.model.config, weights)
         if not run.settings.trains_regions:  # stage 1 trained the heads that the region heads start from
             model.copy_heads_for_stage2()
         card = {

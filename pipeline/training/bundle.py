@@ -21,7 +21,8 @@ from pipeline.base.run_folder import RunFolder
 from pipeline.checkpoint.tensors import read_objective, read_weights
 from pipeline.config import read_saved_settings
 from pipeline.data.batch import Batch
-from pipeline.model import FGCLIP2, Embeddings, FGCLIP2Config
+from pipeline.model import DualEncoder, Embeddings
+from pipeline.model.families import model_of_config, read_saved_config
 from pipeline.training.cached import backward_of_slice, losses_of_slice
 from pipeline.training.losses import StageLosses
 from pipeline.tuning.lora import add_lora
@@ -69,7 +70,7 @@ def replay(folder: Path) -> int:
     torch.manual_seed(0)
     settings = read_saved_settings(RunFolder.containing(folder).settings)
     checkpoint = folder / "checkpoint"
-    model = FGCLIP2(FGCLIP2Config.from_pretrained(checkpoint))
+    model = model_of_config(read_saved_config(checkpoint))
     add_lora(model, settings.tune)
     model.load_state_dict(read_weights(checkpoint))
     if not dist.is_initialized():
@@ -103,7 +104,7 @@ def _read_batches(folder: Path, rank: str, record: _Record) -> list[Batch]:
     ]
 
 
-def _replay_rank(model: FGCLIP2, batches: list[Batch], losses: StageLosses, regions: bool) -> dict[str, float]:
+def _replay_rank(model: DualEncoder, batches: list[Batch], losses: StageLosses, regions: bool) -> dict[str, float]:
     """Losses of one rank's share as if it were all; leaves the gradients in the model."""
 
     def forward(batch: Batch, number: int) -> Embeddings:

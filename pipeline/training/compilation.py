@@ -7,15 +7,16 @@ import shutil
 import torch
 from torch.utils._triton import has_triton
 
-from pipeline.model import FGCLIP2
+from pipeline.model import DualEncoder
+from pipeline.model.towers import PoolingHead
 
 # Shapes that the layers meet: patch budgets, and the few numbers of texts that bucketing leaves. Beyond this many
 # torch would run a layer uncompiled, without a message.
 RECOMPILE_LIMIT = 64
 
 
-def compile_layers(model: FGCLIP2, device: torch.device, zero_stage: int) -> str:
-    """Compile every layer of both towers and the two pooling heads; what was done or why not, as a line for the user.
+def compile_layers(model: DualEncoder, device: torch.device, zero_stage: int) -> str:
+    """Compile every layer of both towers and the pooling heads; what was done or why not, as a line for the user.
 
     Kernels are made when a layer first meets a shape, which takes seconds to a minute.
     """
@@ -24,9 +25,10 @@ def compile_layers(model: FGCLIP2, device: torch.device, zero_stage: int) -> str
         return f"model.compile: {problem}; the layers run uncompiled"
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     layers = [*model.vision_model.encoder.layers, *model.text_model.encoder.layers]
-    for module in (*layers, model.vision_model.head, model.dense_feature_head):
+    heads = [module for module in model.modules() if isinstance(module, PoolingHead)]
+    for module in (*layers, *heads):
         module.compile()
-    return f"model.compile: {len(layers)} layers and 2 heads are compiled when they first meet a shape"
+    return f"model.compile: {len(layers)} layers and {len(heads)} heads are compiled when they first meet a shape"
 
 
 def why_not(device: torch.device, zero_stage: int) -> str | None:

@@ -32,7 +32,7 @@ from pipeline.checkpoint.tensors import CheckpointTensors
 from pipeline.config import SettingsError, Stage1Settings
 from pipeline.data.indexed import IndexedLoader
 from pipeline.evaluation.features import EncodeSettings
-from pipeline.model import FGCLIP2
+from pipeline.model import DualEncoder
 from pipeline.tracking.tracker import start_tracking
 from pipeline.training.assemble import announce, check_run_folder, prepare
 from pipeline.training.dry_run_table import Measured, estimated_of, format_table
@@ -252,7 +252,7 @@ def _evaluate(run: Run, start: Start, patient: dist.ProcessGroup) -> dict[str, f
     return seconds
 
 
-def _encode_a_batch(run: Run, copy: FGCLIP2, start: Start) -> None:
+def _encode_a_batch(run: Run, copy: DualEncoder, start: Start) -> None:
     """As many images and long texts as a task encodes at one time, at the largest patch budget; grey and empty."""
     model = evaluated_model(run, copy, start.tokenizer)
     side = model.patch_size * isqrt(max(run.settings.data.patch_budgets))

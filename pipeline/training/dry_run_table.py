@@ -9,6 +9,7 @@ from pipeline.estimate.estimate import AtBudget, CheckpointCost, at_budget, chec
 from pipeline.estimate.inputs import read_data, read_zero, sharding_of
 from pipeline.estimate.memory import held_all_the_time
 from pipeline.estimate.use import this_device
+from pipeline.model import FGCLIP2Config
 from pipeline.training.running import Start
 
 GIGABYTE = 1e9
@@ -51,15 +52,14 @@ class Estimated:
 
 
 def estimated_of(start: Start, measured: Measured) -> Estimated | None:
-    """The estimate of the step that was measured; None where the table of devices has no row for this one."""
-    row = this_device(start.device)
-    if row is None:
+    """The estimate of the step that was measured; None for FG-CLIP 1, or a device that is not in the table."""
+    row, config = this_device(start.device), start.model.config
+    if row is None or not isinstance(config, FGCLIP2Config):
         return None
     notes: list[str] = []
     settings = _as_it_runs(start, measured, notes)
     data = replace(read_data(settings, notes), regions_an_image=measured.regions / measured.images)
     zero, world_size = int(read_zero(settings).get("stage", 0)), start.rank_info.world_size
-    config = start.model.config
     sharding = sharding_of(settings, config, world_size, zero, on_cpu=row.is_cpu)
     at = at_budget(
         settings, config, data, start.division, measured.patches, 1.0, {zero: sharding}, zero, row
@@ -91,7 +91,7 @@ def format_table(measured: Measured, estimated: Estimated | None) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if estimated is None:
-        notes = ["no estimate: pipeline/estimate/devices.yaml has no row for this device"]
+        notes = ["no estimate: it knows FG-CLIP 2, on the devices of pipeline/estimate/devices.yaml"]
     else:
         notes = [f"assumed: {note}" for note in estimated.notes]
         if estimated.on_cpu:

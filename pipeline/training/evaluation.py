@@ -21,7 +21,7 @@ from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluation.ranks import Ranks
 from pipeline.evaluation.registry import find_task
 from pipeline.export.folder import model_with_weights
-from pipeline.model import FGCLIP2, Embeddings, FGCLIP2Config
+from pipeline.model import DualEncoder, Embeddings, FamilyConfig
 from pipeline.training.cached import losses_of_slice
 from pipeline.training.full_state import full_state_dict
 from pipeline.training.losses import StageLosses
@@ -37,7 +37,7 @@ VALIDATION = "validation/"
 
 
 def evaluation_callback(
-    settings: Stage1Settings, config: FGCLIP2Config, tokenizer: Tokenizer, group: Any
+    settings: Stage1Settings, config: FamilyConfig, tokenizer: Tokenizer, group: Any
 ) -> Callable[[Run], None] | None:
     """A callback for the loop, or None where ``evaluation.every_steps`` is null.
 
@@ -88,7 +88,7 @@ def evaluation_callback(
     return evaluate
 
 
-def copy_of_model(run: Run, config: FGCLIP2Config) -> FGCLIP2:
+def copy_of_model(run: Run, config: FamilyConfig) -> DualEncoder:
     """The model as it is now, whole on every rank; collective, because ZeRO 3 gathers. ``config``: as it began."""
     weights = merged_weights(full_state_dict(run.engine.module), run.settings.tune)
     copy = model_with_weights(config, weights).to(run.device)
@@ -97,16 +97,16 @@ def copy_of_model(run: Run, config: FGCLIP2Config) -> FGCLIP2:
     return copy
 
 
-def evaluated_model(run: Run, copy: FGCLIP2, tokenizer: Tokenizer) -> EvaluationModel:
+def evaluated_model(run: Run, copy: DualEncoder, tokenizer: Tokenizer) -> EvaluationModel:
     """A copy of the model as tasks take it, with the run's patch budgets and prefixes."""
-    from pipeline.evaluation.models.fgclip2 import FGCLIP2Evaluation  # not at the top: see task_scores
+    from pipeline.evaluation.models.trained import evaluation_of  # not at the top: see task_scores
 
     data = run.settings.data
     prefixes = {str(language): prefix for language, prefix in data.short_caption_prefix.items()}
-    return FGCLIP2Evaluation(copy.eval(), tokenizer, patch_budgets=data.patch_budgets, prefixes=prefixes)
+    return evaluation_of(copy.eval(), tokenizer, patch_budgets=data.patch_budgets, prefixes=prefixes)
 
 
-def task_scores(run: Run, copy: FGCLIP2, tokenizer: Tokenizer, ranks: Ranks, data: Path) -> dict[str, float]:
+def task_scores(run: Run, copy: DualEncoder, tokenizer: Tokenizer, ranks: Ranks, data: Path) -> dict[str, float]:
     """``score/TASK/NAME``, the same on every rank."""
     # Here, not at the top: most runs do not evaluate, and need not load what the tasks import.
     from pipeline.evaluation.results import flat_scores
@@ -121,7 +121,7 @@ def task_scores(run: Run, copy: FGCLIP2, tokenizer: Tokenizer, ranks: Ranks, dat
 
 
 @torch.no_grad()
-def validation_losses(run: Run, copy: FGCLIP2, tokenizer: Tokenizer) -> dict[str, float]:
+def validation_losses(run: Run, copy: DualEncoder, tokenizer: Tokenizer) -> dict[str, float]:
     """``validation/loss`` and its parts on held-out shards, in training's batches and micro-batches. Collective.
 
     The batches are the first ones of their plan, so every evaluation sees the same. τ and the memory bank are those of

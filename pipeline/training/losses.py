@@ -26,6 +26,7 @@ from pipeline.objectives.collectives import Rows, gather_numbers, in_float32
 from pipeline.objectives.fgt import fgt_loss
 from pipeline.objectives.fgv import fgv_loss
 from pipeline.objectives.global_sigmoid import global_sigmoid_loss
+from pipeline.objectives.global_softmax import global_softmax_loss
 from pipeline.objectives.hard_inbatch import hard_inbatch_loss
 from pipeline.objectives.margin import AdaptiveMargin
 from pipeline.objectives.memory_bank import MemoryBank
@@ -35,7 +36,7 @@ from pipeline.training.health import logit_health
 from pipeline.training.regions import RankRegions, select
 
 if TYPE_CHECKING:
-    from pipeline.model import Embeddings
+    from pipeline.model import Embeddings, Scales
 
 Group: TypeAlias = dist.ProcessGroup | None
 
@@ -94,6 +95,7 @@ class StageLosses:
     def __init__(self, settings: Stage1Settings, group: Group = None, host_group: Group = None) -> None:
         """``host_group``: the same ranks over gloo, where they exchange their numbers of rows; None: ``group``."""
         self.global_loss: GlobalLossSettings = settings.global_loss
+        self.is_softmax = settings.global_loss_kind == "softmax"
         self.teacher_weight = settings.teacher.weight
         self.region_loss = settings.region_loss if isinstance(settings, Stage2Settings) else None
         self.group, self.host_group = group, group if host_group is None else host_group
@@ -157,24 +159,26 @@ class StageLosses:
         return _TakingPart(numbers, {kind: Rows.known(of_ranks, self.group) for kind, of_ranks in by_kind})
 
     def _global_terms(self, embeddings: Embeddings, taking_part: _TakingPart) -> list[_Term]:
-        settings, terms, numbers = self.global_loss, [], taking_part.numbers
+        settings, numbers = self.global_loss, taking_part.numbers
+        terms: list[_Term] = []
         for name, weight, text, present, rows in (
             ("global_short", settings.short_weight, embeddings.short, numbers.short, taking_part.rows["short"]),
             ("global_long", settings.long_weight, embeddings.long, numbers.long, taking_part.rows["long"]),
         ):
             if weight:
-                loss, counts = global_sigmoid_loss(
-                    select(embeddings.image, present),
-                    select(text, present),
-                    embeddings.scales.global_scale,
-                    embeddings.scales.global_bias,
-                    chunk_size=settings.chunk_size,
-                    exchange=settings.exchange,
-                    rows=rows,
-                    group=self.group,
-                )
+                pairs = (select(embeddings.image, present), select(text, present))
+                loss, counts = self._global_loss(*pairs, embeddings.scales, rows)
                 terms.append((name, weight, loss, counts))
         return terms
+
+    def _global_loss(self, image: Tensor, text: Tensor, scales: Scales, rows: Rows) -> tuple[Tensor, dict[str, int]]:
+        settings = self.global_loss
+        where: dict[str, Any] = {"chunk_size": settings.chunk_size, "rows": rows, "group": self.group}
+        if self.is_softmax:
+            return global_softmax_loss(image, text, scales.global_scale, **where)
+        return global_sigmoid_loss(
+            image, text, scales.global_scale, scales.global_bias, exchange=settings.exchange, **where
+        )
 
     def _region_terms(
         self, regions: RankRegions, embeddings: Embeddings, settings: RegionLossSettings, taking_part: _TakingPart

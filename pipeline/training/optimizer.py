@@ -12,12 +12,15 @@ from torch import nn
 from pipeline.config import OptimizerSettings
 from pipeline.tuning.parts import NEW_HEADS, depth_of, is_adapter, num_layers
 
-# Modules whose output lies in the joint space, and what uses them.
+# Modules whose output lies in the joint space, and what uses them; of FG-CLIP 2, of FG-CLIP 1, or of both.
 PROJECTIONS = {
     "vision_model.head": "images",
     "text_model.head": "short",
     "longtext_head": "long",
     "dense_feature_head": "regions",
+    "visual_projection": "images",
+    "text_projection": "short",
+    "roi_projection": "regions",
     "boxtext_head": "regions",
 }
 
@@ -30,7 +33,7 @@ def group_of(name: str) -> str:
         return "scales"
     if name.startswith(NEW_HEADS):
         return "new_heads"
-    return "vision" if name.startswith("vision_model.") else "text"
+    return "vision" if name.startswith(("vision_model.", "visual_projection.")) else "text"
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], settings: OptimizerSettings) -> list[dict[str, Any]]:

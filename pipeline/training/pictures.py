@@ -9,9 +9,9 @@ import torch.distributed as dist
 from pipeline.config import SettingsError, Stage1Settings
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluation.learning_pictures import learning_pictures
-from pipeline.evaluation.models.fgclip2 import FGCLIP2Evaluation
+from pipeline.evaluation.models.trained import evaluation_of
 from pipeline.export.folder import model_with_weights
-from pipeline.model import FGCLIP2Config
+from pipeline.model import FamilyConfig
 from pipeline.training.full_state import full_state_dict
 from pipeline.training.run import Run
 from pipeline.tuning.lora import merged_weights
@@ -20,7 +20,7 @@ LIMIT_SECONDS = 3600.0  # assumption: a few dozen images on one rank
 
 
 def pictures_callback(
-    settings: Stage1Settings, config: FGCLIP2Config, tokenizer: Tokenizer
+    settings: Stage1Settings, config: FamilyConfig, tokenizer: Tokenizer
 ) -> Callable[[Run], None] | None:
     """A callback for the loop, or None where ``evaluation.pictures_every_steps`` is null.
 
@@ -46,7 +46,7 @@ def pictures_callback(
             if not settings.trains_regions:
                 copy.copy_heads_for_stage2()
             prefixes = {str(language): prefix for language, prefix in settings.data.short_caption_prefix.items()}
-            model = FGCLIP2Evaluation(
+            model = evaluation_of(
                 copy.to(run.device).eval(), tokenizer, patch_budgets=settings.data.patch_budgets, prefixes=prefixes
             )
             run.tracker.log_images(run.state.step, learning_pictures(model, data))

@@ -11,9 +11,9 @@ from pipeline.base.ranks import RankInfo
 from pipeline.config import Stage1Settings
 from pipeline.data.slices import Division
 from pipeline.estimate.estimate import CONTEXT_GIGABYTES, USABLE_SHARE
-from pipeline.estimate.inputs import pieces_of, read_data, read_zero, sharding_of, work_of
+from pipeline.estimate.inputs import estimated_config, pieces_of, read_data, read_zero, sharding_of, work_of
 from pipeline.estimate.recomputation import least_recomputation
-from pipeline.model import FGCLIP2Config
+from pipeline.model import FamilyConfig
 from pipeline.model.checkpointing import Recomputation
 from pipeline.objectives.collectives import gather_numbers
 
@@ -21,7 +21,7 @@ ESTIMATE_MARGIN = 1.15  # the estimate is held within 15 % of measured peaks
 
 
 def recomputation_of(
-    settings: Stage1Settings, config: FGCLIP2Config, rank_info: RankInfo, device: torch.device, division: Division
+    settings: Stage1Settings, config: FamilyConfig, rank_info: RankInfo, device: torch.device, division: Division
 ) -> Recomputation:
     """What ``model.gradient_checkpointing`` and its fellows ask for; with ``auto``, the least that fits by estimate."""
     model = settings.model
@@ -29,6 +29,7 @@ def recomputation_of(
         return Recomputation()
     if model.gradient_checkpointing is True:
         return Recomputation(((model.checkpoint_from_patches, model.checkpoint_every_layers),))
+    config = estimated_config(config)
     zero = int(read_zero(settings).get("stage", 0))
     sharding = sharding_of(settings, config, rank_info.world_size, zero, on_cpu=device.type == "cpu")
     batch = settings.train.global_batch_size

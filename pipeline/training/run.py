@@ -16,7 +16,7 @@ from pipeline.data.device_feed import Source
 from pipeline.data.loader import Loader
 from pipeline.data.slices import Division
 from pipeline.doctor.watch import Watch
-from pipeline.model import FGCLIP2, Embeddings
+from pipeline.model import DualEncoder, Embeddings
 from pipeline.tracking.interface import Tracker
 from pipeline.training.heartbeat import Heartbeat
 from pipeline.training.host_metrics import HostMetrics
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Engine(Protocol):
     """What training uses of ``deepspeed.DeepSpeedEngine``, which has no types of its own."""
 
-    module: FGCLIP2
+    module: DualEncoder
     optimizer: Any  # one of DeepSpeed's ZeRO optimizers, which share no class
     device: torch.device
 

@@ -22,7 +22,7 @@ from pipeline.data.loader import Loader
 from pipeline.data.slices import Division
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.doctor.watch import Watch
-from pipeline.model import FGCLIP2
+from pipeline.model import DualEncoder
 from pipeline.supervise.attempts import AttemptLog, note_verdict
 from pipeline.tracking.interface import Tracker
 from pipeline.tracking.local_log import read_curves
@@ -51,7 +51,7 @@ class Start:
     rank_info: RankInfo
     device: torch.device
     tokenizer: Tokenizer
-    model: FGCLIP2
+    model: DualEncoder
     checkpoint: Path | None  # resumed from
     state: TrainState
     division: Division

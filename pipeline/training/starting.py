@@ -11,39 +11,69 @@ from pipeline.checkpoint.tensors import CheckpointTensors
 from pipeline.config import SettingsError, Stage1Settings, TuneSettings
 from pipeline.data.resolution import PATCH_SIZE
 from pipeline.data.tokenizer import TOKENIZER_DIGEST, VOCABULARIES, Tokenizer, load_tokenizer
-from pipeline.model import FGCLIP2, FGCLIP2Config, preset_config
+from pipeline.model import (
+    FGCLIP1,
+    FGCLIP2,
+    DualEncoder,
+    FamilyConfig,
+    FGCLIP1Config,
+    clip_preset_config,
+    preset_config,
+)
+from pipeline.model.families import FAMILIES, describe_new_parts, model_of_config, read_saved_config
 from pipeline.model.folder import read_object
-from pipeline.model.start import find_model, what_is_new
+from pipeline.model.start import find_model
 from pipeline.training.teacher import Teacher
 from pipeline.tuning.lora import add_lora
 from pipeline.tuning.parts import choose_trained
 
 
-def make_model(settings: Stage1Settings, tokenizer: Tokenizer, checkpoint: Path | None) -> FGCLIP2:
+def make_model(settings: Stage1Settings, tokenizer: Tokenizer, checkpoint: Path | None) -> DualEncoder:
     """The model with its starting weights; the same on every rank, because the seed is."""
     torch.manual_seed(settings.train.seed)
-    if checkpoint:
-        model = model_of(checkpoint, settings.tune)
-    elif settings.model.start_from:
-        model = FGCLIP2.start_from(settings.model.start_from, vocab_size=tokenizer.vocab_size)
-        check_patches(model.config, settings.model.start_from)
-        check_tokenizer(settings, tokenizer)
-    else:
-        model = FGCLIP2.from_scratch(preset_config(settings.model.preset, tokenizer.vocab_size))
+    model = model_of(checkpoint, settings.tune) if checkpoint else new_model(settings, tokenizer)
+    check_images(settings, model.config)
+    check_texts(settings, tokenizer, model.config)
     if not checkpoint:
         add_lora(model, settings.tune)
     choose_trained(model, settings.tune, settings.trains_regions)
+    if isinstance(model, FGCLIP1) and settings.model.region_projection == "frozen":
+        model.roi_projection.requires_grad_(False)
     return model.train()
 
 
-def model_of(checkpoint: Path, tune: TuneSettings) -> FGCLIP2:
+def new_model(settings: Stage1Settings, tokenizer: Tokenizer) -> DualEncoder:
+    """The model that a run begins with: from the weights of ``model.start_from``, or from random ones."""
+    chosen, model = settings.model, _from_start_or_scratch(settings, tokenizer)
+    if isinstance(model, FGCLIP1):
+        if settings.global_loss_kind == "sigmoid" and not model.logit_bias.any():  # no sigmoid has trained it yet
+            model.start_sigmoid()
+        if settings.trains_regions and chosen.region_projection == "random":
+            model.draw_region_projection()
+    return model
+
+
+def _from_start_or_scratch(settings: Stage1Settings, tokenizer: Tokenizer) -> DualEncoder:
+    chosen, rows = settings.model, tokenizer.vocab_size
+    if chosen.start_from:
+        model = FAMILIES[chosen.family].start_from(chosen.start_from, vocab_size=rows)
+        check_patches(model.config, chosen.start_from)
+        check_tokenizer(settings, tokenizer)
+        return model
+    if chosen.family == "fgclip1":
+        config = clip_preset_config(chosen.preset, rows, tokenizer.end_id, tokenizer.start_id)
+        return FGCLIP1.from_scratch(config)
+    return FGCLIP2.from_scratch(preset_config(chosen.preset, rows))
+
+
+def model_of(checkpoint: Path, tune: TuneSettings) -> DualEncoder:
     """The model of a checkpoint. Its weights are read one after another, so one copy of them exists in this process.
 
     Raises:
         CheckpointError: it lacks a weight, has one more, or one of another size.
     """
     with torch.device("meta"):
-        model = FGCLIP2(FGCLIP2Config.from_pretrained(checkpoint))
+        model = model_of_config(read_saved_config(checkpoint))
         add_lora(model, tune)
     weights = {}
     with CheckpointTensors(checkpoint) as tensors:
@@ -68,12 +98,13 @@ def make_teacher(settings: Stage1Settings, tokenizer: Tokenizer, device: torch.d
     folder = settings.model.start_from
     if not settings.teacher.weight or folder is None:
         return None
-    return Teacher(FGCLIP2.start_from(folder, vocab_size=tokenizer.vocab_size), settings, device)
+    start = FAMILIES[settings.model.family].start_from(folder, vocab_size=tokenizer.vocab_size)
+    return Teacher(start, settings, device)
 
 
 def describe_start(settings: Stage1Settings, tokenizer: Tokenizer) -> str:
     """Lines for the terminal of a run that begins from weights."""
-    notes = [what_is_new(str(settings.model.start_from)), check_tokenizer(settings, tokenizer)]
+    notes = [describe_new_parts(str(settings.model.start_from)), check_tokenizer(settings, tokenizer)]
     return "\n".join(f"start: {note}" for note in notes if note)
 
 
@@ -106,10 +137,43 @@ def check_tokenizer(settings: Stage1Settings, tokenizer: Tokenizer) -> str | Non
     return None
 
 
-def check_patches(config: FGCLIP2Config, start: str) -> None:
+def check_images(settings: Stage1Settings, config: FamilyConfig) -> None:
+    """Raise SettingsError where a CLIP tower, which takes one square, would be given other images."""
+    data = settings.data
+    if not isinstance(config, FGCLIP1Config):
+        return
+    patches = config.vision_config.loader_patches
+    if data.patch_budgets != [patches] or data.keep_aspect_ratio:
+        raise SettingsError(
+            f"data.patch_budgets is {data.patch_budgets} and data.keep_aspect_ratio {data.keep_aspect_ratio}; the CLIP "
+            f"tower takes squares of {config.vision_config.image_size} pixels: set data.patch_budgets=[{patches}] and "
+            "data.keep_aspect_ratio=false"
+        )
+
+
+def check_texts(settings: Stage1Settings, tokenizer: Tokenizer, config: FamilyConfig) -> None:
+    """Raise SettingsError where the tokenizer begins or ends texts otherwise than the text tower knows."""
+    path = settings.tokenizer.path
+    if not isinstance(config, FGCLIP1Config):
+        if tokenizer.start_id is not None:
+            raise SettingsError(
+                f"tokenizer.path {path} holds CLIP's tokenizer, which begins texts with a start token; FG-CLIP 2 needs "
+                "a SigLIP 2 tokenizer or one of `python -m data_tools tokenizer` (or set model.family=fgclip1)"
+            )
+        return
+    text = config.text_config
+    ids = (tokenizer.start_id, tokenizer.end_id)
+    if ids != (text.bos_token_id, text.eos_token_id):
+        raise SettingsError(
+            f"tokenizer.path {path} begins texts with id {ids[0]} and ends them with {ids[1]}; the model was trained "
+            f"with {text.bos_token_id} and {text.eos_token_id}: give the tokenizer of its folder"
+        )
+
+
+def check_patches(config: FamilyConfig, start: str) -> None:
     """Raise SettingsError where the model of ``start`` takes patches of another size than the loader cuts."""
     size = config.vision_config.patch_size
-    if size != PATCH_SIZE:
+    if size != PATCH_SIZE and not isinstance(config, FGCLIP1Config):  # which puts the patches together again
         raise SettingsError(
             f"model.start_from {start} has patches of {size} pixels; images are cut into patches of {PATCH_SIZE}: take "
             f"a checkpoint with patch{PATCH_SIZE} in its name"

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from pipeline.data.batch import Batch
 from pipeline.estimate.use import step_flops, this_device
-from pipeline.model import FGCLIP2Config
+from pipeline.model import FamilyConfig
 
 OWN_PHASES = ("data", "forward")  # without a collective
 SLOW_SHARE = 0.15  # of the median beyond it; assumption: less is the noise of shared machines
@@ -88,7 +88,7 @@ class Stragglers:
 class Speed:
     """What a run makes of its devices: tokens a second, model FLOPs used, memory, and the ranks' own times."""
 
-    def __init__(self, device: torch.device, config: FGCLIP2Config, precision: str, with_regions: bool) -> None:
+    def __init__(self, device: torch.device, config: FamilyConfig, precision: str, with_regions: bool) -> None:
         self.phases = PhaseTimes(device)
         self._device, self._config, self._with_regions = device, config, with_regions
         row = this_device(device)

@@ -12,14 +12,14 @@ import torch
 
 from pipeline.config import Stage1Settings
 from pipeline.data.batch import Batch
-from pipeline.model import FGCLIP2, Embeddings
+from pipeline.model import DualEncoder, Embeddings
 from pipeline.training.cached import as_leaves, embed
 
 
 class Teacher:
     """``teacher(batch)`` gives the embeddings that the start gave, on the device of the run."""
 
-    def __init__(self, model: FGCLIP2, settings: Stage1Settings, device: torch.device) -> None:
+    def __init__(self, model: DualEncoder, settings: Stage1Settings, device: torch.device) -> None:
         self.model = model.to(device).eval().requires_grad_(False)
         self.device, self.with_regions = device, settings.trains_regions
         self.precision = settings.train.precision

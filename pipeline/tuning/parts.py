@@ -11,11 +11,17 @@ from torch import nn
 
 from pipeline.config import SettingsError, TuneSettings
 
-NEW_HEADS = ("longtext_head.", "boxtext_head.", "dense_feature_head.")
+NEW_HEADS = ("longtext_head.", "boxtext_head.", "dense_feature_head.", "roi_projection.")  # the last of FG-CLIP 1
 # What only the region losses reach; stage 1 would give these parameters no gradient at all.
-REGION_ONLY = ("boxtext_head.", "dense_feature_head.", "logit_scale_finegraind", "logit_scale_hardneg")
+REGION_ONLY = (
+    "boxtext_head.",
+    "dense_feature_head.",
+    "roi_projection.",
+    "logit_scale_finegraind",
+    "logit_scale_hardneg",
+)
 TOWERS = ("vision", "text")
-HEADS = ("vision_model.head.", "text_model.head.", *NEW_HEADS)
+HEADS = ("vision_model.head.", "text_model.head.", "visual_projection.", "text_projection.", *NEW_HEADS)
 FINAL_NORMS = ("vision_model.post_layernorm.", "text_model.final_layer_norm.")
 LORA = ".lora_"  # in the names that peft gives its additions
 LAYERS = ".encoder.layers."

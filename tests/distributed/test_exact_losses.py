@@ -63,6 +63,15 @@ CASES = {
     "public": Case(dtypes=BOTH, num_steps=3, region_loss=PUBLIC),
     "gather": Case(dtypes=BOTH, num_steps=3, global_loss={"exchange": "gather"}, shares=UNEVEN),
     "uneven ranks": Case(dtypes=BOTH, num_steps=3, shares=UNEVEN, region_loss={"hard_inbatch_weight": 0.3}),
+    "softmax": Case(dtypes=BOTH, global_loss={"kind": "softmax"}, shares=UNEVEN),
+    "softmax, absent captions": Case(images={"absent_captions": (0, 1, 2, 5, 9)}, global_loss={"kind": "softmax"}),
+    "softmax, one chunk": Case(global_loss={"kind": "softmax", "chunk_size": 4096}),
+    "softmax, one image in all": Case(
+        num_images=1, shares={2: [1, 0], 3: [0, 1, 0], 4: [0, 0, 0, 1]}, global_loss={"kind": "softmax"}
+    ),
+    "softmax, no caption at all": Case(
+        images={"absent_captions": tuple(range(12))}, global_loss={"kind": "softmax"}, zero=("global_short",)
+    ),
     "chunk of one": Case(global_loss={"chunk_size": 1}),
     "one chunk": Case(global_loss={"chunk_size": 4096}, shares=UNEVEN),
     "local ranks": Case(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from data_tools import tokenizer as tokenizer_tool
 from pipeline.data.batch import Batch
-from pipeline.model import FGCLIP2, FGCLIP2Config
+from pipeline.model import FGCLIP1, FGCLIP2, FGCLIP1Config, FGCLIP2Config
 
 WIDTH, VOCABULARY, SHORT, KEEP = 24, 320, 12, 4
 LONG = 4 * SHORT - 3 * KEEP
@@ -50,6 +51,40 @@ def small_config(**changes) -> FGCLIP2Config:
 def small_model(seed: int = 0, **changes) -> FGCLIP2:
     torch.manual_seed(seed)
     return FGCLIP2.from_scratch(small_config(**changes)).eval()
+
+
+def small_clip_config(image_size: int = 64, patch_size: int = 16, **text) -> FGCLIP1Config:
+    """An FG-CLIP 1 of a few thousand parameters; ``text`` changes its text tower."""
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 2}
+    texts = {"vocab_size": VOCABULARY, "max_position_embeddings": SHORT, "keep_len": KEEP, "longtext_len": LONG}
+    return FGCLIP1Config(
+        text_config=sizes | texts | {"eos_token_id": 1, "bos_token_id": None} | text,
+        vision_config=sizes | {"image_size": image_size, "patch_size": patch_size},
+        projection_dim=WIDTH - 4,
+    )
+
+
+def small_clip_model(seed: int = 0, **changes) -> FGCLIP1:
+    torch.manual_seed(seed)
+    return FGCLIP1.from_scratch(small_clip_config(**changes)).eval()
+
+
+def small_clip_batch(num_regions: int, num_texts: int, seed: int = 0, image_size: int = 64) -> Batch:
+    """``small_batch`` with squares, and with an end token in every text."""
+    batch, side = small_batch(num_regions, num_texts, seed), image_size // 16
+    generator = torch.Generator().manual_seed(seed)
+    texts = {name: getattr(batch, name).clone().clamp(min=2) for name in ("short_ids", "long_ids", "region_ids")}
+    for ids in texts.values():
+        ends = torch.randint(1, ids.shape[1], (len(ids),), generator=generator)
+        ids[torch.arange(ids.shape[1]) > ends[:, None]] = 0
+        ids[torch.arange(len(ids)), ends] = 1
+    return replace(
+        batch,
+        pixel_values=torch.randint(0, 256, (3, side**2, 768), generator=generator, dtype=torch.uint8),
+        pixel_attention_mask=torch.ones(3, side**2, dtype=torch.int32),
+        spatial_shapes=torch.full((3, 2), side),
+        **texts,
+    )
 
 
 def small_batch(num_regions: int, num_texts: int, seed: int = 0) -> Batch:

@@ -27,6 +27,14 @@ def sigmoid_loss(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     return -F.logsigmoid(signs * (scale * x @ y.T + bias)).sum() / len(x)
 
 
+def softmax_loss(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """``bias`` takes no part; it is here for its gradient, which must be 0."""
+    if len(x) == 0:
+        return x.sum() * 0 + bias * 0
+    logits, target = scale * x @ y.T, torch.arange(len(x))
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2 + bias * 0
+
+
 def cross_entropy(logits: Tensor, target: int) -> Tensor:
     return -F.log_softmax(logits, dim=0)[target]
 
@@ -47,7 +55,8 @@ class Reference:
             features = torch.stack([image.feature for image in present] or [torch.zeros(7)])[: len(present)]
             captions = torch.stack([getattr(image, name) for image in present] or [torch.zeros(7)])[: len(present)]
             x, y = model.embed("image", features.to(model.image)), model.embed(name, captions.to(model.image))
-            parts[f"global_{name}"] = sigmoid_loss(x, y, scales.global_scale, scales.global_bias)
+            global_loss = softmax_loss if self.global_loss.kind == "softmax" else sigmoid_loss
+            parts[f"global_{name}"] = global_loss(x, y, scales.global_scale, scales.global_bias)
         regions = [[region for image in rank for region in image.regions if region.valid] for rank in ranks]
         everyone = [region for rank in regions for region in rank]
         pools = {"all_ranks": [everyone], "local_rank": regions}

@@ -21,11 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline.config import Stage1Settings, Stage2Settings
 from pipeline.data.batch import Batch, with_tensors
 from pipeline.data.facts import facts_of
-from pipeline.model import FGCLIP2, Embeddings
+from pipeline.model import DualEncoder, Embeddings
+from pipeline.model.families import model_of_config
 from pipeline.training.cached import backward_of_slice, losses_of_slice
 from pipeline.training.losses import LossOutput, StageLosses
 from pipeline.training.run import StepResult
-from tests.model.material import small_batch, small_config
+from tests.model.material import small_batch, small_clip_batch, small_clip_config, small_config
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 RANKS = 3
@@ -57,9 +58,10 @@ class CopiesFromTheHost(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def batch_with_facts(num_regions: int) -> Batch:
+def batch_with_facts(num_regions: int, family: str = "fgclip2") -> Batch:
     """Three images, one without a long caption; hard rows with gaps; the last box without area."""
-    batch = small_batch(num_regions, 2 * num_regions)
+    make = small_clip_batch if family == "fgclip1" else small_batch
+    batch = make(num_regions, 2 * num_regions)
     hard = torch.arange(num_regions // 2)
     mask = torch.ones(len(hard), 11, dtype=torch.bool)
     mask[:, 4:] = False
@@ -68,7 +70,7 @@ def batch_with_facts(num_regions: int) -> Batch:
         boxes[-1] = 0.25
     batch = replace(
         batch,
-        pixel_values=(batch.pixel_values * 127.5 + 127.5).to(torch.uint8),
+        pixel_values=torch.randint(0, 256, batch.pixel_values.shape, dtype=torch.uint8),
         boxes=boxes,
         long_valid=torch.tensor([True, False, True]),
         hard_region=hard,
@@ -82,10 +84,10 @@ def fake(batch: Batch, mode: FakeTensorMode) -> Batch:
     return with_tensors(batch, lambda tensor: mode.from_tensor(tensor).to(DEVICE, non_blocking=True))
 
 
-def fake_model() -> FGCLIP2:
+def fake_model(family: str = "fgclip2") -> DualEncoder:
     """Every layer recomputed in the backward, so that recomputing is proved as well."""
     with torch.device("meta"):
-        model = FGCLIP2(small_config()).train()
+        model = model_of_config(small_clip_config() if family == "fgclip1" else small_config()).train()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             on_device = torch.empty(parameter.shape, device=DEVICE)
@@ -100,11 +102,21 @@ def fake_model() -> FGCLIP2:
     [(Stage1Settings(), 6), (Stage2Settings(region_loss=EVERY_LOSS), 6), (Stage2Settings(region_loss=EVERY_LOSS), 0)],
 )
 def test_nothing_is_read_back_in_forward_losses_and_backward(ranks, stage, num_regions, exchange):
-    batch = batch_with_facts(num_regions)
+    prove(stage, num_regions, exchange)
+
+
+@pytest.mark.parametrize(("stage", "num_regions"), [(Stage1Settings, 6), (Stage2Settings, 6), (Stage2Settings, 0)])
+def test_nothing_is_read_back_with_clip_towers_and_the_softmax(ranks, stage, num_regions):
+    values = {"model": {"family": "fgclip1"}} | ({"region_loss": EVERY_LOSS} if stage is Stage2Settings else {})
+    prove(stage.model_validate(values), num_regions, "auto")
+
+
+def prove(stage: Stage1Settings, num_regions: int, exchange: str) -> None:
+    batch = batch_with_facts(num_regions, stage.model.family)
     counts = [tuple(2 * number + 1 for number in batch.facts.counts), batch.facts.counts, (1, 0, 0, 0, 0)]
     stage = stage.model_copy(update={"global_loss": stage.global_loss.model_copy(update={"exchange": exchange})})
     with FakeTensorMode() as mode, CopiesFromTheHost() as copies:
-        model = fake_model()
+        model = fake_model(stage.model.family)
         losses = StageLosses(stage)
         losses.state.to(DEVICE)
         copies.found.clear()

@@ -70,6 +70,13 @@ def test_the_projects_own_files_are_valid(file: str):
     load_settings(Stage2Settings if "stage2" in file else Stage1Settings, ROOT / file)
 
 
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_the_settings_of_fgclip1_go_over_those_of_either_stage(stage: str):
+    kind = Stage2Settings if stage == "stage2" else Stage1Settings
+    settings = load_settings(kind, [ROOT / "stages" / f"{stage}.yaml", ROOT / "stages" / "clip.yaml"])
+    assert settings.model.family == "fgclip1" and settings.global_loss_kind == "softmax"
+
+
 def test_no_setting_is_read_by_nothing():
     code = "\n".join(
         path.read_text(encoding="utf-8")

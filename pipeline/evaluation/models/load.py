@@ -1,7 +1,7 @@
 """Any model that can be evaluated, from its folder.
 
-A run of ours, a folder of a public FG-CLIP 2 checkpoint, or a SigLIP 2 (of any or of fixed resolution) or CLIP folder
-of transformers.
+A run of ours of either family, a folder of a public FG-CLIP 2 checkpoint, or a SigLIP 2 (of any or of fixed
+resolution) or CLIP folder of transformers.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pipeline.config import read_saved_values
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.models.clip import CLIPEvaluation
-from pipeline.evaluation.models.fgclip2 import FGCLIP2Evaluation
 from pipeline.evaluation.models.siglip import SiglipEvaluation
+from pipeline.evaluation.models.trained import evaluation_of
 from pipeline.evaluation.results import EvaluationError
-from pipeline.model import FGCLIP2
+from pipeline.model.families import FAMILIES, family_of
 from pipeline.model.folder import read_object
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -58,18 +58,18 @@ def load_model(checkpoint: str | Path, *, device: str = "cpu", dtype: str = "flo
     if kind == "siglip":
         return SiglipEvaluation.load(folder, device=device, dtype=DTYPES[dtype])
     text = config.get("text_config")
-    is_ours = kind.startswith("fgclip2") or (isinstance(text, dict) and "longtext_len" in text)
+    is_ours = kind.startswith(("fgclip1", "fgclip2")) or (isinstance(text, dict) and "longtext_len" in text)
     if not is_ours and kind != "siglip2":
         raise EvaluationError(
-            f"{folder} holds a model of type {kind!r}; evaluation reads FG-CLIP 2 (ours and the public ones), siglip2, "
-            "siglip and clip"
+            f"{folder} holds a model of type {kind!r}; evaluation reads FG-CLIP 2 (ours and the public ones), our "
+            "FG-CLIP 1, siglip2, siglip and clip"
         )
-    module = FGCLIP2.load(folder, device=device, dtype=DTYPES[dtype])
+    module = FAMILIES[family_of(folder)].load(folder, device=device, dtype=DTYPES[dtype])
     trained = _data_settings(folder)
     notes = {}
     if kind == "siglip2":
         notes = {"heads": "a SigLIP 2 has no dense, long and region heads: copies of its own heads take their place"}
-    return FGCLIP2Evaluation(
+    return evaluation_of(
         module,
         load_tokenizer(folder),
         patch_budgets=trained.get("patch_budgets") or module.patch_budgets or PATCH_BUDGETS,

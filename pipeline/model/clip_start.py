@@ -1,0 +1,157 @@
+"""Where the weights of an FG-CLIP 1 come from: a CLIP folder of transformers, or an earlier run of this family.
+
+As start.py does for FG-CLIP 2: everything is compared by name and shape before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPVisionConfig
+
+from .clip_configuration import KEEP_LEN, FGCLIP1Config, FGCLIP1TextConfig
+from .configuration import START_REGION_SCALE, stretched_length
+from .folder import StartError, check_depth, checked_tower, read_object, shown, stored_shapes, weight_files
+from .start import COUNTERS, LONG_TABLES, REGION_SCALES, check_shapes, find_model, read_weights, stretch_table
+
+# What FG-CLIP 1 has and CLIP has not -> what it starts as a copy of.
+COPIED_PROJECTIONS = {
+    "longtext_head.": "text_projection.",
+    "boxtext_head.": "text_projection.",
+    "roi_projection.": "visual_projection.",
+}
+# Fields that only matter where weights are drawn at random.
+UNREAD = frozenset({"initializer_range", "initializer_factor"})
+TEXT_FIELDS = frozenset({*CLIPTextConfig.__annotations__, *FGCLIP1TextConfig.__annotations__}) - UNREAD
+VISION_FIELDS = frozenset({*CLIPVisionConfig.__annotations__}) - UNREAD
+OLD_END_ID = 2  # in configurations written before transformers 4.32: the largest id of a text is meant
+MOST_SPREAD, LEAST_SPREAD = 10.0, 1e-3  # of pixels, where an image processor's file says what divides them
+
+
+def clip_configuration_of(folder: str | Path, vocab_size: int | None = None) -> tuple[Path, FGCLIP1Config, bool]:
+    """Where the model of ``folder`` lies, its configuration, and whether it is a CLIP.
+
+    Args:
+        folder: a run (its ``final/`` is taken), or a folder of FG-CLIP 1 or CLIP.
+        vocab_size: the number of ids of the tokenizer that will be used with it; None: not checked.
+
+    Raises:
+        StartError: no model there, one of another kind, or one of another tokenizer.
+    """
+    found = find_model(folder)
+    values, file = read_object(found / "config.json"), f"{found}/config.json"
+    kind = shown(values.get("model_type"))
+    if kind not in ("clip", "fgclip1"):
+        raise StartError(
+            f"{found} holds a model of type {kind!r}; model.family=fgclip1 starts from clip or fgclip1. For SigLIP 2 "
+            "and FG-CLIP 2 set model.family=fgclip2"
+        )
+    text = checked_tower(values.get("text_config") or {}, TEXT_FIELDS, f"{file}: text_config")
+    vision = checked_tower(values.get("vision_config") or {}, VISION_FIELDS, f"{file}: vision_config")
+    width = checked_tower(values, {"projection_dim"}, file).get("projection_dim", 512)
+    if kind == "clip":
+        text |= _of_clip(text)
+    vision |= _normalisation(found)
+    try:
+        config = FGCLIP1Config(text_config=text, vision_config=vision, projection_dim=width)
+    except ValueError as error:
+        raise StartError(f"{file}: {error}") from error
+    layers = {"text": config.text_config.num_hidden_layers, "vision": config.vision_config.num_hidden_layers}
+    check_depth(layers, stored_shapes(weight_files(found)), found)
+    rows = config.text_config.vocab_size
+    if vocab_size is not None and vocab_size != rows:
+        raise StartError(
+            f"the tokenizer has {vocab_size} ids but {found} was trained with {rows} "
+            f"(text_model.embeddings.token_embedding.weight [{rows}, {config.text_config.hidden_size}]); "
+            "use the checkpoint's own tokenizer, or start from scratch with this one"
+        )
+    return found, config, kind == "clip"
+
+
+def _of_clip(text: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that a CLIP's text configuration lacks, or holds as older files had them."""
+    found: dict[str, Any] = {"keep_len": KEEP_LEN}
+    found["longtext_len"] = stretched_length(text.get("max_position_embeddings", 77), KEEP_LEN)
+    if text.get("eos_token_id", 49407) == OLD_END_ID:
+        rows = text.get("vocab_size", 49408)
+        found |= {"eos_token_id": rows - 1, "bos_token_id": rows - 2}
+    return found
+
+
+def _normalisation(folder: Path) -> dict[str, list[float]]:
+    """What pixels are normalised by, from the folder's image processor; {} where there is none."""
+    file = folder / "preprocessor_config.json"
+    values = read_object(file) if file.is_file() else {}
+    found = {}
+    for name, least, most in (("image_mean", 0.0, 1.0), ("image_std", LEAST_SPREAD, MOST_SPREAD)):
+        given = values.get(name)
+        if given is None:
+            continue
+        fits = isinstance(given, list) and len(given) == 3
+        if not fits or not all(isinstance(one, int | float) and least <= one <= most for one in given):
+            raise StartError(
+                f"{file}: {name} is {shown(repr(given))}; it must be three numbers from {least:g} to {most:g}"
+            )
+        found[name] = [float(one) for one in given]
+    return found
+
+
+def clip_weights(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], config: FGCLIP1Config, from_clip: bool
+) -> dict[str, Tensor]:
+    """The float32 weights of ``folder`` for a model whose parameters have ``shapes``.
+
+    Raises:
+        StartError: missing, unexpected or differently shaped weights.
+    """
+    added = (*COPIED_PROJECTIONS, *LONG_TABLES, *REGION_SCALES, "logit_bias")
+    may_miss = [name for name in shapes if name.startswith(added)] if from_clip else []
+    files = weight_files(folder)
+    if not files:
+        raise StartError(f"{folder} has a config.json but no weights; download model.safetensors as well")
+    stored = stored_shapes(files)
+    if stored is not None:  # before a byte of the weights is read
+        known = {name: shape for name, shape in stored.items() if not name.endswith(COUNTERS)}
+        check_shapes(shapes, known, may_miss, folder)
+    read = read_weights(folder, files).items()
+    weights = {name: weight.float() for name, weight in read if not name.endswith(COUNTERS)}
+    check_shapes(shapes, {name: tuple(weight.shape) for name, weight in weights.items()}, may_miss, folder)
+    for name in weights.keys() & shapes.keys():
+        weights[name] = weights[name].reshape(shapes[name])  # scalars are one row in checkpoints of DeepSpeed
+    if from_clip:
+        _add_missing(weights, config)
+    return weights
+
+
+def _add_missing(weights: dict[str, Tensor], config: FGCLIP1Config) -> None:
+    """Make what a CLIP lacks: stretched tables, projections as copies, scales of the region losses."""
+    table = weights["text_model.embeddings.position_embedding.weight"]
+    for name in LONG_TABLES:
+        weights.setdefault(name, stretch_table(table, config.text_config.keep_len))
+    for target, source in COPIED_PROJECTIONS.items():
+        weights.setdefault(f"{target}weight", weights[f"{source}weight"].clone())
+    for name in REGION_SCALES:
+        weights.setdefault(name, torch.tensor(START_REGION_SCALE))
+    weights.setdefault("logit_bias", torch.tensor(0.0))
+
+
+def what_is_new_to_clip(folder: str | Path) -> str:
+    """One line: what a start from ``folder`` takes, and what it has to make.
+
+    Raises:
+        StartError: as :func:`clip_configuration_of`.
+    """
+    found, config, from_clip = clip_configuration_of(folder)
+    if not from_clip:
+        return f"{found}: every weight is taken as it is"
+    text = config.text_config
+    copies = ", ".join(f"{new.rstrip('.')} is a copy of {old.rstrip('.')}" for new, old in COPIED_PROJECTIONS.items())
+    return (
+        f"{found}: both towers and their projections are taken, images are squares of "
+        f"{config.vision_config.image_size} pixels; new: {copies}, the position tables for {text.longtext_len} tokens "
+        f"are stretched from {text.max_position_embeddings}, the scales of the region losses start at 100"
+    )
