@@ -185,12 +185,11 @@ def clip_preset_config(name: str, vocab_size: int, end_id: int, start_id: int | 
     """
     if name not in CLIP_PRESETS:
         raise ValueError(f"model.preset is {name!r}; with model.family=fgclip1 it is one of {', '.join(CLIP_PRESETS)}")
-    text: dict[str, object] = {"max_position_embeddings": 77, "keep_len": KEEP_LEN} | CLIP_PRESETS[name]["text"]
-    short, kept = int(str(text["max_position_embeddings"])), int(str(text["keep_len"]))
-    text["longtext_len"] = stretched_length(short, kept)
+    text = {"max_position_embeddings": 77, "keep_len": KEEP_LEN} | CLIP_PRESETS[name]["text"]
+    text["longtext_len"] = stretched_length(text["max_position_embeddings"], text["keep_len"])
     vision = CLIP_PRESETS[name]["vision"]
     return FGCLIP1Config(
-        text_config={"vocab_size": vocab_size, "eos_token_id": end_id, "bos_token_id": start_id} | text,
+        text_config={"vocab_size": vocab_size, "eos_token_id": end_id, "bos_token_id": start_id, **text},
         vision_config=dict(vision),
         projection_dim=vision["projection_dim"],
     )

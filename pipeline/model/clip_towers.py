@@ -63,7 +63,7 @@ class ClipVisionEmbeddings(nn.Module):
 class LastButOneEncoder(Encoder):
     """Layers one after another, and what came out before the last one."""
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, patches: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, hidden: Tensor, mask: Tensor | None, patches: int) -> tuple[Tensor, Tensor]:
         """[B, 1 + P, D] -> the last layer's and the last but one's, both so; ``patches`` as of ``Encoder``."""
         every = self.recomputation.every(patches) if self.training else 0
         last = len(self.layers) - 1

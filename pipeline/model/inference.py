@@ -22,6 +22,7 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2Imag
 
 from .embeddings import unit
 from .folder import StartError, read_object, shown
+from .layout import ImageLayout
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,7 +65,11 @@ class Inference(PreTrainedModel):
     config: Any  # a configuration of one of the families
 
     def encode_vision(
-        self, pixel_values: Tensor, pixel_attention_mask: Tensor | None, spatial_shapes: Tensor
+        self,
+        pixel_values: Tensor,
+        pixel_attention_mask: Tensor | None,
+        spatial_shapes: Tensor,
+        layout: ImageLayout | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Patches [N, P, D] and image embeddings [N, D]; see ``FGCLIP2``, as for the next three."""
         raise NotImplementedError
