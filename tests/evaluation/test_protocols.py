@@ -82,24 +82,25 @@ def coco_miniature(folder, names=("red", "green", "blue"), crowd=True, **image):
     return path, content
 
 
-def test_coco_boxes_are_measured_with_the_templates_and_with_crowds(tmp_path, templates):
+@pytest.mark.parametrize("protocol", ["fgclip", "fgclip2"])
+def test_coco_boxes_are_measured_with_the_templates_and_with_crowds(protocol, tmp_path, templates):
     path, content = coco_miniature(tmp_path)
-    result = evaluate(FakeModel(), "boxes", path, images=tmp_path / "val2017", protocol="fgclip2")
-    assert result["settings"]["protocol"]["name"] == "fgclip2:coco-boxes"
+    result = evaluate(FakeModel(), "boxes", path, images=tmp_path / "val2017", protocol=protocol)
+    assert result["settings"]["protocol"]["name"] == f"{protocol}:coco-boxes"
     assert result["settings"]["templates"] == templates
     # three boxes are right; the crowd's lies on red and is called blue: wrong
     assert result["scores"]["boxes_top1"] == pytest.approx(3 / 4)
-    own = evaluate(FakeModel(), "boxes", path, images=tmp_path / "val2017", protocol="fgclip2", crowds="leave-out")
+    own = evaluate(FakeModel(), "boxes", path, images=tmp_path / "val2017", protocol=protocol, crowds="leave-out")
     assert own["scores"]["boxes_top1"] == 1.0
     assert own["settings"]["protocol"]["name"] == "own settings"
     assert own["settings"]["protocol"]["changed"] == {"crowds": "leave-out"}
-    assert own["settings"]["protocol"]["from"] == "fgclip2:coco-boxes"
+    assert own["settings"]["protocol"]["from"] == f"{protocol}:coco-boxes"
     plain = evaluate(FakeModel(), "boxes", path, images=tmp_path / "val2017")
     assert plain["settings"]["protocol"] == {"name": "own settings"} and plain["settings"]["templates"] == ["{}"]
     content["annotations"].append({"id": 10, "image_id": 1, "category_id": 1})
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(EvaluationError, match="1 of 5 instances cannot be evaluated .missing_field 1"):
-        evaluate(FakeModel(), "boxes", path, images=tmp_path / "val2017", protocol="fgclip2")
+        evaluate(FakeModel(), "boxes", path, images=tmp_path / "val2017", protocol=protocol)
 
 
 def test_lvis_boxes_are_those_on_images_of_val2017(tmp_path, templates):
@@ -127,7 +128,8 @@ def test_boxclass_cn_is_measured_with_bare_names(tmp_path):
     assert recognised["settings"]["protocol"]["name"] == "fgclip2:boxclass-cn"
 
 
-def test_fgovd_counts_a_tie_as_a_hit(tmp_path):
+@pytest.mark.parametrize("protocol", ["fgclip", "fgclip2"])
+def test_fgovd_counts_a_tie_as_a_hit(protocol, tmp_path):
     coco_miniature(tmp_path)
     rows = [
         ([2, 0, 36, 80], "a red thing", ["a green thing", "a blue thing"]),  # right
@@ -144,7 +146,7 @@ def test_fgovd_counts_a_tie_as_a_hit(tmp_path):
         ),
         encoding="utf-8",
     )
-    result = evaluate(FakeModel(), "fgovd", path, images=tmp_path, protocol="fgclip2", max_skipped_share=0.5)
+    result = evaluate(FakeModel(), "fgovd", path, images=tmp_path, protocol=protocol, max_skipped_share=0.5)
     assert result["scores"] == {"3_attributes_llava": pytest.approx(2 / 3)}
     assert result["accounting"][0]["skipped"] == {"box_outside_image": 1}
     assert result["accounting"][0]["notes"]["ties_counted_as_hits"] == 1
@@ -210,18 +212,20 @@ def test_images_outside_the_folder_are_not_read(tmp_path):
             evaluate(FakeModel(), "boxes", path, images=tmp_path / "val2017")
 
 
-def test_imagenet_is_named_by_open_clip_in_the_order_of_the_folders(tmp_path, templates):
+@pytest.mark.parametrize("protocol", ["fgclip", "fgclip2"])
+def test_imagenet_is_named_by_open_clip_in_the_order_of_the_folders(protocol, tmp_path, templates):
     for order, names in (("wnids", ["n01", "n02", "n10"]), ("numbers", ["0", "1", "2"])):
         for name, colour in zip(names, COLOURS, strict=True):
             (tmp_path / order / name).mkdir(parents=True)
             Image.new("RGB", (32, 32), colour).save(tmp_path / order / name / "a.png")
-        options = {"class_names": "open_clip", "protocol": "fgclip2"}
+        options = {"class_names": "open_clip", "protocol": protocol}
         result = evaluate(FakeModel(), "classification", tmp_path / order, **options)
         assert result["scores"]["top1"] == 1.0 and result["settings"]["templates"] == templates
-        assert result["settings"]["protocol"]["name"].startswith("fgclip2:imagenet")
-        assert result["settings"]["protocol"]["not_applicable"] == ["patch_budgets"]  # the fake takes one size
+        assert result["settings"]["protocol"]["name"].startswith(f"{protocol}:imagenet")
+        not_applicable = ["patch_budgets"] if protocol == "fgclip2" else []  # the fake takes one size
+        assert result["settings"]["protocol"].get("not_applicable", []) == not_applicable
     with pytest.raises(EvaluationError, match="needs --class-names: open_clip"):
-        evaluate(FakeModel(), "classification", tmp_path / "wnids", protocol="fgclip2")
+        evaluate(FakeModel(), "classification", tmp_path / "wnids", protocol=protocol)
 
 
 def test_templates_are_read_from_a_file_or_named_where_they_are_missing(tmp_path, monkeypatch):

@@ -30,7 +30,8 @@ def pair_recall(folder, names, texts, owner, kind):
     return sum(i2t) / len(i2t), sum(t2i) / len(t2i)
 
 
-def test_coco_captions_are_the_first_five_without_a_prompt(pictures):
+@pytest.mark.parametrize("protocol", ["fgclip", "fgclip2"])
+def test_coco_captions_are_the_first_five_without_a_prompt(protocol, pictures):
     model = FakeModel()
     model.short_prefix = lambda language: "a photo of "
     texts = [[f"caption {number} of {image}" for number in range(7 if image == 0 else 5)] for image in range(3)]
@@ -40,8 +41,8 @@ def test_coco_captions_are_the_first_five_without_a_prompt(pictures):
     }
     path = pictures / "captions_val2017.json"
     path.write_text(json.dumps(content), encoding="utf-8")
-    result = evaluate(model, "retrieval", path, protocol="fgclip2")
-    assert result["settings"]["protocol"]["name"] == "fgclip2:coco"
+    result = evaluate(model, "retrieval", path, protocol=protocol)
+    assert result["settings"]["protocol"]["name"] == f"{protocol}:coco"
     assert result["settings"]["num_captions"] == 15 and result["settings"]["short_prefix"] == ""
     flat = [text for group in texts for text in group[:5]]
     expected = pair_recall(pictures, [f"{n}.jpg" for n in range(3)], flat, [n // 5 for n in range(15)], "short")
@@ -140,15 +141,19 @@ def retrieval_set(folder, form):
     return path, texts
 
 
-@pytest.mark.parametrize("form", ["flickr30k", "sharegpt4v", "dci", "coco-cn", "flickr30k-cna"])
-def test_every_retrieval_set_in_its_published_form_scores_as_by_hand(form, pictures):
+@pytest.mark.parametrize(
+    ("protocol", "form"),
+    [("fgclip2", form) for form in ("flickr30k", "sharegpt4v", "dci", "coco-cn", "flickr30k-cna")]
+    + [("fgclip", form) for form in ("flickr30k", "sharegpt4v", "dci")],
+)
+def test_every_retrieval_set_in_its_published_form_scores_as_by_hand(protocol, form, pictures):
     model = FakeModel()
     model.short_prefix = lambda language: "a photo of "
     path, texts = retrieval_set(pictures, form)
-    result = evaluate(model, "retrieval", path, images=pictures, protocol="fgclip2", max_skipped_share=0.5)
+    result = evaluate(model, "retrieval", path, images=pictures, protocol=protocol, max_skipped_share=0.5)
     settings = result["settings"]
     kind = "long" if form in ("sharegpt4v", "dci") else "short"
-    assert settings["protocol"]["from"] == f"fgclip2:{form}" and model.kinds_asked == {kind}
+    assert settings["protocol"]["from"] == f"{protocol}:{form}" and model.kinds_asked == {kind}
     assert settings["protocol"]["changed"] == {"max_skipped_share": 0.5}
     assert settings["short_prefix"] == "" and settings["language"] == ("zh" if form.endswith(("cn", "cna")) else "en")
     assert sum(result["accounting"][0]["skipped"].values()) == 1

@@ -1,8 +1,9 @@
-"""SC-CLIP's protocol for VOC with background on a random CLIP: each pixel of an independent computation."""
+"""SC-CLIP's eight sets on a random CLIP, in the layouts as published: each pixel of an independent computation."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def voc(tmp_path):
 
 
 @torch.no_grad()
-def label_map(model, path, names, scale=50.0, threshold=0.15, area_share=0.1):
+def label_map(model, path, names, scale=50.0, threshold=0.15, area_share=0.1, short_side=336):
     """The protocol, written out: background is class 0 (``threshold`` 0: there is none)."""
     queries, class_of = [], []
     for number, synonyms in enumerate(names):
@@ -70,7 +71,7 @@ def label_map(model, path, names, scale=50.0, threshold=0.15, area_share=0.1):
             class_of.append(number)
     queries, class_of = torch.stack(queries), torch.tensor(class_of)
     image = Image.open(path).convert("RGB")
-    ratio = 336 / min(image.size)
+    ratio = short_side / min(image.size)
     width, height = int(image.width * ratio + 0.5), int(image.height * ratio + 0.5)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
     pixels = F.interpolate(pixels, (height, width), mode="bilinear", align_corners=False).round().clamp(0, 255)
@@ -151,6 +152,87 @@ def test_voc20_has_no_background_and_no_threshold(clip, voc, tmp_path):
     path = folder / "JPEGImages" / f"{stems[0]}.jpg"
     expected, _ = label_map(clip, path, names[1:], 40.0, 0.0, 0.0)
     assert (np.array(Image.open(tmp_path / "maps" / f"{stems[0]}.png")) == expected + 1).all()
+
+
+@dataclass(frozen=True)
+class Published:
+    """A set as its publishers lay it out, and the row's numbers as SC-CLIP's configuration gives them."""
+
+    list_name: str
+    image: str
+    label: str
+    num_lines: int  # of the list of names
+    background: bool  # the list's first line stands for the background, label 0
+    first: int  # the label of the first class that is not background
+    scale: float = 40.0
+    threshold: float = 0.0
+    short_side: int = 336
+    listing: str = ""
+
+
+SETS = {
+    "context60": Published(
+        "cls_context60.txt", "JPEGImages/2008_000002.jpg", "SegmentationClassContext/2008_000002.png", 60, True, 1,
+        threshold=0.15, listing="ImageSets/SegmentationContext/val.txt",
+    ),
+    "context59": Published(
+        "cls_context59.txt", "JPEGImages/2008_000002.jpg", "SegmentationClassContext/2008_000002.png", 59, False, 1,
+        listing="ImageSets/SegmentationContext/val.txt",
+    ),
+    "coco-object": Published(
+        "cls_coco_object.txt", "images/val2017/000000000139.jpg",
+        "annotations/val2017/000000000139_instanceTrainIds.png", 81, True, 1, scale=55.0, threshold=0.35,
+    ),
+    "coco-stuff": Published(
+        "cls_coco_stuff.txt", "images/val2017/000000000139.jpg",
+        "annotations/val2017/000000000139_labelTrainIds.png", 171, False, 0,
+    ),
+    "ade20k": Published(
+        "cls_ade20k.txt", "images/validation/ADE_val_00000001.jpg",
+        "annotations/validation/ADE_val_00000001.png", 150, False, 1,
+    ),
+    "cityscapes": Published(
+        "cls_city_scapes.txt", "leftImg8bit/val/frankfurt/frankfurt_000000_000294_leftImg8bit.png",
+        "gtFine/val/frankfurt/frankfurt_000000_000294_gtFine_labelTrainIds.png", 19, False, 0, short_side=560,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", sorted(SETS))
+def test_the_other_sets_are_segmented_as_published_pixel_by_pixel(clip, row, tmp_path):
+    published = SETS[row]
+    for part in (published.image, published.label, *([published.listing] if published.listing else [])):
+        (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
+    noisy(3, (90, 70)).save(tmp_path / published.image, **({"quality": 100} if ".jpg" in published.image else {}))
+    # Few classes with words that the tokenizer knows, in both languages; the others are one unknown word to it.
+    known = [["word1"], ["a red", "the red"], ["blue", "photo of the blue", "circle"], ["红 色", "的 圆"], ["square"]]
+    names = known + [[f"nothing{number}"] for number in range(len(known), published.num_lines)]
+    lines = [("，" if "红 色" in synonyms else ", ").join(synonyms) for synonyms in names]
+    (tmp_path / published.list_name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "templates.txt").write_text("a photo of a {}\nthe {}\n", encoding="utf-8")
+    # What label 0 is: background, no class (ADE20K, Context59), or the first class; 255 is never counted.
+    label = np.random.default_rng(4).integers(0, 6, (70, 90)).astype(np.uint8)
+    label[:3] = 255
+    Image.fromarray(label).save(tmp_path / published.label)
+    if published.listing:
+        (tmp_path / published.listing).write_text("2008_000002\n2008_000003\n", encoding="utf-8")  # one is missing
+    options = {"class_names": tmp_path / published.list_name, "templates": str(tmp_path / "templates.txt")}
+    options |= {"predictions": tmp_path / "maps", "protocol": f"scclip:{row}", "max_skipped_share": 0.6}
+    result = evaluate(clip, "segmentation", tmp_path, **options)
+    assert result["accounting"][0]["skipped"] == ({"missing_image": 1} if published.listing else {})
+    used = result["settings"]
+    assert (used["logit_scale"], used["short_side"]) == (published.scale, published.short_side)
+    expected, _ = label_map(
+        clip, tmp_path / published.image, names, published.scale, published.threshold, 0.0, published.short_side
+    )
+    values = expected if published.background else expected + published.first
+    (written,) = (np.array(Image.open(path)) for path in (tmp_path / "maps").rglob("*.png"))
+    assert len(np.unique(values)) > 1 and (written == values).all(), f"{(written != values).sum()} pixels differ"
+    counted = (label != 255) & ((label != 0) | published.background | (published.first == 0))
+    classes = range(published.num_lines) if published.background else range(published.first, published.first + 171)
+    pairs = [((label == c) & counted, (values == c) & counted) for c in classes]
+    overlaps = [(true & found).sum() / (true | found).sum() for true, found in pairs if (true | found).any()]
+    assert result["scores"]["miou"] == pytest.approx(np.mean(overlaps))
 
 
 def test_the_list_of_synonyms_is_asked_for_and_checked(clip, voc):
