@@ -15,7 +15,6 @@ import itertools
 import sys
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,17 +27,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pipeline.base.border import one_line
-from pipeline.base.distributed import current_rank
 from pipeline.base.run_folder import FIGURES, RunFolder
-from pipeline.config import Stage1Settings, TrackingSettings
+from pipeline.config import TrackingSettings
 from pipeline.drawing.save import save_picture
-from pipeline.tracking.address import find_registration, find_run, lineage_tags, run_address, save_run
 from pipeline.tracking.data_sets import TRAINING, DataSet
 from pipeline.tracking.images import SavedImage, save_step_image
-from pipeline.tracking.interface import END_TIMEOUT_SECONDS, NoTracking, RefusedError, TrackedModel, Tracker
+from pipeline.tracking.interface import END_TIMEOUT_SECONDS, RefusedError, TrackedModel, Tracker
 from pipeline.tracking.local_log import Entry, LocalLog, read_entries
 from pipeline.tracking.metric_names import grouped_metrics
-from pipeline.tracking.parameters import run_tags, settings_as_text
 
 if TYPE_CHECKING:  # MLflow takes seconds to import, so the thread does it
     from pipeline.tracking.store import Store
@@ -60,7 +56,7 @@ class Action:
 
 
 class RunTracker(Tracker):
-    """Made by :func:`start_tracking`. ``run_id`` is None until the store has answered."""
+    """Made by ``start_tracking``. ``run_id`` is None until the store has answered."""
 
     def __init__(
         self,
@@ -274,7 +270,7 @@ class RunTracker(Tracker):
         if self._store is None:
             assert self._open_store is not None, "the thread runs only where there is a store"
             self._store = self._open_store()
-            self.run_id, self.page = self._store.run_id, _page_in_words(self._store)
+            self.run_id, self.page = self._store.run_id, page_in_words(self._store)
         return self._store
 
     def _attempt(self, num_values: int, call: Callable[..., None], *arguments: Any) -> None:
@@ -309,73 +305,8 @@ class RunTracker(Tracker):
         self._failing = error is not None
 
 
-def start_tracking(
-    settings: Stage1Settings,
-    run_folder: str | Path,
-    resume_run_id: str | None = None,
-    resume_step: int | None = None,
-) -> Tracker:
-    """Begin or go on with a run; on every rank but 0 a tracker that does nothing.
-
-    Args:
-        resume_run_id: MLflow run to go on with; without it, a resume uses the one in the folder's tracking.json.
-        resume_step: the last optimizer step of the checkpoint resumed from; later ones are made again and cut
-            from the local file. None with a ``resume_run_id`` keeps all lines; None without begins a new run.
-
-    Raises:
-        OSError: the run folder cannot be written at the start.
-    """
-    if current_rank() != 0:
-        return NoTracking()
-    run_folder = Path(run_folder)
-    resuming = resume_run_id is not None or resume_step is not None
-    keep = None if not resuming else (resume_step if resume_step is not None else sys.maxsize)
-    local = LocalLog.open(run_folder, keep)
-    opener = None
-    if settings.tracking.enabled:
-        tags = run_tags(settings, run_folder) | ({"resumed_at_step": str(resume_step)} if resume_step else {})
-        opener = _store_opener(settings, run_folder, resume_run_id, resuming, tags)
-    tracker = RunTracker(run_folder, local, opener, settings.tracking)
-    tracker.start(behind=resuming)
-    return tracker
-
-
-def _store_opener(
-    settings: Stage1Settings, run_folder: Path, run_id: str | None, resuming: bool, tags: dict[str, str]
-) -> Callable[[], Store]:
-    """A function for the thread that opens the run, or makes it, and notes it in tracking.json."""
-    registration = uuid.uuid4().hex  # one for all attempts: an attempt whose answer was lost may have made the run
-
-    def open_store() -> Store:
-        from pipeline.tracking.store import Store  # imports MLflow
-
-        nonlocal registration
-        address = run_address(settings, run_folder)
-        known = find_run(run_folder) if resuming else None
-        wanted = run_id or (known[1] if known else None)
-        if wanted is None:
-            registration = (find_registration(run_folder) if resuming else None) or registration
-            save_run(run_folder, address, None, registration)
-        store = Store.connect(
-            address,
-            wanted,
-            settings_as_text(settings),
-            tags | lineage_tags(settings),
-            registration=registration if wanted is None else None,
-        )
-        store.takes_all = settings.tracking.metrics == "all"
-        if settings.tracking.group:
-            store.join_group(settings.tracking.group)
-        store.load_held()
-        store.start_system_metrics()
-        save_run(run_folder, address, store.run_id)
-        print(f"tracking: {_page_in_words(store)}", flush=True)
-        return store
-
-    return open_store
-
-
-def _page_in_words(store: Store) -> str:
+def page_in_words(store: Store) -> str:
+    """Where the run is shown, and by which command."""
     command, page = store.page()
     return page + (f"  (shown by: {command})" if command else "")
 

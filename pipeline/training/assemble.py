@@ -23,7 +23,7 @@ from pipeline.export.folder import ExportError, check_export_folder, export_mode
 from pipeline.model import DualEncoder
 from pipeline.supervise.attempts import AttemptLog
 from pipeline.tracking.interface import Tracker
-from pipeline.tracking.tracker import start_tracking
+from pipeline.tracking.start import start_tracking
 from pipeline.training.full_state import full_state_dict
 from pipeline.training.health import group_table
 from pipeline.training.last_lines import last_lines

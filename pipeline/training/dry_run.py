@@ -33,7 +33,7 @@ from pipeline.config import SettingsError, Stage1Settings
 from pipeline.data.indexed import IndexedLoader
 from pipeline.evaluation.features import EncodeSettings
 from pipeline.model import DualEncoder
-from pipeline.tracking.tracker import start_tracking
+from pipeline.tracking.start import start_tracking
 from pipeline.training.assemble import announce, check_run_folder, prepare
 from pipeline.training.dry_run_table import Measured, estimated_of, format_table
 from pipeline.training.evaluation import LIMIT_SECONDS, copy_of_model, evaluated_model, validation_losses

@@ -17,7 +17,7 @@ from pipeline.report.page import run_page
 from pipeline.tracking.images import save_step_image
 from pipeline.tracking.local_log import read_entries
 from pipeline.tracking.scores import log_scores
-from pipeline.tracking.tracker import start_tracking
+from pipeline.tracking.start import start_tracking
 from tests.tracking.conftest import empty_database
 from tests.tracking.made_runs import make_run
 

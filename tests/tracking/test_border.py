@@ -17,8 +17,8 @@ from pipeline.tracking import database
 from pipeline.tracking import tracker as tracker_module
 from pipeline.tracking.address import find_run, sqlite_path, sqlite_uri
 from pipeline.tracking.database import prepare_database
+from pipeline.tracking.start import start_tracking
 from pipeline.tracking.sync import main as sync_main
-from pipeline.tracking.tracker import start_tracking
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from pipeline.tracking.compare.__main__ import main
 from pipeline.tracking.compare.text import format_table
 from pipeline.tracking.figures import draw_losses
 from pipeline.tracking.scores import log_scores
-from pipeline.tracking.tracker import start_tracking
+from pipeline.tracking.start import start_tracking
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from pipeline.tracking.interface import TrackedModel
 from pipeline.tracking.metric_names import GROUPS, grouped_metrics, grouped_name, is_usual
 from pipeline.tracking.scores import log_scores
 from pipeline.tracking.served_model import ServedModel
-from pipeline.tracking.tracker import start_tracking
+from pipeline.tracking.start import start_tracking
 from tests.data.shards import write_shards
 from tests.model.material import small_tokenizer
 from tests.tracking.test_tracker import client_of, quick, run, settings_of

@@ -21,8 +21,8 @@ from PIL import Image
 from pipeline.config import Stage1Settings, dump_settings
 from pipeline.report.__main__ import main as report
 from pipeline.tracking.compare.__main__ import main as compare
+from pipeline.tracking.start import start_tracking
 from pipeline.tracking.sync import main as sync
-from pipeline.tracking.tracker import start_tracking
 from tests.tracking.test_tracker import settings_of
 
 pytestmark = pytest.mark.long

@@ -23,8 +23,8 @@ from pipeline.tracking.address import find_run
 from pipeline.tracking.interface import NoTracking, Tracker
 from pipeline.tracking.local_log import read_curves
 from pipeline.tracking.scores import log_scores, log_table
+from pipeline.tracking.start import start_tracking
 from pipeline.tracking.sync import main as sync_main
-from pipeline.tracking.tracker import start_tracking
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +127,7 @@ def test_after_a_resume_the_same_run_holds_each_step_once(run):
 def test_a_kill_between_the_local_line_and_the_store_leaves_no_gap(run):
     program = (
         "import os, sys; from pipeline.config import Stage1Settings\n"
-        "from pipeline.tracking.tracker import start_tracking\n"
+        "from pipeline.tracking.start import start_tracking\n"
         "t = start_tracking(Stage1Settings(), sys.argv[1])\n"
         "for s in (1, 2): t.log(s, {'loss': s})\n"
         "t.flush()\n"
