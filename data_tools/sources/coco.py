@@ -37,7 +37,7 @@ from data_tools.sources.coco_files import Entry, read_entries
 from data_tools.sources.images import ImageProblem, read_image
 from pipeline.base.border import shown
 from pipeline.base.languages import canonical
-from pipeline.data.schema import Region, Sample
+from pipeline.data.schema import MAX_TEXT_LENGTH, Region, Sample
 
 SHAPE_TOLERANCE = 0.02  # relative difference of aspect ratio between file and annotation; rounding at resizing
 LOST_IMAGE_KINDS = ("missing_image", "unreadable_image", "unsupported_format", "size_mismatch")
@@ -223,6 +223,10 @@ def make_record(entry: Entry, images: Path, language: str, box_iou: float) -> Re
     return Record(entry.key, image.data, image.extension, sample)
 
 
+def _is_phrase(text: str) -> bool:
+    return bool(text.strip()) and len(text) <= MAX_TEXT_LENGTH
+
+
 def _regions(entry: Entry, width: int, height: int, box_iou: float) -> tuple[list[Region], Counter[str]]:
     counted: Counter[str] = Counter()
 
@@ -241,13 +245,20 @@ def _regions(entry: Entry, width: int, height: int, box_iou: float) -> tuple[lis
     for bbox, category, crowd in entry.instances:
         if crowd:
             counted["crowd"] += 1
+        elif not _is_phrase(category):
+            counted["category_without_words"] += 1
         elif (box := normalised(bbox)) is not None:
             boxes.append((box, category))
     rows: dict[int, tuple[str, tuple[str, ...]]] = {}
-    for bbox, phrase, negatives in entry.fgovd:
+    for bbox, phrase, given in entry.fgovd:
+        if not _is_phrase(phrase):
+            counted["fgovd_phrase_without_words"] += 1
+            continue
         box = normalised(bbox)
         if box is None:
             continue
+        negatives = tuple(negative for negative in given if _is_phrase(negative))
+        counted["fgovd_negative_without_words"] += len(given) - len(negatives)
         best = max(range(len(boxes)), key=lambda i: iou(boxes[i][0], box), default=None)
         if best is None or iou(boxes[best][0], box) < box_iou:
             boxes.append((box, None))
@@ -263,4 +274,4 @@ def _regions(entry: Entry, width: int, height: int, box_iou: float) -> tuple[lis
     for i, (box, name) in enumerate(boxes):
         phrase, negatives = rows[i] if i in rows else (name or "", ())
         regions.append(Region(box=box, phrase=phrase, category=name, negatives=negatives))
-    return regions, counted
+    return regions, +counted  # without zeros

@@ -19,7 +19,7 @@ from pipeline.evaluation.models.base import EncodedImages, EvaluationModel
 from pipeline.evaluation.models.fgclip2 import FGCLIP2Evaluation
 from pipeline.evaluation.pictures import heat_overlay, panel_of
 from pipeline.evaluation.results import EvaluationError
-from pipeline.explore.index import ExactIndex, Found
+from pipeline.explore.index import Found, Index, make_index
 
 Box = tuple[float, float, float, float]  # normalised xyxy
 CHINESE = re.compile(r"[\u3400-\u9fff]")
@@ -50,11 +50,11 @@ class Explored:
     name: str
     model: EvaluationModel
     data: Embeddings | None = None
-    index: ExactIndex | None = field(init=False, default=None)
+    index: Index | None = field(init=False, default=None)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.index = ExactIndex(self.data.vectors) if self.data is not None else None
+        self.index = make_index(self.data.vectors) if self.data is not None else None
 
     def search_text(self, text: str, kind: str, count: int) -> Hits:
         """Images by a text; ``kind`` is short, long or region."""

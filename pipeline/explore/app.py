@@ -89,7 +89,9 @@ class Explorer:
 
     def facts(self, _: _Question) -> dict[str, Any]:
         """What the page shows before the first question."""
-        return {"models": [{"name": one.name, "images": len(one.index or ())} for one in self.models]}
+        return {
+            "models": [{"name": one.name, "images": len(one.data.vectors) if one.data else 0} for one in self.models]
+        }
 
     def search_text(self, asked: _TextSearch) -> dict[str, Any]:
         return self._hits([one.search_text(asked.text, asked.kind, asked.count) for one in self.models])

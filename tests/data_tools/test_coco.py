@@ -104,6 +104,16 @@ def test_fgovd_rows_give_phrase_and_negatives_to_the_same_box_and_others_stand_a
     assert counted == {"fgovd_box_taken": 1, "fgovd_matched": 1, "fgovd_own_box": 1}
 
 
+def test_texts_without_words_cost_themselves_and_are_counted(folder):
+    row = {"img_path": "images/0000.jpg", "bbox": [8.2, 8, 16, 16], "pos_expression": ["棕色的狗"]}
+    folder.fgovd = [row | {"neg_expression": ["红色的狗", "\n"]}, row | {"pos_expression": [" "], "neg_expression": []}]
+    assert folder.build() == 0
+    sample = samples_of(folder.out)["0000"]
+    assert sample.regions[0].phrase == "棕色的狗" and sample.regions[0].negatives == ("红色的狗",)
+    without = {name: count for name, count in sample.source["regions_counted"].items() if "words" in name}
+    assert without == {"fgovd_negative_without_words": 1, "fgovd_phrase_without_words": 1}
+
+
 def test_boxes_are_cut_at_the_edges_and_useless_ones_counted(folder, capsys):
     boxes = {
         "cut": [-8, 40, 32, 16],

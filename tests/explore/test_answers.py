@@ -13,6 +13,7 @@ from pipeline.embed.embed import embed
 from pipeline.embed.read import read_embeddings
 from pipeline.embed.sources import parts_of
 from pipeline.evaluation.models.load import load_model
+from pipeline.explore import index
 from pipeline.explore.answers import Explored
 from pipeline.explore.app import Explorer, make_app
 from pipeline.explore.index import ExactIndex
@@ -52,6 +53,20 @@ def test_exact_search_finds_the_nearest_in_order():
     assert [one.row for one in found] == order.tolist() and found[0].score == pytest.approx(1, abs=1e-5)
     assert ExactIndex(vectors[:2]).search(vectors[0], 9)[0].row == 0
     assert ExactIndex(np.zeros((0, 8), np.float32)).search(vectors[0], 3) == []
+
+
+def test_the_index_of_clusters_finds_nearly_all_of_the_nearest(monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(index, "EXACT_ROWS", 1000)
+    draws = np.random.default_rng(0)
+    vectors = np.repeat(draws.normal(size=(60, 16)), 50, axis=0) + 0.3 * draws.normal(size=(3000, 16))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    made = index.make_index(vectors)
+    assert isinstance(made, index.ClusteredIndex) and isinstance(index.make_index(vectors[:1000]), ExactIndex)
+    both = [(made.search(query, 10), ExactIndex(vectors).search(query, 10)) for query in vectors[::100]]
+    right = sum(len({one.row for one in found} & {one.row for one in exact}) for found, exact in both)
+    assert right >= 0.95 * 10 * len(both)
+    assert all(found[0].score == pytest.approx(exact[0].score, abs=1e-3) for found, exact in both)  # half precision
 
 
 @pytest.mark.parametrize("text", ["a red cat", "红猫"])
