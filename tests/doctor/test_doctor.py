@@ -79,10 +79,10 @@ def test_a_finding_says_figure_cause_and_setting(runs: Path, capsys: pytest.Capt
     assert main([str(runs / "flat-scale" / "checkpoints")]) == 1
     printed = capsys.readouterr().out
     assert "14.28" in printed and "4.6052" in printed and "model.start_from" in printed
-    assert main([str(runs / "bank"), "--json"]) == 1
+    assert main([str(runs / "no-group"), "--json"]) == 1
     record = json.loads(capsys.readouterr().out)
-    assert record["step"] == STEPS and [found["name"] for found in record["findings"]] == ["memory-bank-never-starts"]
-    assert record["findings"][0]["setting"] == "region_loss.memory_bank_start_step"
+    assert record["step"] == STEPS and [found["name"] for found in record["findings"]] == ["untrained-projection"]
+    assert record["findings"][0]["setting"] == "model.start_from"
 
 
 def test_what_is_no_run_or_damaged_is_status_2(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,12 +14,14 @@ from transformers import AutoModel, CLIPConfig, CLIPModel, CLIPTokenizer, PreTra
 from pipeline.config import ModelSettings, SettingsError, Stage1Settings, Stage2Settings
 from pipeline.data.facts import facts_of
 from pipeline.data.tokenizer import load_tokenizer
+from pipeline.doctor.first_losses import check_first_losses
 from pipeline.evaluation.models.load import load_model
 from pipeline.export.folder import export_model
 from pipeline.model import FGCLIP1, FGCLIP2, clip_preset_config
 from pipeline.model.families import family_of, load_trained, what_is_new_to_clip
 from pipeline.model.regions import pool_regions
 from pipeline.model.start import StartError
+from pipeline.tracking.metric_names import grouped_name
 from pipeline.training.starting import check_images, check_texts, make_model
 from pipeline.tuning.parts import REGION_ONLY
 from tests.model.material import picture, small_clip_batch, small_clip_config, small_clip_model, small_tokenizer
@@ -306,6 +309,18 @@ def test_the_global_scalars_start_as_the_loss_wants_them(tmp_path, kind, scale, 
     model = make_model(tiny_settings(global_loss={"kind": kind}), tokenizer, None)
     found = [float(scalar.detach()) for scalar in model.scales()[:2]]
     assert found == [pytest.approx(scale, rel=1e-4), bias]
+
+
+def test_the_first_losses_of_a_softmax_are_judged_as_such():
+    scalars = {"scale/global_scale": 1 / 0.07, "scale/global_bias": 0.0, "count/global_short/pairs": 64.0}
+    scalars |= {"cosine/global_short/mean": 0.9, "cosine/global_short/spread": 0.01}
+
+    def found(loss: float) -> list:
+        metrics = {grouped_name(name): value for name, value in (scalars | {"global_short": loss}).items()}
+        return check_first_losses(tiny_settings(), metrics, 128)
+
+    assert found(math.log(64)) == []
+    assert "give about 4.1" in found(12.0)[0].seen
 
 
 def test_presets_have_the_published_sizes():

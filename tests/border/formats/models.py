@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 from pipeline.data.tokenizer import TokenizerError, load_tokenizer
 from pipeline.evaluation.models.load import load_model
 from pipeline.evaluation.results import EvaluationError
-from pipeline.model import FGCLIP2
+from pipeline.model import FGCLIP1, FGCLIP2
 from pipeline.model.folder import StartError
 from tests.border.damage import Damage, damage_bytes, damage_document
 from tests.border.formats import Format
@@ -82,7 +82,7 @@ TINY = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1, "num
 def make_clips(folder: Path) -> None:
     torch.manual_seed(0)
     ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
-    text = TINY | ids | {"vocab_size": VOCABULARY, "max_position_embeddings": 8}
+    text = TINY | ids | {"vocab_size": VOCABULARY, "max_position_embeddings": 24}
     vision = TINY | {"image_size": 32, "patch_size": 16}
     clip = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
     siglip = SiglipConfig(text_config=text | {"projection_size": 16}, vision_config=vision)
@@ -100,7 +100,7 @@ def damage_clips(rng: random.Random, base: Path) -> Damage:
 
 
 def read_clips(folder: Path) -> Any:
-    return [load_model(folder / name) for name in ("clip", "siglip")]
+    return [*(load_model(folder / name) for name in ("clip", "siglip")), FGCLIP1.start_from(folder / "clip")]
 
 
 FORMATS = {
