@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from pipeline.base.border import read_object
 from pipeline.base.files import write_folder_aside, write_json, write_text
@@ -17,7 +17,8 @@ from pipeline.base.run_folder import MODEL_CONFIG
 from pipeline.data.patches import PATCH_VALUES
 from pipeline.data.resolution import PATCH_SIZE
 from pipeline.data.tokenizer import TOKENIZER_DIGEST, Tokenizer
-from pipeline.export.card import model_card, settings_of
+from pipeline.export.card import model_card, patch_budgets_of
+from pipeline.export.processor import write_processor
 from pipeline.model import EXPORTED_CLIP_MODULES, EXPORTED_MODULES, DualEncoder, FamilyConfig, FGCLIP1Config
 from pipeline.model import configuration as model_package
 from pipeline.model.families import load_trained, model_of_config
@@ -29,6 +30,7 @@ AUTO_MAPS = {
         "AutoConfig": "configuration.FGCLIP2Config",
         "AutoModel": "modeling.FGCLIP2",
         "AutoModelForCausalLM": "modeling.FGCLIP2",  # the class by which the public checkpoints are loaded
+        "AutoModelForZeroShotImageClassification": "modeling.FGCLIP2",  # that of the pipeline of the card's tag
     },
     "FGCLIP1": {
         "AutoConfig": "clip_configuration.FGCLIP1Config",
@@ -62,7 +64,16 @@ def export_model(model: DualEncoder, tokenizer: Tokenizer, out_dir: str | Path, 
     with write_folder_aside(out, durable=True) as partial:
         _write(model, tokenizer, partial, card)
         verify_export(model, partial)
+        let_others_read(partial)
     return out
+
+
+def let_others_read(folder: Path) -> None:
+    """Give weights the mode that every other new file has: safetensors writes them for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~mask)
 
 
 def check_export_folder(folder: str | Path) -> None:
@@ -86,63 +97,8 @@ def _write(model: DualEncoder, tokenizer: Tokenizer, folder: Path, card: Mapping
     is_clip = isinstance(model.config, FGCLIP1Config)
     for name in EXPORTED_CLIP_MODULES if is_clip else EXPORTED_MODULES:
         shutil.copyfile(source / f"{name}.py", folder / f"{name}.py")
-    _write_tokenizer(tokenizer, folder)
-    levels = (settings_of(card).get("data") or {}).get("patch_budgets")
-    write_json(folder / "preprocessor_config.json", image_processor_config(model.config, levels), indent=2)
+    write_processor(folder, tokenizer, model.config, patch_budgets_of(card))
     write_text(folder / "README.md", model_card(card, model.config))
-
-
-def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Tokenizer files that pad on the right and end texts, whoever loads them; without this machine's paths."""
-    tokenizer.save(folder)
-    # CLIP's own files begin and end texts by themselves
-    ending = {"padding_side": "right", "add_eos_token": True} if tokenizer.start_id is None else {}
-    saved = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True, **ending)
-    saved.save_pretrained(str(folder))
-    file = folder / "tokenizer_config.json"
-    config = read_object(file)
-    for name in ("vocab_file", "is_local", "local_files_only", "name_or_path"):
-        config.pop(name, None)
-    write_json(file, config, indent=2)
-
-
-def image_processor_config(config: FamilyConfig, levels: Sequence[int] | None) -> dict[str, Any]:
-    """What transformers' SigLIP 2 image processor reads, and ``levels``, which encode_image chooses from; or CLIP's."""
-    if isinstance(config, FGCLIP1Config):
-        return clip_processor_config(config)
-    values: dict[str, Any] = {
-        "image_processor_type": "Siglip2ImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "resample": 2,
-        "rescale_factor": 1 / 255,
-        "patch_size": config.vision_config.patch_size,
-        "max_num_patches": max(levels) if levels else config.vision_config.num_patches,
-    }
-    return values | ({"levels": list(levels)} if levels else {})
-
-
-def clip_processor_config(config: FGCLIP1Config) -> dict[str, Any]:
-    """What transformers' CLIP image processor reads: squeezed to the tower's square, as training does, not cropped."""
-    side = config.vision_config.image_size
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "do_center_crop": False,
-        "do_rescale": True,
-        "do_normalize": True,
-        "image_mean": list(config.vision_config.image_mean),
-        "image_std": list(config.vision_config.image_std),
-        "resample": 2,
-        "rescale_factor": 1 / 255,
-        "size": {"height": side, "width": side},
-        "crop_size": {"height": side, "width": side},
-    }
 
 
 def verify_export(model: DualEncoder, folder: str | Path) -> None:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from pipeline.base.border import read_object
+from pipeline.base.languages import in_order
 from pipeline.base.run_folder import RunFolder
 from pipeline.checkpoint.folder import checkpoint_folder, find_resume
 from pipeline.checkpoint.record import CheckpointRecord, read_record
 from pipeline.checkpoint.tensors import read_weights
-from pipeline.config import Stage1Settings, dump_settings, read_saved_settings
+from pipeline.config import DataSettings, Stage1Settings, dump_settings, read_saved_settings
 from pipeline.config.paths import first_existing
-from pipeline.data.tokenizer import load_tokenizer
+from pipeline.data.manifest import MANIFEST_NAME, load_manifest
+from pipeline.data.tokenizer import Tokenizer, load_tokenizer
 from pipeline.export.folder import ExportError, export_model, model_with_weights
+from pipeline.model import FGCLIP2, DualEncoder
 from pipeline.model.families import read_saved_config
-from pipeline.tracking.scores import read_scores
+from pipeline.tracking.scores import read_facts, read_scores
 from pipeline.tuning.lora import merged_weights
 
 
@@ -56,6 +60,49 @@ def exported_weights(found: RunCheckpoint) -> dict[str, Tensor]:
     return model.state_dict()
 
 
+def exported_model(found: RunCheckpoint) -> DualEncoder:
+    """The model of :func:`exported_weights`, in evaluation mode."""
+    return model_with_weights(read_saved_config(found.checkpoint), exported_weights(found))
+
+
+def of_fgclip2(model: DualEncoder, form: str) -> FGCLIP2:
+    """``model``, which must be of the family that ``form`` has a place for.
+
+    Raises:
+        ExportError: it is of another.
+    """
+    if not isinstance(model, FGCLIP2):
+        raise ExportError(f"--as {form} is a form of FG-CLIP 2; the run is of family fgclip1: export it without --as")
+    return model
+
+
+def card_of(found: RunCheckpoint) -> dict[str, Any]:
+    """What the model card is made of."""
+    return {
+        "settings": dump_settings(found.settings),
+        "languages": languages_of(found.settings.data),
+        "run_folder": str(found.folder.path),
+        "scores": read_scores(found.folder.path),
+        "score_facts": read_facts(found.folder.path),
+        "step": found.record.step,
+        "mlflow_run": found.record.state.tracker_run_id,
+    }
+
+
+def languages_of(data: DataSettings) -> list[str] | None:
+    """The languages of a run's captions, by the manifests of its shards; None where those are not on this machine."""
+    if data.streaming:
+        return None
+    found: set[str] = set()
+    for folder in data.shards:
+        if not (Path(folder) / MANIFEST_NAME).is_file():
+            return None
+        manifest = load_manifest(folder)
+        per_language = manifest.counts.sum(axis=(0, 2))
+        found |= {name for name, count in zip(manifest.languages, per_language.tolist(), strict=True) if count}
+    return [language for language in in_order(found) if language in found]
+
+
 def export_run(run: str | Path, out: str | Path, step: int | None = None) -> Path:
     """Export a run's newest whole checkpoint, or that of optimizer step ``step``; returns the new folder.
 
@@ -64,18 +111,12 @@ def export_run(run: str | Path, out: str | Path, step: int | None = None) -> Pat
         CheckpointError: the checkpoint, or every one of them, is damaged.
     """
     found = find_checkpoint(run, step)
-    card = {
-        "settings": dump_settings(found.settings),
-        "run_folder": str(run),
-        "scores": read_scores(found.folder.path),
-        "step": found.record.step,
-        "mlflow_run": found.record.state.tracker_run_id,
-    }
-    model = model_with_weights(read_saved_config(found.checkpoint), exported_weights(found))
-    return export_model(model, load_tokenizer(_tokenizer_folder(found.settings, found.folder)), out, card)
+    return export_model(exported_model(found), tokenizer_of(found), out, card_of(found))
 
 
-def _tokenizer_folder(settings: Stage1Settings, run: RunFolder) -> Path:
-    """A relative path is meant from this folder, else from the one that training was started in."""
-    started_in = read_object(run.versions).get("started_in") if run.versions.is_file() else None
-    return first_existing(settings.tokenizer.path, *([Path(str(started_in))] if started_in else []))
+def tokenizer_of(found: RunCheckpoint) -> Tokenizer:
+    """The run's tokenizer. A relative path is meant from this folder, else from where training was started."""
+    versions = found.folder.versions
+    started_in = read_object(versions).get("started_in") if versions.is_file() else None
+    others = [Path(str(started_in))] if started_in else []
+    return load_tokenizer(first_existing(found.settings.tokenizer.path, *others))

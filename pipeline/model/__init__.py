@@ -14,6 +14,7 @@ EXPORTED_MODULES = (
     "attention",
     "checkpointing",
     "configuration",
+    "contrast",
     "dual_encoder",
     "embeddings",
     "folder",

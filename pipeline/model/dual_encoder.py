@@ -19,6 +19,7 @@ from transformers.models.siglip2.modeling_siglip2 import Siglip2Attention, Sigli
 from .attention import PackedAttention
 from .checkpointing import EVERY_LAYER, Recomputation
 from .configuration import START_REGION_SCALE
+from .contrast import ContrastOutput
 from .embeddings import Embeddings, Scales, StepInputs, unit
 from .inference import Inference, TextKind
 from .layout import RegionLayout, region_layout
@@ -81,7 +82,17 @@ class DualEncoder(Inference):
 
     # --- what a step needs -----------------------------------------------------------------------------------------
 
-    def forward(self, batch: StepInputs, regions: bool = False) -> Embeddings:
+    def forward(
+        self, batch: StepInputs | None = None, regions: bool = False, **inputs: Tensor
+    ) -> Embeddings | ContrastOutput:
+        """A step's embeddings, or the logits of a processor's output: ``model(pixel_values=…, input_ids=…)``."""
+        return self.contrast(**inputs) if batch is None else self.embed_batch(batch, regions)
+
+    def contrast(self, **inputs: Tensor) -> ContrastOutput:
+        """Logits of a processor's output, where the family has them."""
+        raise NotImplementedError
+
+    def embed_batch(self, batch: StepInputs, regions: bool) -> Embeddings:
         """All embeddings of a ``pipeline.data.batch.Batch`` (anything with its fields).
 
         One call makes everything, so that DeepSpeed's hooks see every parameter. With ``regions`` every submodule runs

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .attention import additive_mask
 from .configuration import START_LOGIT_BIAS, START_LOGIT_SCALE, FGCLIP2Config
+from .contrast import ContrastOutput, padded
 from .dual_encoder import DualEncoder
 from .embeddings import unit
 from .layout import ImageLayout, image_layout
@@ -98,6 +99,37 @@ class FGCLIP2(DualEncoder):
 
     def _text_heads(self) -> dict[str, nn.Module]:
         return {"short": self.text_model.head, "long": self.longtext_head, "region": self.boxtext_head}
+
+    def contrast(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **_: object,
+    ) -> ContrastOutput:
+        """Logits of a SigLIP 2 processor's output, as transformers' own models give them; texts take the short path.
+
+        ``attention_mask`` and whatever else tokenizers and pipelines send along is not used.
+
+        Raises:
+            ValueError: neither images nor texts, images without their grids, or texts that are too long.
+        """
+        image = text = None
+        if pixel_values is not None:
+            if spatial_shapes is None:
+                raise ValueError("pixel_values came without spatial_shapes; give all that the image processor returns")
+            image = self.encode_vision(pixel_values, pixel_attention_mask, spatial_shapes)[1]
+        if input_ids is not None:
+            text = self.encode_ids(padded(input_ids, self.config.text_config.max_position_embeddings), "short")
+        if image is None or text is None:
+            if image is None and text is None:
+                raise ValueError("neither pixel_values nor input_ids were given; give what the processor returns")
+            return ContrastOutput(image_embeds=image, text_embeds=text)
+        scales = self.scales()
+        logits = image @ text.T * scales.global_scale + scales.global_bias
+        return ContrastOutput(logits, logits.T, image, text)
 
     def encode_vision(
         self,

@@ -37,7 +37,7 @@ class PositionTable(nn.Embedding):
 
     def _weights(self, layout: ImageLayout, num_patches: int, device: torch.device) -> Tensor:
         """[G, P, S * S]: how much each row of the table counts for each patch; 0 for padding."""
-        sides = self._side_matrices(_next_power_of_two(layout.longest_side), device)
+        sides = self.side_matrices(_next_power_of_two(layout.longest_side), device)
         heights, widths = layout.grid_sizes.unsqueeze(-1).unbind(1)  # [G, 1] each
         patch = torch.arange(num_patches, device=device)
         inside = patch < heights * widths
@@ -46,7 +46,7 @@ class PositionTable(nn.Embedding):
         column = torch.where(inside, _first_row(widths) + patch % widths, nothing)
         return (sides[row].unsqueeze(-1) * sides[column].unsqueeze(-2)).flatten(2)
 
-    def _side_matrices(self, longest: int, device: torch.device) -> Tensor:
+    def side_matrices(self, longest: int, device: torch.device) -> Tensor:
         """The matrices [n, S] of n = 1 ... longest under each other, then a row of 0."""
         if (device, longest) not in self._sides:
             side = math.isqrt(self.num_embeddings)

@@ -33,6 +33,17 @@ CARD = {
     "metrics": {"loss/total": 1.25, "note": "not a number"},
 }
 
+# As a program calls that knows transformers and not this model.
+OTHER_WAYS = """
+from transformers import AutoProcessor, pipeline
+texts = ["A RED cup", "一只红色的杯子"]
+inputs = AutoProcessor.from_pretrained(FOLDER)(images=image, text=texts, return_tensors="pt")
+with torch.no_grad():
+    logits = model(**inputs).logits_per_image
+ask = pipeline("zero-shot-image-classification", model=FOLDER, trust_remote_code=True)
+found = [one["score"] for one in ask(image, candidate_labels=texts, hypothesis_template="{}")]
+"""
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
@@ -59,7 +70,8 @@ def test_the_lines_of_the_card_run_with_transformers_alone(folder, model, tmp_pa
     script += (
         "import sys, torch\nassert not [m for m in sys.modules if m.split('.')[0] in ('pipeline', 'data_tools')]\n"
     )
-    script += f"torch.save([scores, regions, dense], {str(tmp_path / 'found.pt')!r})\n"
+    script += OTHER_WAYS.replace("FOLDER", repr(str(folder)))
+    script += f"torch.save([scores, regions, dense, logits, found], {str(tmp_path / 'found.pt')!r})\n"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_OFFLINE": "1",
@@ -67,10 +79,15 @@ def test_the_lines_of_the_card_run_with_transformers_alone(folder, model, tmp_pa
     }
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    scores, regions, dense = torch.load(tmp_path / "found.pt", weights_only=True)
+    scores, regions, dense, logits, found = torch.load(tmp_path / "found.pt", weights_only=True)
     ours = FGCLIP2.load(folder)
     texts = ours.encode_text(["a red cup", "一只红色的杯子"]).embeds
     torch.testing.assert_close(scores, ours.encode_image(image).embeds @ texts.T, atol=1e-5, rtol=0)
+    image_embeds = ours.encode_image(image, max_num_patches=64).embeds  # the processor's own number
+    expected = image_embeds @ texts.T * ours.logit_scale.exp() + ours.logit_bias
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+    expected = expected.softmax(-1)[0].sort(descending=True).values
+    torch.testing.assert_close(torch.tensor(found), expected, atol=1e-5, rtol=0)
     boxes = [[0.1, 0.1, 0.6, 0.8]]
     expected = ours.encode_regions(image, boxes, box_format="normalised").embeds
     torch.testing.assert_close(regions, expected, atol=1e-5, rtol=0)
@@ -129,6 +146,14 @@ def test_the_configuration_has_the_fields_of_the_public_checkpoints(folder, mode
     assert FGCLIP2.load(folder).patch_budgets == (16, 64)
 
 
+def test_every_file_can_be_read_by_who_may_read_new_files(folder, tmp_path):
+    (tmp_path / "new").touch()
+    mode = (tmp_path / "new").stat().st_mode
+    assert {file.name: oct(file.stat().st_mode) for file in folder.iterdir()} == {
+        file.name: oct(mode) for file in folder.iterdir()
+    }
+
+
 def test_nothing_of_this_machine_is_written(folder, tmp_path_factory):
     for file in folder.iterdir():
         if file.suffix in (".json", ".md"):
@@ -155,6 +180,20 @@ def test_the_card_tells_data_recipe_scores_and_run(folder):
     ):
         assert words in card, words
     assert "not a number" not in card
+
+
+def test_the_card_names_size_languages_limits_and_eight_scores_with_rows_and_chance(model, tokenizer, tmp_path):
+    scores = {f"scenes/{name}": 0.25 for name in ("trivial", "easy", "medium", "hard", *"abcdef")}
+    facts = {"scenes/hard": {"n": 2217, "chance": 1 / 11, "kind": "share"}, "scenes/a": {"n": 3, "kind": "number"}}
+    told = {"scores": scores, "score_facts": facts, "languages": ["en", "zh", "de"]}
+    out = export_model(model, tokenizer, tmp_path / "out", CARD | told)
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "language: [en, zh, de]" in card and "| languages | en, zh, de |" in card and "## Limits" in card
+    assert "width 24 and 2 layers" in card and f"{sum(p.numel() for p in model.parameters()):,}" in card
+    assert "| scenes/hard | 25.0 % | 2217 | 9.1 % |" in card and "| scenes/a | 0.2500 | 3 |  |" in card
+    places = [card.index(f"scenes/{name} |") for name in ("hard", "medium", "easy", "trivial")]
+    assert places == sorted(places)
+    assert "scenes/e |" not in card and "2 more are in the run's scores.json" in card
 
 
 def test_without_scores_the_card_says_so(model, tokenizer, tmp_path):

@@ -1,7 +1,7 @@
 """Any model that can be evaluated, from its folder.
 
-A run of ours of either family, a folder of a public FG-CLIP 2 checkpoint, or a SigLIP 2 (of any or of fixed
-resolution) or CLIP folder of transformers.
+A run of ours of either family or its ONNX files, a folder of a public FG-CLIP 2 checkpoint, or a SigLIP 2 (of any or
+of fixed resolution) or CLIP folder of transformers.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from pipeline.config import read_saved_values
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.models.clip import CLIPEvaluation
+from pipeline.evaluation.models.onnx import ONNXEvaluation
 from pipeline.evaluation.models.siglip import SiglipEvaluation
 from pipeline.evaluation.models.trained import evaluation_of
 from pipeline.evaluation.results import EvaluationError
 from pipeline.model.families import FAMILIES, family_of
 from pipeline.model.folder import read_object
+from pipeline.model.onnx_runtime import DESCRIPTION
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -45,6 +47,8 @@ def load_model(checkpoint: str | Path, *, device: str = "cpu", dtype: str = "flo
         StartError, TokenizerError: its files are damaged or do not fit each other.
     """
     folder = Path(checkpoint)
+    if (folder / DESCRIPTION).is_file():
+        return ONNXEvaluation(folder)
     if not (folder / MODEL_CONFIG).is_file() and (RunFolder.at(folder).final / MODEL_CONFIG).is_file():
         folder = RunFolder.at(folder).final
     if not (folder / MODEL_CONFIG).is_file():
