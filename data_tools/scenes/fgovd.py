@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data_tools.scenes.attributes import SHAPES, Look
-from data_tools.scenes.language import NUM_NEGATIVES, changed_looks, short_phrase
+from data_tools.scenes.language import ATTRIBUTES, NUM_NEGATIVES, changed_looks, short_phrase
 from data_tools.scenes.layout import make_scene, scene_random
 from pipeline.base.files import write_text
 from pipeline.data.schema import Sample
@@ -51,10 +51,17 @@ def fgovd_rows(samples: list[tuple[str, Sample]], seed: int) -> dict[str, list[d
             }
             for name, changes in CHANGES.items():
                 wrong = [look for look in changed_looks(placed.look, changes, random) if look not in present]
-                rows[name].append(_row(shared, [short_phrase(look, scene.language) for look in wrong]))
+                row = _row(shared, [short_phrase(look, scene.language) for look in wrong])
+                told = {"neg_attribute": [_changed(placed.look, look) for look in wrong[:NUM_NEGATIVES]]}
+                rows[name].append(row | (told if changes == 1 else {}))
             others = _strangers(placed.look, scene.number, pools[scene.language], present, random)
             rows["trivial"].append(_row(shared, others))
     return rows
+
+
+def _changed(look: Look, other: Look) -> str:
+    """The one attribute in which two looks differ."""
+    return next(name for name in ATTRIBUTES if getattr(look, name) != getattr(other, name))
 
 
 def _row(shared: dict[str, Any], wrong: list[str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pipeline.evaluation.options.base import TaskOptions, make_options, unread
 from pipeline.evaluation.options.work import WorkOptions
 from pipeline.evaluation.protocols.command import main as protocols_main
 from pipeline.evaluation.registry import TASKS, Task, find_task
-from pipeline.evaluation.results import EvaluationError, flat_scores, table
+from pipeline.evaluation.results import EvaluationError, flat_scores
 from pipeline.evaluation.suites.command import main as suite_main
 
 PROGRAM = "python -m pipeline.evaluation"
@@ -119,6 +119,7 @@ def score(name: str, task: Task, model_path: str, options: TaskOptions, work: Wo
     """Load the model, run the task, print and write what came out."""
     # Not at the top: they import torch, and --help must stay quick.
     from pipeline.evaluation.features import EncodeSettings
+    from pipeline.evaluation.measures import score_lines
     from pipeline.evaluation.models.load import load_model, run_folder_of
     from pipeline.evaluation.ranks import Ranks
     from pipeline.evaluation.run import evaluate_options
@@ -131,7 +132,7 @@ def score(name: str, task: Task, model_path: str, options: TaskOptions, work: Wo
     if not ranks.is_main:
         return 0
     print(f"{name}  ({model_path})  protocol: {result['settings']['protocol']['name']}")
-    print(table(flat_scores(result["scores"]).items()))
+    print("\n".join(score_lines(flat_scores(result["scores"]), result.get("facts", {}))))
     for account in result["accounting"]:
         print(_account_line(account))
     content: dict[str, Any] = {"checkpoint": model_path, "results": {name: result}}
@@ -143,7 +144,8 @@ def score(name: str, task: Task, model_path: str, options: TaskOptions, work: Wo
         from pipeline.tracking.scores import log_scores
 
         files = [work.json_file] if work.json_file else []
-        log_scores(model_path, {name: result["scores"]}, data=options.data, files=files)
+        facts = {f"{name}/{score}": known for score, known in result.get("facts", {}).items()}
+        log_scores(model_path, {name: result["scores"]}, data=options.data, files=files, facts=facts)
     return 0
 
 

@@ -7,7 +7,6 @@ the sums are checked before a result is written.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,12 +98,3 @@ def flat_scores(scores: dict[str, Any], prefix: str = "") -> dict[str, float]:
         elif isinstance(value, int | float) and not isinstance(value, bool):
             flat[f"{prefix}{name}"] = float(value)
     return flat
-
-
-def table(rows: Iterable[tuple[str, float | int | str]]) -> str:
-    """Two columns; fractions as percentages."""
-    lines = []
-    for name, value in rows:
-        shown = f"{100 * value:7.2f} %" if isinstance(value, float) else f"{value:>7}"
-        lines.append(f"  {name:<44} {shown}")
-    return "\n".join(lines)

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pipeline.base.border import quoted
+from pipeline.base.languages import primary
 from pipeline.evaluation.formats.paths import read_typed_json, text_lines
 from pipeline.evaluation.options.base import ClassNameOptions
 from pipeline.evaluation.results import EvaluationError
@@ -50,7 +51,8 @@ def templates_of(options: ClassNameOptions, kind: str, language: str) -> list[st
     """The templates in force for images (``short``) or regions: those that the options name, else the project's own.
 
     Raises:
-        EvaluationError: a template without ``{}``, a file that is not there, both ways at once.
+        EvaluationError: a template without ``{}``, a file that is not there, both ways at once, or a language for which
+            the project has none.
     """
     if options.template and options.templates:
         raise EvaluationError("--template and --templates were both given; write the prompts in one way")
@@ -58,7 +60,14 @@ def templates_of(options: ClassNameOptions, kind: str, language: str) -> list[st
         return [checked(template) for template in options.template]
     if options.templates is not None:
         return read_templates(options.templates)
-    return [NAME_ALONE] if kind == "region" else list(IMAGE_TEMPLATES[language])
+    if kind == "region":
+        return [NAME_ALONE]
+    if primary(language) not in IMAGE_TEMPLATES:
+        raise EvaluationError(
+            f"--language is {language}, for which the project has no prompts (it has {', '.join(IMAGE_TEMPLATES)}); "
+            "give --template or --templates, or --templates name for the bare name"
+        )
+    return list(IMAGE_TEMPLATES[primary(language)])
 
 
 _LINES: TypeAdapter[list[str]] = TypeAdapter(list[str])

@@ -12,13 +12,16 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pipeline.base.border import one_line, read_typed
-from pipeline.base.files import write_json
+from pipeline.base.files import write_json, write_text
+from pipeline.base.run_folder import RunFolder
 from pipeline.tracking.address import find_run
 from pipeline.tracking.data_sets import any_set
 from pipeline.tracking.local_log import Entry, read_entries
 from pipeline.tracking.metric_names import grouped_metrics
+from pipeline.tracking.score_table import scores_section, with_scores
 
 SCORES_FILE = "scores.json"
+FACTS_FILE = "score_facts.json"
 _SCORES: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])  # nested by task; JSON's own depth is the bound
 
 
@@ -29,6 +32,7 @@ def log_scores(
     *,
     data: Sequence[str | Path] = (),
     files: Sequence[str | Path] = (),
+    facts: Mapping[str, Any] | None = None,
 ) -> bool:
     """Add scores to the run that made a checkpoint: merged into RUN/scores.json, and as metrics ``evaluation/…``.
 
@@ -38,6 +42,7 @@ def log_scores(
         step: optimizer step of the checkpoint; by default that of its folder's name, else the run's last.
         data: what was evaluated on; noted as data sets of the run.
         files: results to keep beside the run, under ``evaluation``.
+        facts: of flat names ``n``, ``chance`` and ``kind``; kept in RUN/score_facts.json, for the model card.
 
     Returns:
         Whether MLflow has them. False, with a line on stderr, where there is no run or its store does not answer.
@@ -52,6 +57,8 @@ def log_scores(
             return _refuse(f"{folder} belongs to no tracked run")
         run_folder, run_id, address = found
         _merge(run_folder / SCORES_FILE, scores)
+        _merge(run_folder / FACTS_FILE, facts or {})
+        _renew_card(RunFolder.at(run_folder))
         if run_id is None:
             return _refuse(f"{run_folder} has no MLflow run yet")
         step = _step_of(Path(folder), run_folder) if step is None else step
@@ -105,6 +112,19 @@ def read_scores(run_folder: str | Path) -> dict[str, float]:
     """The flat scores of a run; empty where none were made."""
     path = Path(run_folder) / SCORES_FILE
     return flatten_scores(_known(path))
+
+
+def read_facts(run_folder: str | Path) -> dict[str, Any]:
+    """What is known of a run's scores by their flat names; empty where nothing is."""
+    return _known(Path(run_folder) / FACTS_FILE)
+
+
+def _renew_card(run: RunFolder) -> None:
+    """Put the scores into the card of the run's exported model, where there is one."""
+    card = run.final / "README.md"
+    if card.is_file():
+        section = scores_section(read_scores(run.path), read_facts(run.path))
+        write_text(card, with_scores(card.read_text(encoding="utf-8"), section))
 
 
 def _step_of(folder: Path, run_folder: Path) -> int:

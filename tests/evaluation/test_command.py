@@ -131,7 +131,7 @@ def test_unknown_options_name_the_nearest_right_one(scenes):
         evaluate(FakeModel(), "boxes", scenes, alpha=0.3)
     with pytest.raises(EvaluationError, match="levels is called patch_budgets now"):
         evaluate(FakeModel(), "boxes", scenes, levels=[128])
-    for wrong in ({"temperature": 0.0}, {"max_images": 0}, {"language": "fr"}, {"max_skipped_share": 1.5}):
+    for wrong in ({"temperature": 0.0}, {"max_images": 0}, {"language": "französisch"}, {"max_skipped_share": 1.5}):
         with pytest.raises(EvaluationError, match=f"{next(iter(wrong))} is .*it must be"):
             evaluate(FakeModel(), "detection", scenes, **wrong)
 

@@ -1,7 +1,8 @@
 """FG-OVD's JSONL (and FineHARD-like rows of the same form): a box, one true phrase, up to K altered ones.
 
 One row: ``{"img_path", "bbox": [x, y, w, h] in pixels, "pos_expression": [..], "neg_expression": [..], "width",
-"height"}`` and, in the scenes' files, ``language``, ``combination``, ``category``.
+"height"}`` and, in the scenes' files, ``language``, ``combination``, ``category`` and ``neg_attribute``: what each
+altered phrase changes.
 """
 
 from __future__ import annotations
@@ -87,7 +88,12 @@ def _row(record: Any, where: str, accounting: Accounting) -> RegionRow | None:
     accounting.note("empty_negatives_left_out", where, len(wrong) - len(kept))
     accounting.note("fewer_than_10_negatives", where, int(len(kept) < 10))
     accounting.note("box_clipped", f"{where}: {record['bbox']}", int(clipped))
-    tags = {name: record[name] for name in ("language", "combination") if isinstance(record.get(name), str)}
+    tags: dict[str, Any] = {
+        name: record[name] for name in ("language", "combination") if isinstance(record.get(name), str)
+    }
+    changed = record.get("neg_attribute")
+    if isinstance(changed, list) and len(changed) == len(wrong) and all(isinstance(name, str) for name in changed):
+        tags["changed"] = tuple(name for name, text in zip(changed, wrong, strict=True) if text.strip())
     return RegionRow(-1, box, (true[0], *kept), tags=tags)
 
 

@@ -20,10 +20,12 @@ def the_one_language(asked: str, present: Iterable[str], where: str) -> str:
     """The language of a set whose records name theirs; ``asked`` ``auto`` takes the only one there is.
 
     Raises:
-        EvaluationError: the set holds both, and none was asked for.
+        EvaluationError: the set holds several, and none was asked for; or not the one that was.
     """
     languages = sorted(set(present))
     if asked != "auto":
+        if languages and asked not in languages:
+            raise EvaluationError(f"--language is {asked}, but {where} holds {' and '.join(languages)}; ask for that")
         return asked
     if len(languages) > 1:
         raise EvaluationError(f"{where} holds {' and '.join(languages)}; say which with --language")

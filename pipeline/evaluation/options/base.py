@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipeline.base.border import shown
+from pipeline.base.languages import canonical
 from pipeline.evaluation.protocols.rows import with_protocol
 from pipeline.evaluation.results import EvaluationError
 
-Language = Literal["auto", "en", "zh"]
+AUTO = "auto"
 # Names of before, and what they are called now
 RENAMED = {"levels": "patch_budgets", "stand_in": "class_token_substitute"}
 
@@ -58,9 +59,16 @@ class ImageFolderOption(TaskOptions):
 class LanguageOption(TaskOptions):
     """Of tasks that read a language's samples or words."""
 
-    language: Language = Field(
-        "auto", description="of captions, class names and shards; auto: by the format, the file or its text"
+    language: str = Field(
+        AUTO,
+        description="of captions, class names and shards, a tag as en, zh or de; auto: by the format, file or text",
+        json_schema_extra={"metavar": "TAG"},
     )
+
+    @field_validator("language")
+    @classmethod
+    def _tag(cls, language: str) -> str:
+        return language if language == AUTO else canonical(language)
 
 
 class ClassNameOptions(LanguageOption):

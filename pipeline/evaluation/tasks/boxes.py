@@ -13,6 +13,7 @@ from pipeline.evaluation.features import EncodeSettings, encode_set, usable_rows
 from pipeline.evaluation.formats.items import RegionSet
 from pipeline.evaluation.formats.paths import ImageFinder, expecting
 from pipeline.evaluation.formats.regions import read_instances, shard_objects
+from pipeline.evaluation.measures import fact
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.options.boxes import BoxOptions
 from pipeline.evaluation.ranks import Ranks
@@ -35,6 +36,11 @@ def run(model: EvaluationModel, options: BoxOptions, settings: EncodeSettings, r
             "boxes_top1": top1.double().mean().item(),
             "boxes_top5": top5.double().mean().item(),
             "boxes_top1_mean_over_classes": mean_over_classes(top1, labels),
+        },
+        "facts": {
+            "boxes_top1": fact(len(labels), 1 / len(boxes.classes)),
+            "boxes_top5": fact(len(labels), min(1.0, 5 / len(boxes.classes))),
+            "boxes_top1_mean_over_classes": fact(len(labels), 1 / len(boxes.classes), "mean"),
         },
         "settings": {
             "data": str(path),

@@ -13,6 +13,7 @@ from pipeline.evaluation.class_names import class_embeddings, language_of_classe
 from pipeline.evaluation.features import EncodeSettings, encode_set
 from pipeline.evaluation.formats.classification import LabelledSet, read_class_folders, read_clip_benchmark
 from pipeline.evaluation.formats.paths import read_typed_json, text_lines
+from pipeline.evaluation.measures import fact
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.options.classification import ClassificationOptions
 from pipeline.evaluation.ranks import Ranks
@@ -44,6 +45,11 @@ def run(
             "top1": top1.double().mean().item(),
             "top5": top5.double().mean().item(),
             "top1_mean_over_classes": mean_over_classes(top1, labels),
+        },
+        "facts": {
+            "top1": fact(len(labels), 1 / len(images.classes)),
+            "top5": fact(len(labels), min(1.0, 5 / len(images.classes))),
+            "top1_mean_over_classes": fact(len(labels), 1 / len(images.classes), "mean"),
         },
         "settings": {
             "data": str(options.one_data()),

@@ -19,10 +19,12 @@ from pipeline.evaluation.formats.fgovd import read_fgovd
 from pipeline.evaluation.formats.items import ImageItem, RegionRow, RegionSet
 from pipeline.evaluation.formats.paths import ImageFinder, expecting
 from pipeline.evaluation.formats.regions import shard_phrases
+from pipeline.evaluation.measures import Facts, share_fact
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.options.fgovd import FGOVDOptions
 from pipeline.evaluation.ranks import Ranks
 from pipeline.evaluation.results import EvaluationError
+from pipeline.tracking.score_table import DIFFICULTIES
 
 TIES = {"miss": "ties_counted_as_misses", "hit": "ties_counted_as_hits"}
 
@@ -54,6 +56,33 @@ def row_hits(
     return torch.cat(hits), torch.cat(ties)
 
 
+def chances(rows: Sequence[RegionRow]) -> list[float]:
+    """What guessing gives for each row."""
+    return [1 / len(row.texts) for row in rows]
+
+
+def attribute_scores(
+    rows: Sequence[RegionRow], regions: Tensor, texts: Tensor, row_of: dict[str, int], tie_is_hit: bool = False
+) -> dict[str, tuple[float, dict[str, Any]]]:
+    """Score and facts by attribute: rows against those of their wrong phrases alone that change it.
+
+    Empty where the file does not say what its phrases change (``neg_attribute``).
+    """
+    names = sorted({name for row in rows for name in row.tags.get("changed", ())})
+    found = {}
+    for name in names:
+        keep, part = [], []
+        for number, row in enumerate(rows):
+            wrong = [text for text, of in zip(row.texts[1:], row.tags.get("changed", ()), strict=False) if of == name]
+            if wrong:
+                keep.append(number)
+                part.append(replace(row, texts=(row.texts[0], *wrong)))
+        hits, ties = row_hits(part, regions[keep], texts, row_of)
+        hits = hits | ties if tie_is_hit else hits
+        found[name] = (hits.double().mean().item(), share_fact(hits, chances(part)))
+    return found
+
+
 def run(model: EvaluationModel, options: FGOVDOptions, settings: EncodeSettings, ranks: Ranks) -> dict[str, Any]:
     """The task on FG-OVD files (one score a file, by its name), or on regions with negatives of a folder of shards."""
     sets = _sets(options)
@@ -72,6 +101,7 @@ def run(model: EvaluationModel, options: FGOVDOptions, settings: EncodeSettings,
     features = encode_set(model, items, rows, settings=settings, ranks=ranks, label="FG-OVD images")
     embeds, row_of = encode_texts(model, [text for row in rows for text in row.texts], "region", ranks)
     scores: dict[str, Any] = {}
+    facts: Facts = {}
     for name, (span, regions) in spans.items():
         keep = usable_rows(rows, span, features, items, regions.accounting)
         regions.accounting.unit = f"FG-OVD rows ({name})"
@@ -82,8 +112,14 @@ def run(model: EvaluationModel, options: FGOVDOptions, settings: EncodeSettings,
             hits = hits | ties
         regions.accounting.note(TIES[options.ties], name, int(ties.sum()))
         scores[name] = hits.double().mean().item()
+        facts[name] = share_fact(hits, chances(part))
+        by_attribute = attribute_scores(part, features.regions[keep], embeds, row_of, options.ties == "hit")
+        for attribute, (value, known) in by_attribute.items():
+            scores.setdefault("by_attribute", {}).setdefault(attribute, {})[name] = value
+            facts[f"by_attribute/{attribute}/{name}"] = known
     return {
         "scores": scores,
+        "facts": facts,
         "settings": {
             "data": [str(path) for path in options.data],
             "text_path": model.text_path("region"),
@@ -92,6 +128,12 @@ def run(model: EvaluationModel, options: FGOVDOptions, settings: EncodeSettings,
         },
         "accounting": [regions.accounting.to_json() for _, regions in spans.values()],
     }
+
+
+def _difficulty(file: Path) -> tuple[int, str]:
+    """Hard before easy, then by name."""
+    known = DIFFICULTIES.index(file.stem) if file.stem in DIFFICULTIES else len(DIFFICULTIES)
+    return known, file.stem
 
 
 def _sets(options: FGOVDOptions) -> dict[str, RegionSet]:
@@ -103,7 +145,7 @@ def _sets(options: FGOVDOptions) -> dict[str, RegionSet]:
         here = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
         if not here:
             raise EvaluationError(f"{path} holds neither *.jsonl nor *.tar; give FG-OVD files or a folder of shards")
-        files += here
+        files += sorted(here, key=_difficulty)
     sets = {}
     for file in files:
         with expecting(file, "FG-OVD"):

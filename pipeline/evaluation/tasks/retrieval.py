@@ -18,6 +18,7 @@ from pipeline.evaluation.formats.captions import kind_of, read_captions, recogni
 from pipeline.evaluation.formats.items import Caption, CaptionSet
 from pipeline.evaluation.formats.language import language_of
 from pipeline.evaluation.formats.paths import ImageFinder, text_lines
+from pipeline.evaluation.measures import Facts, fact, retrieval_chances
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.options.retrieval import RetrievalOptions
 from pipeline.evaluation.ranks import Ranks
@@ -59,6 +60,15 @@ def recalls(
     return scores | {f"t2i_r{k}": (t2i < k).double().mean().item() for k in depths}
 
 
+def recall_facts(text_image: Tensor, num_images: int, depths: tuple[int, ...] = (1, 5, 10)) -> Facts:
+    """What stands beside :func:`recalls`."""
+    facts: Facts = {}
+    for depth in depths:
+        i2t, t2i = retrieval_chances(text_image, num_images, depth)
+        facts |= {f"i2t_r{depth}": fact(num_images, i2t), f"t2i_r{depth}": fact(len(text_image), t2i)}
+    return facts
+
+
 def run(model: EvaluationModel, options: RetrievalOptions, settings: EncodeSettings, ranks: Ranks) -> dict[str, Any]:
     """The task: read the set, encode both sides, score. See :func:`pipeline.evaluation.run.evaluate`."""
     path = options.one_data()
@@ -82,6 +92,7 @@ def run(model: EvaluationModel, options: RetrievalOptions, settings: EncodeSetti
     scores = recalls(features.embeds[kept], embeds[[row_of[text] for text in texts]], owner)
     return {
         "scores": scores,
+        "facts": recall_facts(owner, len(kept)),
         "settings": {
             "data": str(path),
             **chosen,

@@ -17,12 +17,13 @@ from pipeline.evaluation.formats.fgovd import read_fgovd
 from pipeline.evaluation.formats.items import RegionRow, RegionSet
 from pipeline.evaluation.formats.scenes import object_rows, scene_classes, scene_templates
 from pipeline.evaluation.formats.shards import ShardFolder, read_shards
+from pipeline.evaluation.measures import Facts, fact, share_fact
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.options.scenes import SceneOptions
 from pipeline.evaluation.ranks import Ranks
 from pipeline.evaluation.results import Accounting
-from pipeline.evaluation.tasks.fgovd import row_hits
-from pipeline.evaluation.tasks.retrieval import recalls
+from pipeline.evaluation.tasks.fgovd import attribute_scores, chances, row_hits
+from pipeline.evaluation.tasks.retrieval import recall_facts, recalls
 
 FG_SETS = ("hard", "medium", "easy", "trivial")
 
@@ -41,17 +42,19 @@ def run(model: EvaluationModel, options: SceneOptions, settings: EncodeSettings,
     images = [sample.image for sample in folder.samples]
     features = encode_set(model, images, rows.all, settings=settings, ranks=ranks, label="scenes")
     scores: dict[str, Any] = {"by_language": {}, "seen": {}, "unseen": {}}
+    facts: Facts = {}
     accounts: list[Accounting] = []
     if "fgovd" in options.parts:
-        accounts += _score_fgovd(model, rows, features, scores, ranks)
+        accounts += _score_fgovd(model, rows, features, scores, facts, ranks)
     if "boxes" in options.parts:
-        accounts.append(_score_boxes(model, rows, features, scores, ranks))
+        accounts.append(_score_boxes(model, rows, features, scores, facts, ranks))
     if "retrieval" in options.parts:
-        accounts.append(_score_retrieval(model, folder, features, scores, options.retrieval_images, ranks))
+        accounts.append(_score_retrieval(model, folder, features, scores, facts, options.retrieval_images, ranks))
     for account in accounts:
         account.check(options.max_skipped_share)
     return {
         "scores": scores,
+        "facts": facts,
         "settings": {
             "data": str(path),
             "retrieval": f"long captions, first {options.retrieval_images} images of a language, each apart; mean of "
@@ -97,17 +100,23 @@ def _key(image_path: str) -> str:
     return image_path.rpartition("/")[2].partition(".")[0]
 
 
-def _enter(scores: dict[str, Any], name: str, rows: list[RegionRow], hits: Tensor) -> None:
-    """Enter the mean of ``hits`` overall, by language and by seen/unseen."""
+def _enter(
+    scores: dict[str, Any], facts: Facts, name: str, rows: list[RegionRow], hits: Tensor, chance: Sequence[float]
+) -> None:
+    """Enter the mean of ``hits`` overall, by language and by seen/unseen; ``chance``: of each row."""
     scores[name] = hits.double().mean().item() if len(hits) else 0.0
+    facts[name] = share_fact(hits, chance)
     for tag, groups in (("language", scores["by_language"]), ("combination", scores)):
         for value in sorted({row.tags[tag] for row in rows if row.tags.get(tag) is not None}):
             chosen = torch.tensor([row.tags.get(tag) == value for row in rows])
             groups.setdefault(value, {})[name] = hits[chosen].double().mean().item()
+            group = f"by_language/{value}" if tag == "language" else value
+            of_these = [one for one, is_chosen in zip(chance, chosen.tolist(), strict=True) if is_chosen]
+            facts[f"{group}/{name}"] = share_fact(hits[chosen], of_these)
 
 
 def _score_fgovd(
-    model: EvaluationModel, rows: _Rows, features: SetFeatures, scores: dict[str, Any], ranks: Ranks
+    model: EvaluationModel, rows: _Rows, features: SetFeatures, scores: dict[str, Any], facts: Facts, ranks: Ranks
 ) -> list[Accounting]:
     usable = {name: rows.usable(name, features) for name in FG_SETS}
     texts = [text for part, _, _ in usable.values() for row in part for text in row.texts]
@@ -117,14 +126,17 @@ def _score_fgovd(
     for name, (part, regions, accounting) in usable.items():
         if part:
             hits, ties = row_hits(part, regions, embeds, row_of)
-            _enter(scores, name, part, hits)
+            _enter(scores, facts, name, part, hits, chances(part))
+            for attribute, (value, known) in attribute_scores(part, regions, embeds, row_of).items():
+                scores.setdefault("by_attribute", {}).setdefault(attribute, {})[name] = value
+                facts[f"by_attribute/{attribute}/{name}"] = known
             accounting.note("ties_counted_as_misses", name, int(ties.sum()))
         accounting.unit = f"FG-OVD rows ({name})"
     return [accounting for _, _, accounting in usable.values()]
 
 
 def _score_boxes(
-    model: EvaluationModel, rows: _Rows, features: SetFeatures, scores: dict[str, Any], ranks: Ranks
+    model: EvaluationModel, rows: _Rows, features: SetFeatures, scores: dict[str, Any], facts: Facts, ranks: Ranks
 ) -> Accounting:
     part, regions, accounting = rows.usable("boxes", features)
     hits = torch.zeros(len(part), dtype=torch.bool)
@@ -133,7 +145,8 @@ def _score_boxes(
         mine = torch.tensor([number for number, row in enumerate(part) if row.tags["language"] == language])
         label = torch.tensor([part[number].label for number in mine.tolist()])
         hits[mine] = (regions[mine] @ classes.T).argmax(1) == label
-    _enter(scores, "boxes_top1", part, hits)
+    chance = [1 / len(rows.classes[row.tags["language"]]) for row in part]
+    _enter(scores, facts, "boxes_top1", part, hits, chance)
     return accounting
 
 
@@ -142,6 +155,7 @@ def _score_retrieval(
     folder: ShardFolder,
     features: SetFeatures,
     scores: dict[str, Any],
+    facts: Facts,
     max_images: int,
     ranks: Ranks,
 ) -> Accounting:
@@ -164,8 +178,16 @@ def _score_retrieval(
         if numbers:
             embeds, row_of = encode_texts(model, texts, "long", ranks)
             rows = embeds[[row_of[text] for text in texts]]
-            of_language[language] = recalls(features.embeds[numbers], rows, torch.arange(len(numbers)))
+            owner = torch.arange(len(numbers))
+            of_language[language] = recalls(features.embeds[numbers], rows, owner)
+            known = recall_facts(owner, len(numbers))
+            facts.update({f"by_language/{language}/{name}": one for name, one in known.items()})
+            for name, one in known.items():  # the mean of sets is no share of rows, so it has no interval
+                whole = facts.setdefault(name, fact(0, 0.0, "mean"))
+                whole["n"] += one["n"]
+                whole["chance"] += one["chance"]
             scores["by_language"].setdefault(language, {}).update(of_language[language])
     for name in next(iter(of_language.values()), {}):
         scores[name] = sum(one[name] for one in of_language.values()) / len(of_language)
+        facts[name]["chance"] /= len(of_language)
     return accounting

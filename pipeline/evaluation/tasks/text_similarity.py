@@ -16,6 +16,7 @@ from pipeline.drawing.matrix import matrix_figure
 from pipeline.drawing.save import save_picture
 from pipeline.evaluation.features import EncodeSettings, encode_texts
 from pipeline.evaluation.formats.paths import read_typed_json, text_lines
+from pipeline.evaluation.measures import Facts, fact
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.options.text_similarity import TextSimilarityOptions
 from pipeline.evaluation.ranks import Ranks
@@ -29,6 +30,7 @@ def run(
 ) -> dict[str, Any]:
     """The task on text files, one text a line or a JSON list; a matrix a file and text path."""
     scores: dict[str, Any] = {}
+    facts: Facts = {}
     accounting = Accounting("texts")
     for path in options.data:
         texts = read_texts(path)
@@ -45,11 +47,14 @@ def run(
                 "least_of_others": others.min().item(),
                 "matrix": matrix.tolist(),
             }
+            pairs = len(texts) * (len(texts) - 1) // 2
+            facts |= {f"{name}/{of}_of_others": fact(pairs, kind="number") for of in ("mean", "largest", "least")}
             if options.out is not None and ranks.is_main and len(texts) <= LARGEST_PICTURE:
                 figure = matrix_figure(matrix.numpy(), texts, f"{kind} texts, cosine")
                 save_picture(figure, options.out / f"{path.stem}-{kind}.png")
     return {
         "scores": scores,
+        "facts": facts,
         "settings": {
             "data": [str(path) for path in options.data],
             "text_paths": {kind: model.text_path(kind) for kind in options.text_kinds},
