@@ -3,9 +3,11 @@
 ``load_settings(Stage1Settings, "stages/stage1.yaml", ["model.preset=base", "optimizer.peak_learning_rate=1e-5"])``
 """
 
+from pipeline.config.augmentation import AugmentSettings
 from pipeline.config.files import (
     RENAMED,
     SettingsError,
+    as_overrides,
     dump_settings,
     flatten,
     load_settings,
@@ -33,6 +35,7 @@ from pipeline.config.tuning import TeacherSettings, TuneSettings
 
 __all__ = [
     "RENAMED",
+    "AugmentSettings",
     "DataSettings",
     "EvaluationSettings",
     "GlobalLossSettings",
@@ -49,6 +52,7 @@ __all__ = [
     "TrackingSettings",
     "TrainSettings",
     "TuneSettings",
+    "as_overrides",
     "dump_settings",
     "flatten",
     "load_settings",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from pipeline.base.provenance import PROJECT
 from pipeline.config.group import Group
 from pipeline.config.groups import Stage1Settings, Stage2Settings
 
+_DASHED = re.compile(r"--?[a-z_0-9]+(\.[a-z_0-9]+)+=")
 MOST_LISTED = 5  # wrong settings in one message
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,11 @@ def load_settings(
             raise SettingsError(f"override {quoted(override)}: {error}; quote what is meant as text") from error
     _refuse_renamed(values)
     return _validated(kind, values)
+
+
+def as_overrides(words: Sequence[str]) -> list[str]:
+    """Words of a command line with ``--group.name=value`` as ``group.name=value``: both mean the setting."""
+    return [word.lstrip("-") if _DASHED.match(word) else word for word in words]
 
 
 def read_saved_values(path: str | Path) -> dict[str, Any]:

@@ -10,6 +10,11 @@ MAX_TEXT = 4096  # characters of a setting: the longest path of Linux
 MAX_WHOLE = 2**31 - 1  # counts beyond it overflow the 32-bit numbers of indexes and kernels
 
 
+def one_or_several(names: object) -> object:
+    """A single text where a list of them is meant."""
+    return [names] if isinstance(names, str) else names
+
+
 class Group(BaseModel):
     """A frozen group of settings that refuses unknown names."""
 

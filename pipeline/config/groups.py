@@ -11,7 +11,8 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.base.constants import PATCH_BUDGETS
 from pipeline.base.languages import Language
-from pipeline.config.group import Group
+from pipeline.config.augmentation import AugmentSettings
+from pipeline.config.group import Group, one_or_several
 from pipeline.config.model import ModelSettings
 from pipeline.config.tuning import TeacherSettings, TuneSettings
 
@@ -51,6 +52,7 @@ class DataSettings(Group):
     cache_gigabytes: float | None = Field(None, gt=0, le=1e9)  # None: what the plan needs
     prefetch_gigabytes: float = Field(2.0, ge=0, le=1e9)  # a rank fetches this much ahead of training
     store_connections: int = Field(16, ge=1)  # requests a rank makes at one time
+    augment: AugmentSettings = AugmentSettings()
     # Train from tars without an index (docs/data.md, Streaming). The others below are for this alone.
     streaming: bool = False
     streaming_shuffle_samples: int = Field(2000, ge=1)  # a worker's buffer
@@ -58,6 +60,20 @@ class DataSettings(Group):
     streaming_language: str = "en"  # of captions whose records name none
     streaming_caption: Literal["short", "long"] = "short"  # what a caption of .txt or another .json is
     store_patience_seconds: float = Field(300.0, gt=0, le=MAX_SECONDS)  # a store that is away for longer ends the run
+
+    @field_validator("shards", mode="before")
+    @classmethod
+    def _one_folder(cls, shards: object) -> object:
+        return one_or_several(shards)
+
+    @model_validator(mode="after")
+    def _streams_as_stored(self) -> DataSettings:
+        if self.streaming and self.augment.is_on:
+            raise ValueError(
+                "data.streaming is true and data.augment is on; what is drawn of an image follows from its epoch, "
+                "which a stream does not know: index the shards, or set the shares of data.augment to 0"
+            )
+        return self
 
     @field_validator("patch_budgets")
     @classmethod
@@ -210,6 +226,11 @@ class EvaluationSettings(Group):
     shards: list[str] = []  # held-out shards: the training losses on them, without an update, as validation/…
     validation_batches: int = Field(8, ge=1)  # of them, always the same
     pictures_every_steps: int | None = Field(None, ge=1)  # fixed images of ``data`` with boxes, scores and a map
+
+    @field_validator("shards", "tasks", mode="before")
+    @classmethod
+    def _one_folder(cls, names: object) -> object:
+        return one_or_several(names)
 
 
 class Stage1Settings(Group):

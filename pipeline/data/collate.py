@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import DataSettings
+from pipeline.data.augment import View, seen_pixels
 from pipeline.data.batch import Batch
 from pipeline.data.facts import bucketed, facts_of, pad_rows
 from pipeline.data.images import decode_array
@@ -75,11 +76,15 @@ class PixelBuffer:
         self.mask = torch.zeros(size, self.patch_budget, dtype=torch.int32)
         self.shapes = torch.zeros(size, 2, dtype=torch.int64)
 
-    def put(self, slot: int, image: bytes, width: int, height: int) -> None:
-        """Decode an image of ``width`` x ``height`` pixels into ``slot``. Raises ``ImageFault``."""
-        rows, columns = grid_of(width, height, self.patch_budget, self.settings.keep_aspect_ratio)
-        target = (columns * PATCH_SIZE, rows * PATCH_SIZE)
+    def put(self, slot: int, image: bytes, width: int, height: int, view: View | None = None) -> None:
+        """Decode an image of ``width`` x ``height`` pixels, or a view of it, into ``slot``. Raises ``ImageFault``."""
+        seen = view.size(width, height) if view else (width, height)
+        rows, columns = grid_of(*seen, self.patch_budget, self.settings.keep_aspect_ratio)
+        # A crop is counted in pixels of the stored image, so that one is decoded at its full size.
+        target = None if view and view.crop else (columns * PATCH_SIZE, rows * PATCH_SIZE)
         array = decode_array(image, self.settings.max_image_megapixels, target)
+        if view is not None:
+            array = seen_pixels(array, view)
         write_patches(array, (rows, columns), self.values[slot])
         self.values[slot, rows * columns :] = 0
         self.mask[slot, : rows * columns] = 1

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from pipeline.data.augment import choose_view, seen_sample
 from pipeline.data.batch import Batch
 from pipeline.data.collate import Collator, PixelBuffer
 from pipeline.data.faults import DataFaultLimit
@@ -145,8 +146,10 @@ class MicroBatches(Dataset):
             try:
                 raw = self._read_entry(*entry, planned.language)
                 shard, key = raw.shard, raw.key
-                pixels.put(place, raw.image, raw.sample.width, raw.sample.height)
-                return raw
+                sample, augment = raw.sample, self.settings.augment
+                view = choose_view(sample, key, self.collator.seed, planned.epoch, augment) if augment.is_on else None
+                pixels.put(place, raw.image, sample.width, sample.height, view)
+                return raw if view is None else replace(raw, sample=seen_sample(sample, view))
             except ReadFault as fault:
                 kind, message = fault.kind, str(fault)
             except ImageFault as fault:
