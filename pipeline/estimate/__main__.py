@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.base.commands import command_parser, run_command
 from pipeline.base.files import write_text
-from pipeline.config import SettingsError, load_stage
+from pipeline.config import SettingsError, as_overrides, load_stage
 from pipeline.estimate.devices import UnknownDevice, device_names, read_device
 
 EXAMPLES = """examples:
@@ -24,7 +24,7 @@ exit status: 0 if every patch budget fits, 1 if one does not, 2 where settings c
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the estimate; the exit status."""
-    arguments = _parser().parse_intermixed_args(argv)
+    arguments = _parser().parse_intermixed_args(as_overrides(sys.argv[1:] if argv is None else argv))
     return run_command(lambda: _print_estimate(arguments), (SettingsError, UnknownDevice, OSError))
 
 

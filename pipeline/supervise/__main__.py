@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.base.commands import command_parser, run_command
 from pipeline.base.run_folder import RunFolder
-from pipeline.config import SettingsError, load_stage
+from pipeline.config import SettingsError, as_overrides, load_stage
 from pipeline.preflight.hostfile import HostfileError
 from pipeline.supervise.attempts import (
     FIRST_PAUSE_SECONDS,
@@ -33,7 +33,7 @@ finite (status 3), failed at one step twice in a row, or was restarted --max-res
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit status of the last start, or the answer for a batch system."""
-    arguments, further = _parser().parse_known_intermixed_args(argv)
+    arguments, further = _parser().parse_known_intermixed_args(as_overrides(sys.argv[1:] if argv is None else argv))
     if further:
         print(f"error: {' '.join(further)} is no option; settings are written group.name=value", file=sys.stderr)
         return 2

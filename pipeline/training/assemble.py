@@ -7,20 +7,21 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from pipeline.base.border import shown
 from pipeline.base.files import write_json, write_text
 from pipeline.base.provenance import describe_host, git_revision, package_versions
 from pipeline.base.ranks import RankInfo
 from pipeline.base.run_folder import RunFolder
 from pipeline.checkpoint.record import read_record
-from pipeline.config import SettingsError, Stage1Settings, dump_settings
+from pipeline.config import Stage1Settings, dump_settings
 from pipeline.data.loader import Loader, Reading, make_loader
 from pipeline.data.slices import Division
 from pipeline.data.tokenizer import Tokenizer, load_tokenizer
 from pipeline.estimate.fitting import largest_micro_batches
 from pipeline.estimate.inputs import estimated_config, read_zero, sharding_of
-from pipeline.export.folder import ExportError, check_export_folder, export_model, model_with_weights
+from pipeline.export.folder import export_model, model_with_weights
+from pipeline.export.run import languages_of
 from pipeline.model import DualEncoder
+from pipeline.model.configuration import size_of
 from pipeline.supervise.attempts import AttemptLog
 from pipeline.tracking.interface import Tracker
 from pipeline.tracking.start import start_tracking
@@ -29,9 +30,16 @@ from pipeline.training.health import group_table
 from pipeline.training.last_lines import last_lines
 from pipeline.training.loop import train
 from pipeline.training.micro_batches import bank_notes, division_notes, make_division
-from pipeline.training.optimizer import parameter_groups
+from pipeline.training.optimizer import parameter_groups, rate_notes
 from pipeline.training.recomputation import describe, least_usable_memory, recomputation_of
-from pipeline.training.resume import choose_checkpoint, noted_attempt, nothing_left, run_folder_held, settle_changes
+from pipeline.training.resume import (
+    choose_checkpoint,
+    noted_attempt,
+    nothing_left,
+    run_folder_held,
+    settle_changes,
+    settle_inputs,
+)
 from pipeline.training.run import Run
 from pipeline.training.running import Start, running
 from pipeline.training.starting import describe_start, make_model
@@ -49,6 +57,7 @@ def run_in_group(settings: Stage1Settings, rank_info: RankInfo, device: torch.de
         SettingsError, ValueError, OSError, CheckpointError: the run cannot begin or go on; the message says why.
         NonFiniteStep, DataFaultLimit: training cannot go on.
     """
+    settle_inputs(settings, rank_info)
     with run_folder_held(settings, rank_info), noted_attempt(settings, rank_info) as attempt:
         start = prepare(settings, rank_info, device)
         try:
@@ -68,7 +77,6 @@ def run_in_group(settings: Stage1Settings, rank_info: RankInfo, device: torch.de
 
 def prepare(settings: Stage1Settings, rank_info: RankInfo, device: torch.device) -> Start:
     """What a run begins with, from its settings; collective. Raises as :func:`run_in_group`."""
-    check_run_folder(settings)
     tokenizer = load_tokenizer(settings.tokenizer.path)
     checkpoint = choose_checkpoint(settings, rank_info)
     model = make_model(settings, tokenizer, checkpoint)
@@ -78,29 +86,12 @@ def prepare(settings: Stage1Settings, rank_info: RankInfo, device: torch.device)
     loader = _make_loader(settings, rank_info, division, tokenizer, model, state.step)
     total_steps = settings.train.max_steps or max(1, round((settings.train.epochs or 0) * loader.steps_per_epoch()))
     fingerprint = settle_changes(settings, rank_info, checkpoint)
+    if settings.model.start_from:  # what is recorded is the size that the start has
+        made = settings.model.model_copy(update={"preset": size_of(model.config)})
+        settings = settings.model_copy(update={"model": made})
     return Start(
         settings, rank_info, device, tokenizer, model, checkpoint, state, division, loader, total_steps, fingerprint
     )
-
-
-def check_run_folder(settings: Stage1Settings) -> None:
-    """Say before the first step what would stop the last one: a name or a folder that the run cannot be written to.
-
-    Raises:
-        SettingsError: the path is not UTF-8, or its ``final`` holds something else than an export.
-    """
-    folder = RunFolder.at(settings.train.run_folder)
-    try:
-        str(folder.path.absolute()).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise SettingsError(
-            f"train.run_folder is {shown(folder.path.absolute())}, which is not UTF-8; records and tracking could not "
-            "name it: give a folder whose whole path is"
-        ) from error
-    try:
-        check_export_folder(folder.final)
-    except ExportError as error:
-        raise SettingsError(f"train.run_folder: {error}; the trained model goes there") from error
 
 
 def _make_division(settings: Stage1Settings, rank_info: RankInfo, device: torch.device, model: DualEncoder) -> Division:
@@ -192,6 +183,7 @@ def announce(start: Start) -> None:
         *nothing_left(start.state.step, start.total_steps),
         *division_notes(settings, start.division),
         *bank_notes(settings, start.loader.regions_per_sample(), start.total_steps),
+        *rate_notes(settings.optimizer, start.total_steps, from_scratch=settings.model.start_from is None),
     ]:
         print(note, flush=True)
     if settings.model.start_from and not checkpoint:
@@ -222,6 +214,7 @@ def _export(run: Run, start: Start, group: dist.ProcessGroup) -> None:
             "mlflow_run": run.tracker.run_id,
             "step": run.state.step,
             "settings": dump_settings(run.settings),
+            "languages": languages_of(run.settings.data),
             "metrics": run.last_metrics,
         }
         export_model(model.eval(), start.tokenizer, start.folder.final, card)

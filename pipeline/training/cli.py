@@ -18,7 +18,7 @@ from pipeline.base.defects import ask_for_reports
 from pipeline.base.ranks import read_rank_info
 from pipeline.base.run_folder import RunFolder
 from pipeline.base.run_lock import RunFolderTaken
-from pipeline.config import SettingsError, Stage1Settings, dump_settings, load_settings
+from pipeline.config import SettingsError, Stage1Settings, as_overrides, dump_settings, load_settings
 from pipeline.supervise.attempts import BAD_INPUT, FOLDER_TAKEN, NOT_FINITE, pause_seconds, restart_count
 
 MAX_ERROR = 4000  # characters of a message
@@ -46,7 +46,7 @@ def main(
         "the estimate, and stop; the run folder is not touched",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers pass it; RANK variables rule
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_intermixed_args(as_overrides(sys.argv[1:] if argv is None else argv))
     ask_for_reports()
     try:
         settings = load_settings(kind, [yaml_file, *arguments.config], arguments.overrides)

@@ -34,7 +34,8 @@ from pipeline.data.indexed import IndexedLoader
 from pipeline.evaluation.features import EncodeSettings
 from pipeline.model import DualEncoder
 from pipeline.tracking.start import start_tracking
-from pipeline.training.assemble import announce, check_run_folder, prepare
+from pipeline.training.assemble import announce, prepare
+from pipeline.training.before import check_inputs
 from pipeline.training.dry_run_table import Measured, estimated_of, format_table
 from pipeline.training.evaluation import LIMIT_SECONDS, copy_of_model, evaluated_model, validation_losses
 from pipeline.training.full_state import held_bytes, own_slices
@@ -57,7 +58,7 @@ def dry_run_in_group(settings: Stage1Settings, rank_info: RankInfo, device: torc
             device's memory; the message says why.
         NonFiniteStep, DataFaultLimit, StoreUnavailable: as in training.
     """
-    check_run_folder(settings)
+    check_inputs(settings)
     aside = RunFolder.at(settings.train.run_folder).dry_run
     dry = _beside(settings, aside, _resumed_from(settings, rank_info))
     with run_folder_held(dry, rank_info), _emptied(aside, rank_info):

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from pipeline.config import SettingsError, Stage1Settings
+from pipeline.config import AugmentSettings, SettingsError, Stage1Settings
 from pipeline.data.batch import Batch
 from pipeline.data.loader import Reading, make_loader
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluation.ranks import Ranks
-from pipeline.evaluation.registry import find_task
 from pipeline.export.folder import model_with_weights
 from pipeline.model import DualEncoder, Embeddings, FamilyConfig
+from pipeline.training.before import check_evaluation
 from pipeline.training.cached import losses_of_slice
 from pipeline.training.full_state import full_state_dict
 from pipeline.training.losses import StageLosses
@@ -47,27 +47,12 @@ def evaluation_callback(
 
     Raises:
         SettingsError: evaluation is asked for without anything to evaluate on, or a best one without evaluation.
-        EvaluationError: a task that there is not.
     """
+    check_evaluation(settings)
     chosen = settings.evaluation
     every_steps = chosen.every_steps
     if every_steps is None:
-        if settings.train.keep_best:
-            raise SettingsError(
-                f"train.keep_best is {settings.train.keep_best}, but evaluation.every_steps is null; set it too"
-            )
         return None
-    if not (chosen.tasks and chosen.data) and not chosen.shards:
-        raise SettingsError(
-            f"evaluation.every_steps is {every_steps}, but evaluation.tasks is {chosen.tasks}, evaluation.data "
-            f"{chosen.data} and evaluation.shards {chosen.shards}; name tasks and a folder, or held-out shards, or set "
-            "evaluation.every_steps=null"
-        )
-
-    for task in chosen.tasks:
-        find_task(task)
-    if chosen.data and not Path(chosen.data).exists():
-        raise SettingsError(f"evaluation.data is {chosen.data}, which does not exist; give the evaluation set's folder")
 
     def evaluate(run: Run) -> None:
         if run.state.step % every_steps:
@@ -134,6 +119,7 @@ def validation_losses(run: Run, copy: DualEncoder, tokenizer: Tokenizer) -> dict
             "source_weights": None,
             "language_weights": None,
             "streaming": False,
+            "augment": AugmentSettings(),
         }
     )
     loader = make_loader(

@@ -48,6 +48,7 @@ ALLOWED = {
 }
 ALLOWED_GROUPS = {
     "optimizer.": "the updates change",
+    "data.augment.": "images are seen otherwise",
     "teacher.": "the loss changes",
     "global_loss.": "the loss changes",
     "region_loss.": "the losses change",

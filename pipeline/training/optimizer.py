@@ -12,6 +12,9 @@ from torch import nn
 from pipeline.config import OptimizerSettings
 from pipeline.tuning.parts import NEW_HEADS, depth_of, is_adapter, num_layers
 
+LEAST_FROM_SCRATCH = 1e-5  # assumption: published runs from random weights use 1e-4 to 1e-3
+TYPICAL_WEIGHT = 0.02  # of a matrix of a tower: one over the square root of its width
+LEAST_WAY = TYPICAL_WEIGHT / 1000  # assumption: a thousandth of a weight changes no ranking
 # Modules whose output lies in the joint space, and what uses them; of FG-CLIP 2, of FG-CLIP 1, or of both.
 PROJECTIONS = {
     "vision_model.head": "images",
@@ -86,6 +89,33 @@ def learning_rate(step: int, total_steps: int, settings: OptimizerSettings) -> f
     progress = (step - settings.warmup_steps) / max(1, total_steps - settings.warmup_steps)
     floor = settings.final_learning_rate_share
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def rate_notes(settings: OptimizerSettings, total_steps: int, *, from_scratch: bool) -> list[str]:
+    """Lines for a schedule with which a run would end about where it began."""
+    peak, warmup = settings.peak_learning_rate, settings.warmup_steps
+    notes = []
+    if warmup >= total_steps:
+        highest = learning_rate(total_steps - 1, total_steps, settings)
+        notes.append(
+            f"warning: optimizer.warmup_steps is {warmup} and the run has {total_steps}: the learning rate ends at "
+            f"{highest:.2g} and never reaches {peak:.2g}; set optimizer.warmup_steps to at most a tenth of the steps"
+        )
+    if from_scratch and peak < LEAST_FROM_SCRATCH:
+        notes.append(
+            f"warning: optimizer.peak_learning_rate is {peak:.2g} and the weights are random: that is a rate for "
+            "trained ones; from scratch 1e-4 (large) to 1e-3 (tiny) is usual"
+        )
+    # AdamW moves a weight by at most about the rate in a step, so the sum of the rates bounds the whole way.
+    floor = settings.final_learning_rate_share
+    rising = min(warmup, total_steps)
+    way = peak * (rising * (rising + 1) / (2 * max(1, warmup)) + (total_steps - rising) * (floor + (1 - floor) / 2))
+    if way < LEAST_WAY:
+        notes.append(
+            f"warning: all learning rates of the {total_steps} steps add up to {way:.2g}; no weight can move much "
+            f"further, and weights are about {TYPICAL_WEIGHT:g}: raise optimizer.peak_learning_rate or train longer"
+        )
+    return notes
 
 
 def set_learning_rates(optimizer: Any, rate: float) -> dict[str, float]:

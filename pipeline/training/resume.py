@@ -21,6 +21,7 @@ from pipeline.checkpoint.record import CheckpointError, read_record
 from pipeline.checkpoint.remote import fetch_newer
 from pipeline.config import SettingsError, Stage1Settings
 from pipeline.supervise.attempts import AttemptLog, failed_attempts, restart_count, same_step_twice
+from pipeline.training.before import check_inputs
 from pipeline.training.fingerprint import compare_fingerprints, make_fingerprint
 
 Answer = TypeVar("Answer")
@@ -40,6 +41,15 @@ def run_folder_held(settings: Stage1Settings, rank_info: RankInfo) -> Iterator[N
         yield
     finally:
         lock.__exit__(None, None, None)
+
+
+def settle_inputs(settings: Stage1Settings, rank_info: RankInfo) -> None:
+    """Check what the settings name, before the run has a folder. Collective.
+
+    Raises:
+        SettingsError, OSError: on every rank; see :func:`pipeline.training.before.check_inputs`.
+    """
+    _decide(rank_info, lambda: check_inputs(settings))
 
 
 class RepeatedFailure(ValueError):

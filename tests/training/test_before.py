@@ -1,0 +1,63 @@
+"""What can be known is said before a run has a folder, or before its first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import OptimizerSettings, SettingsError, Stage1Settings, as_overrides, load_settings
+from pipeline.training.before import check_inputs
+from pipeline.training.optimizer import rate_notes
+from tests.end_to_end.runs import Material
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.deepspeed_config={tmp}/zero9.json", ["zero9.json", "launch/ has zero1.json"]),
+        ("evaluation.tasks=scene", ["evaluation.tasks", "did you mean scenes"]),
+        ("evaluation.data={tmp}/评测", ["evaluation.data", "评测", "does not exist"]),
+        ("evaluation.shards={tmp}/nothing", ["nothing", "does not exist"]),
+        ("data.shards={tmp}/数据", ["数据", "does not exist"]),
+        ("tokenizer.path={tmp}/nothing", ["nothing", "does not exist"]),
+        ("model.start_from={tmp}", ["config.json"]),
+        ("model.preset=huge", ["huge", "tiny"]),
+        ("train.keep_best=x evaluation.every_steps=null", ["train.keep_best is x"]),
+    ],
+)
+def test_wrong_names_stop_a_run_before_it_has_a_folder(
+    material: Material, tmp_path: Path, override: str, words: list[str]
+):
+    asked = ("evaluation.every_steps=5", "evaluation.tasks=[scenes]", f"evaluation.data={material.test}")
+    chosen = material.settings(tmp_path / "run", *asked)
+    check_inputs(load_settings(Stage1Settings, None, chosen))  # without the fault nothing is wrong
+    settings = load_settings(Stage1Settings, None, [*chosen, *override.format(tmp=tmp_path).split()])
+    with pytest.raises(SettingsError) as raised:
+        check_inputs(settings)
+    assert all(word in str(raised.value) for word in words), raised.value
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "from_scratch", "words"),
+    [
+        ({"peak_learning_rate": 1e-3, "warmup_steps": 20}, 400, True, []),
+        ({"peak_learning_rate": 1e-6, "warmup_steps": 300}, 10_000, False, []),
+        ({"peak_learning_rate": 1e-3, "warmup_steps": 300}, 20, False, ["warmup_steps is 300 and the run has 20"]),
+        ({"peak_learning_rate": 1e-6, "warmup_steps": 300}, 10_000, True, ["weights are random"]),
+        ({"peak_learning_rate": 1e-6, "warmup_steps": 0}, 20, False, ["add up to 1e-05"]),
+        ({"peak_learning_rate": 1e-6, "warmup_steps": 300}, 20, True, ["ends at 6.7e-08", "random", "add up to 7e-07"]),
+    ],
+)
+def test_a_schedule_that_moves_nothing_is_said(settings: dict, steps: int, from_scratch: bool, words: list[str]):
+    notes = rate_notes(OptimizerSettings(**settings), steps, from_scratch=from_scratch)
+    assert len(notes) == len(words)
+    assert all(word in note for word, note in zip(words, notes, strict=True)), notes
+
+
+def test_settings_may_be_written_with_dashes_and_a_single_folder_without_brackets():
+    words = as_overrides(["--data.shards=片/train", "--config", "a.yaml", "-train.seed=3", "--dry-run"])
+    assert words == ["data.shards=片/train", "--config", "a.yaml", "train.seed=3", "--dry-run"]
+    settings = load_settings(Stage1Settings, None, [words[0], words[3], "evaluation.tasks=scenes"])
+    assert settings.data.shards == ["片/train"] and settings.evaluation.tasks == ["scenes"]
