@@ -1,13 +1,15 @@
 """A table of scenes that the demo's model has not seen: other colours, two other shapes, and German beside English.
 
-Only what ``benchmarks.finetune`` needs: small JPEGs in a Parquet file, as a user's own table would hold them.
+Small JPEGs in a Parquet file, as a user's own table would hold them: for ``benchmarks.finetune`` and docs/finetune.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,22 @@ BACKGROUNDS = {
 PLACES = {"on the left": "links", "on the right": "rechts"}
 WIDTH, HEIGHT, OVERSAMPLING = 128, 96, 4
 ROWS_AT_ONCE = 1000
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.finetune_scenes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  python -m benchmarks.finetune_scenes --rows 2000 --out scenes.parquet",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the Parquet file")
+    parser.add_argument("--rows", type=int, default=20_000, help="default: 20000")
+    arguments = parser.parse_args(argv)
+    write_table(arguments.out, arguments.rows)
+    print(f"{arguments.out}: {arguments.rows} rows; columns image, title, description, language")
+    return 0
 
 
 def write_table(path: Path, rows: int, seed: int = 0) -> None:
@@ -102,3 +120,7 @@ def _outline(shape: str) -> Iterator[tuple[float, float]]:
         for number in range(corners):
             angle = 2 * math.pi * number / corners
             yield math.cos(angle), math.sin(angle)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
