@@ -57,8 +57,8 @@ def export_onnx(
             "long": text.longtext_len,
         },
         "short_caption_prefix": found.settings.data.short_caption_prefix,
-        "logit_scale": float(model.logit_scale.exp()),
-        "logit_bias": float(model.logit_bias),
+        "logit_scale": float(model.logit_scale.detach().exp()),
+        "logit_bias": float(model.logit_bias.detach()),
         TOKENIZER_DIGEST: tokenizer.digest(),
         "files": dict(zip(files, names_of(list(files.values())), strict=True)),
     }

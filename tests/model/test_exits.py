@@ -17,7 +17,7 @@ from pipeline.export.onnx_graphs import RegionGraph
 from pipeline.export.onnx_weights import quantised
 from pipeline.model import FGCLIP2
 from pipeline.model.onnx_runtime import IMAGE, LONG, REGIONS, TEXT, WEIGHTS
-from tests.model.material import picture, small_model, small_tokenizer
+from tests.model.material import KEEP, picture, small_model, small_tokenizer
 from tests.model.test_export import write_run
 
 TEXTS = ["a red cup", "一只红色的杯子"]
@@ -30,7 +30,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exits")
     tokenizer = small_tokenizer(folder / "tokenizer")
     torch.manual_seed(3)
-    model = small_model(3, text_vocab_size=tokenizer.vocab_size)
+    # a SigLIP 2 has more positions than the 20 that long texts keep
+    sizes = {"text_max_position_embeddings": 24, "text_longtext_len": 4 * 24 - 3 * KEEP}
+    model = small_model(3, text_vocab_size=tokenizer.vocab_size, **sizes)
     with torch.no_grad():  # every head another
         for head in (model.boxtext_head, model.longtext_head, model.dense_feature_head):
             for weight in head.parameters():
@@ -109,6 +111,7 @@ def test_int8_numbers_give_the_weights_back_within_half_a_step(shape: tuple[int,
     assert (np.abs(numbers * broad - array) <= broad / 2 * 1.001).all()
 
 
+@pytest.mark.long
 def test_onnx_files_give_what_the_run_gives_by_the_lines_of_the_card(run: Path, model: FGCLIP2):
     pytest.importorskip("onnxruntime")
     sizes = {}
@@ -131,4 +134,4 @@ def test_onnx_files_give_what_the_run_gives_by_the_lines_of_the_card(run: Path, 
         for kind in ("short", "long", "region"):
             theirs, ours = evaluated.encode_texts(TEXTS, kind), model.encode_text(TEXTS, kind=kind).embeds
             torch.testing.assert_close(theirs, ours, atol=tolerance, rtol=0)
-    assert sizes["int8"] < 0.5 * sizes["float32"]
+    assert sizes["int8"] < 0.7 * sizes["float32"]  # half a megabyte of both are the positions' matrices
