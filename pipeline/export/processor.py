@@ -56,11 +56,12 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, further: Mapping[str, A
 def _lower_case(folder: Path) -> None:
     """Let tokenizer.json itself lower-case, as training does before it."""
     rules = read_object(folder / TOKENIZER_FILE)
-    normalizer = rules.get("normalizer")
+    normalizer: Any = rules.get("normalizer")
     if "'Lowercase'" not in str(normalizer):
-        parts = normalizer["normalizers"] if (normalizer or {}).get("type") == "Sequence" else [normalizer]
-        first: list[Any] = [{"type": "Lowercase"}, *(part for part in parts if part is not None)]
-        write_json(folder / TOKENIZER_FILE, rules | {"normalizer": {"type": "Sequence", "normalizers": first}})
+        in_sequence = normalizer is not None and normalizer["type"] == "Sequence"
+        parts = normalizer["normalizers"] if in_sequence else [normalizer] if normalizer else []
+        first = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *parts]}
+        write_json(folder / TOKENIZER_FILE, rules | {"normalizer": first})
 
 
 def image_processor_config(config: FamilyConfig, budgets: Sequence[int] | None) -> dict[str, Any]:
