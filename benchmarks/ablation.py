@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks.reporting import Row, report
 
 ROOT = Path(__file__).resolve().parents[1]
+PAPER_WEIGHTS = ("region_loss.fgv_weight=0.1", "region_loss.fgt_weight=0.5")  # the demo's own are larger
 VARIANTS = {
     "all": (),
     "without CMR": ("region_loss.cmr_weight=0",),
@@ -83,7 +84,7 @@ def score(run: Path, settings: tuple[str, ...], seed: int, arguments: argparse.N
     demo, scores = arguments.demo, run / "evaluation.json"
     if not scores.is_file():
         environment = {**os.environ, "PYTHON": sys.executable, "PROCESSES": str(arguments.processes)}
-        train = ["bash", "launch/stage.sh", "stage2", "--config", "launch/demo/stage2.yaml", *settings,
+        train = ["bash", "launch/stage.sh", "stage2", "--config", "launch/demo/stage2.yaml", *PAPER_WEIGHTS, *settings,
                  f"train.seed={seed}", f"train.max_steps={arguments.steps}", f"train.run_folder={run}",
                  f"data.shards=[{demo / 'data' / 'train'}]", f"tokenizer.path={demo / 'tokenizer'}",
                  f"model.start_from={demo / 'stage1'}", f"tracking.continues={demo / 'stage1'}"]  # fmt: skip

@@ -55,8 +55,18 @@ BACKGROUNDS = (
     (Term("beige", "米色"), (238, 222, 186)),
 )
 
-ATTRIBUTES = ("colour", "pattern", "size")  # what a wrong phrase may change; the object (shape) is kept
-NUM_VALUES = {"colour": len(COLOURS), "pattern": len(PATTERNS), "size": len(SIZES), "shape": len(SHAPES)}
+ATTRIBUTES = (
+    "colour",
+    "pattern",
+    "size",
+)  # of an object, whose class is its shape; FG-OVD's wrong phrases change these
+TERMS: dict[str, tuple[Term, ...]] = {
+    "colour": tuple(term for term, _ in COLOURS),
+    "pattern": PATTERNS,
+    "size": tuple(term for term, _ in SIZES),
+    "shape": SHAPES,
+}
+NUM_VALUES = {name: len(terms) for name, terms in TERMS.items()}
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import Any
 from data_tools.execution.jobs import InProcess, Job
 from data_tools.execution.local import LocalExecutor
 from data_tools.execution.progress import Progress
-from data_tools.scenes.attributes import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, SIZES, UNSEEN_TRIPLES
+from data_tools.scenes.attributes import ATTRIBUTES, BACKGROUNDS, COLOURS, PATTERNS, SHAPES, SIZES, UNSEEN_TRIPLES
 from data_tools.scenes.drawing import draw_scene, mask_value
 from data_tools.scenes.fgovd import fgovd_rows, write_rows
 from data_tools.scenes.language import (
@@ -31,6 +31,7 @@ from data_tools.scenes.language import (
     region_templates,
     short_caption,
     short_phrase,
+    training_attributes,
     training_negatives,
 )
 from data_tools.scenes.layout import Scene, make_scene, scene_random
@@ -40,7 +41,7 @@ from pipeline.base.files import remove_leftovers, write_json
 from pipeline.data.records import walk_folder, walk_records
 from pipeline.data.schema import Region, Sample
 
-GENERATOR_VERSION = 2  # raise it when the same settings give other scenes: stale folders are then refused
+GENERATOR_VERSION = 3  # raise it when the same settings give other scenes: stale folders are then refused
 SUMMARY = "scenes.json"
 PLAN = "scenes-begun.json"  # the settings of a job under way
 MAX_IMAGES_PER_SHARD = {"train": 500, "test": 250}
@@ -159,13 +160,14 @@ def make_record(seed: int, split: str, number: int) -> Record:
     random = scene_random(seed, split, number, 1)
     regions = []
     for i, (placed, box) in enumerate(zip(scene.objects, drawing.boxes, strict=True)):
+        named = training_attributes(random) if split == "train" else ATTRIBUTES
         regions.append(
             Region(
                 box=(round(box[0], 6), round(box[1], 6), round(box[2], 6), round(box[3], 6)),
-                phrase=short_phrase(placed.look, scene.language),
+                phrase=short_phrase(placed.look, scene.language, named),
                 long_phrase=long_phrase(i, scene),
                 category=SHAPES[placed.look.shape].word(scene.language),
-                negatives=training_negatives(placed.look, scene, random),
+                negatives=training_negatives(placed.look, named, scene.language, random),
             )
         )
     sample = Sample(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations, product
 
 import numpy as np
@@ -11,16 +13,16 @@ from data_tools.scenes.attributes import (
     BACKGROUNDS,
     COLOURS,
     NUM_VALUES,
-    PATTERNS,
     PLURALS,
     SHAPES,
-    SIZES,
+    TERMS,
     Look,
 )
 from data_tools.scenes.layout import PlacedObject, Scene
 
 NUM_NEGATIVES = 10
-TRAIN_ONE_CHANGE = 8  # of a training region's ten negatives; the others change two attributes
+TRAIN_ONE_CHANGE = 8  # of a training region's ten negatives; the others change two words
+NAMED_WEIGHTS = (0.35, 0.15, 0.1, 0.4)  # of training phrases that name 0, 1, 2 or all 3 attributes beside the shape
 
 # [row][column] by thirds of the image
 POSITIONS = {
@@ -38,32 +40,28 @@ RELATIONS = {
 NUMBERS = {"en": ("", "one", "two", "three", "four"), "zh": ("", "一个", "两个", "三个", "四个")}
 
 
-def short_phrase(look: Look, language: str, plural: bool = False) -> str:
-    """As "large red striped circle" or "大的红色的条纹圆形": every attribute, always in this order."""
-    shape = PLURALS[look.shape] if plural and language == "en" else SHAPES[look.shape].word(language)
-    size, colour = SIZES[look.size][0].word(language), COLOURS[look.colour][0].word(language)
-    return _phrase(size, colour, PATTERNS[look.pattern].word(language), shape, language)
+def short_phrase(look: Look, language: str, named: Sequence[str] = ATTRIBUTES, plural: bool = False) -> str:
+    """As "large red striped circle" or "大的红色的条纹圆形": the attributes ``named``, always in this order."""
+    words = {name: TERMS[name][getattr(look, name)].word(language) for name in (*named, "shape")}
+    if plural and language == "en":
+        words["shape"] = PLURALS[look.shape]
+    return _phrase(words, language)
 
 
-def _phrase(size: str, colour: str, pattern: str, shape: str, language: str) -> str:
+def _phrase(words: Mapping[str, str], language: str) -> str:
+    given = [name for name in ("size", "colour", "pattern", "shape") if name in words]
     if language == "en":
-        return f"{size} {colour} {pattern} {shape}"
-    # The second 的 is there for the tokenizer: without it 色 goes to either neighbour as easily.
-    return f"{size}{colour}的{pattern}{shape}"
+        return " ".join(words[name] for name in given)
+    # The 的 after a colour is there for the tokenizer: without it 色 goes to either neighbour as easily.
+    return "".join(words[name] + ("的" if name == "colour" else "") for name in given)
 
 
 def region_templates(language: str, attribute: str = "shape") -> list[str]:
-    """Prompts of a class: every short phrase with {} for the attribute, so that their mean says nothing else."""
-    terms = {
-        "size": [term for term, _ in SIZES],
-        "colour": [term for term, _ in COLOURS],
-        "pattern": PATTERNS,
-        "shape": SHAPES,
-    }
-    words = {name: [term.word(language) for term in known] for name, known in terms.items()} | {attribute: ["{}"]}
-    return [
-        _phrase(size, colour, pattern, shape, language) for size, colour, pattern, shape in product(*words.values())
-    ]
+    """Prompts of a class, {} for its name: the shortest phrases that name the attribute, so that their mean says
+    nothing else."""
+    if attribute == "shape":
+        return ["{}"]
+    return [_phrase({attribute: "{}", "shape": term.word(language)}, language) for term in SHAPES]
 
 
 def position_words(placed: PlacedObject, scene: Scene) -> str:
@@ -96,27 +94,36 @@ def long_phrase(number: int, scene: Scene) -> str:
     return text
 
 
-def changed_looks(look: Look, num_changes: int, random: np.random.Generator) -> list[Look]:
-    """Every look that differs from ``look`` in exactly that many of colour, pattern and size; in random order."""
+def changed_looks(
+    look: Look, num_changes: int, random: np.random.Generator, changing: Sequence[str] = ATTRIBUTES
+) -> list[Look]:
+    """Every look that differs from ``look`` in exactly that many of the attributes ``changing``; in random order."""
     changed = []
-    for names in combinations(ATTRIBUTES, num_changes):
+    for names in combinations(changing, num_changes):
         choices = [[v for v in range(NUM_VALUES[name]) if v != getattr(look, name)] for name in names]
         for values in product(*choices):
-            fields = {name: getattr(look, name) for name in ("colour", "pattern", "shape", "size")}
-            changed.append(Look(**(fields | dict(zip(names, values, strict=True)))))
+            changed.append(replace(look, **dict(zip(names, values, strict=True))))
     return [changed[i] for i in random.permutation(len(changed))]
 
 
-def training_negatives(look: Look, scene: Scene, random: np.random.Generator) -> tuple[str, ...]:
-    """Ten wrong phrases, most with one attribute changed. None is true of the image and none names a held-out
-    combination: a phrase that training only ever calls wrong could never be found right."""
-    present = {placed.look for placed in scene.objects}
-    one, two = (
-        [other for other in changed_looks(look, n, random) if other not in present and not other.unseen] for n in (1, 2)
-    )
-    chosen = one[:TRAIN_ONE_CHANGE]
-    chosen += two[: NUM_NEGATIVES - len(chosen)]
-    return tuple(short_phrase(chosen[i], scene.language) for i in random.permutation(len(chosen)))
+def training_attributes(random: np.random.Generator) -> tuple[str, ...]:
+    """Which attributes a training region's phrase names beside the shape: none, some or all, as people do."""
+    number = int(random.choice(len(NAMED_WEIGHTS), p=NAMED_WEIGHTS))
+    chosen = sorted(random.permutation(len(ATTRIBUTES))[:number].tolist())
+    return tuple(ATTRIBUTES[i] for i in chosen)
+
+
+def training_negatives(look: Look, named: Sequence[str], language: str, random: np.random.Generator) -> tuple[str, ...]:
+    """At most ten phrases that are wrong of the object, each naming what the true one names, most with one word
+    changed, the shape's as well as any other. None names a held-out combination: a phrase that training only ever
+    calls wrong could never be found right."""
+    names_combination = {"colour", "pattern"} <= set(named)  # the shape is always named
+    chosen: list[Look] = []
+    for num_changes, most in ((1, TRAIN_ONE_CHANGE), (2, NUM_NEGATIVES)):
+        changed = changed_looks(look, num_changes, random, (*named, "shape"))
+        allowed = [other for other in changed if not (names_combination and other.unseen)]
+        chosen += allowed[: most - len(chosen)]
+    return tuple(short_phrase(chosen[i], language, named) for i in random.permutation(len(chosen)))
 
 
 def _groups(scene: Scene) -> list[list[PlacedObject]]:

@@ -21,7 +21,7 @@ from data_tools.scenes.attributes import (
     Look,
 )
 from data_tools.scenes.command import make_record
-from data_tools.scenes.language import short_phrase
+from data_tools.scenes.language import NAMED_WEIGHTS, short_phrase
 from data_tools.scenes.layout import make_scene
 from data_tools.tokenizer import sample_texts, train
 from pipeline.data.manifest import load_manifest
@@ -41,15 +41,24 @@ def folder(tmp_path_factory):
     return out
 
 
-def attributes_of(phrase: str, language: str) -> tuple[str, ...]:
-    """Read a short phrase back: an independent parser, by the words' own spelling."""
+def attributes_of(phrase: str, language: str) -> tuple[str | None, ...]:
+    """Read a short phrase back as size, colour, pattern and shape: an independent parser, by the words' spelling."""
     tables = ([size for size, _ in SIZES], [colour for colour, _ in COLOURS], PATTERNS, SHAPES)
     found, spoken = [], phrase.split() if language == "en" else phrase
     for terms in tables:
         words = [term.word(language) for term in terms if term.word(language) in spoken]
-        assert len(words) == 1, (phrase, words)
-        found += words
+        assert len(words) <= 1, (phrase, words)
+        found += words or [None]
+    assert found[3] is not None, phrase
     return tuple(found)
+
+
+def drawn(thing: dict[str, str], language: str) -> tuple[str, ...]:
+    """The same four of an object as its record says."""
+    tables = {"size": [t for t, _ in SIZES], "colour": [t for t, _ in COLOURS], "pattern": PATTERNS, "shape": SHAPES}
+    return tuple(
+        next(term.word(language) for term in terms if term.en == thing[name]) for name, terms in tables.items()
+    )
 
 
 def test_same_seed_same_bytes_whatever_the_number_of_workers(folder, tmp_path):
@@ -79,19 +88,28 @@ def test_half_english_half_chinese_and_every_phrase_says_what_is_drawn(records):
     for record in records:
         sample = record.sample
         for region, thing in zip(sample.regions, sample.source["objects"], strict=True):
+            right = drawn(thing, sample.language)
             named = attributes_of(region.phrase, sample.language)
-            drawn = tuple(
-                next(term.word(sample.language) for term in terms if term.en == thing[name])
-                for name, terms in (
-                    ("size", [size for size, _ in SIZES]),
-                    ("colour", [colour for colour, _ in COLOURS]),
-                    ("pattern", PATTERNS),
-                    ("shape", SHAPES),
-                )
-            )
-            assert named == drawn
-            assert region.phrase in region.long_phrase and region.category == named[3]
+            assert all(word in (None, true) for word, true in zip(named, right, strict=True))
+            whole = {"en": " ".join(right), "zh": f"{right[0]}{right[1]}的{right[2]}{right[3]}"}[sample.language]
+            assert whole in region.long_phrase and region.category == named[3]
         assert any("一" <= c <= "鿿" for c in sample.long_caption) == (sample.language == "zh")
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_training_phrases_name_none_some_or_all_attributes_and_those_of_tests_all(records, language):
+    def named(phrase):
+        return sum(word is not None for word in attributes_of(phrase, language)[:3])
+
+    samples = [record.sample for record in records if record.sample.language == language]
+    counts = [named(region.phrase) for sample in samples for region in sample.regions]
+    shares = [counts.count(number) / len(counts) for number in range(4)]
+    assert shares == pytest.approx(NAMED_WEIGHTS, abs=0.1)
+    captions = [sample.short_caption for sample in samples if len(sample.regions) == 1]
+    assert {named(caption) for caption in captions} == {3}
+    tests = [make_record(0, "test", number).sample for number in range(30)]
+    phrases = [region.phrase for sample in tests if sample.language == language for region in sample.regions]
+    assert {named(phrase) for phrase in phrases} == {3}
 
 
 def test_boxes_hold_objects_of_the_named_colour(records):
@@ -112,19 +130,23 @@ def test_boxes_hold_objects_of_the_named_colour(records):
     assert np.mean(background_share) > 0.3
 
 
-def test_ten_wrong_phrases_a_region_none_true_of_the_image_most_with_one_change(records):
-    changes = []
+def test_wrong_phrases_name_as_much_as_the_true_one_and_are_wrong_of_the_object(records):
+    changes, changed_shapes = [], []
     for record in records:
         sample = record.sample
-        true = {region.phrase for region in sample.regions}
-        for region in sample.regions:
-            assert len(set(region.negatives)) == 10 and not true & set(region.negatives)
-            right = attributes_of(region.phrase, sample.language)
+        for region, thing in zip(sample.regions, sample.source["objects"], strict=True):
+            right, language = attributes_of(region.phrase, sample.language), sample.language
+            everything = drawn(thing, language)
+            most = {1: 5, 2: 10}.get(sum(word is not None for word in right), 10)  # a shape alone has five others
+            assert len(set(region.negatives)) == len(region.negatives) and 5 <= len(region.negatives) <= most
             for negative in region.negatives:
-                wrong = attributes_of(negative, sample.language)
-                assert wrong[3] == right[3], "the object is kept"
+                wrong = attributes_of(negative, language)
+                assert [word is None for word in wrong] == [word is None for word in right]
+                assert any(word not in (None, true) for word, true in zip(wrong, everything, strict=True))
                 changes.append(sum(a != b for a, b in zip(right, wrong, strict=True)))
+                changed_shapes.append(wrong[3] != right[3])
     assert set(changes) == {1, 2} and changes.count(1) >= 0.7 * len(changes)
+    assert 0.3 < np.mean(changed_shapes) < 0.7
 
 
 def test_held_out_combinations_are_in_no_training_image_and_no_training_text(records):

@@ -99,7 +99,7 @@ def _summary(path: Path) -> _Summary:
 
 
 def scene_templates(path: Path) -> dict[str, list[str]]:
-    """Prompts of an object's class by language: scenes.json's, every attribute in every combination, or the name."""
+    """Prompts of an object's class by language: scenes.json's, or the name alone."""
     return NAME_ALONE | _summary(path).region_templates
 
 
