@@ -226,7 +226,9 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     def differs(name: str, mode: str) -> str:
         ours, theirs = value[f"{mode}: {name}"], value[f"copy: {name}"]
         noise = value[f"{mode}: {name}, spread"] + value[f"copy: {name}, spread"]
-        word = "not told apart from" if abs(ours - theirs) <= noise else "above" if ours > theirs else "below"
+        word = "not told apart from" if not abs(ours - theirs) > noise else "above" if ours > theirs else "below"
+        if noise == 0:
+            word = "by one seed, which says little, beside"
         return f"{ours:.4g}, {word} {theirs:.4g} of the copy that trains (spreads together {noise:.2g})"
 
     loss, steps = "loss of regions, last fifth", "steps to the copy's half-way loss"
