@@ -95,7 +95,7 @@ def rate_notes(settings: OptimizerSettings, total_steps: int, *, from_scratch: b
     """Lines for a schedule with which a run would end about where it began."""
     peak, warmup = settings.peak_learning_rate, settings.warmup_steps
     notes = []
-    if warmup >= total_steps:
+    if warmup > total_steps:
         highest = learning_rate(total_steps - 1, total_steps, settings)
         notes.append(
             f"warning: optimizer.warmup_steps is {warmup} and the run has {total_steps}: the learning rate ends at "

@@ -44,6 +44,7 @@ def test_wrong_names_stop_a_run_before_it_has_a_folder(
     [
         ({"peak_learning_rate": 1e-3, "warmup_steps": 20}, 400, True, []),
         ({"peak_learning_rate": 1e-6, "warmup_steps": 300}, 10_000, False, []),
+        ({"peak_learning_rate": 1e-3, "warmup_steps": 20}, 20, False, []),  # its last step has the peak
         ({"peak_learning_rate": 1e-3, "warmup_steps": 300}, 20, False, ["warmup_steps is 300 and the run has 20"]),
         ({"peak_learning_rate": 1e-6, "warmup_steps": 300}, 10_000, True, ["weights are random"]),
         ({"peak_learning_rate": 1e-6, "warmup_steps": 0}, 20, False, ["add up to 1e-05"]),
