@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from pipeline.config import Stage1Settings, load_settings
 from pipeline.tracking import database
+from pipeline.tracking import start as start_module
 from pipeline.tracking import tracker as tracker_module
 from pipeline.tracking.address import find_run, sqlite_path, sqlite_uri
 from pipeline.tracking.database import prepare_database
@@ -100,18 +101,18 @@ def test_runs_are_tracked_beside_a_folder_of_any_name(tmp_path, quick_tables, na
 
 def test_a_run_that_was_killed_while_it_was_registered_is_gone_on_with(tmp_path, quick_tables, monkeypatch):
     run = tmp_path / "run"
-    monkeypatch.setattr(tracker_module, "save_run", kept := tracker_module.save_run)
+    monkeypatch.setattr(start_module, "save_run", kept := start_module.save_run)
 
     def killed(folder, address, run_id, registration=None):
         if run_id is not None:  # the store knows the run, tracking.json does not
             raise SystemExit
         kept(folder, address, run_id, registration)
 
-    monkeypatch.setattr(tracker_module, "save_run", killed)
+    monkeypatch.setattr(start_module, "save_run", killed)
     monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
     start_tracking(load_settings(Stage1Settings, None, []), run)
     assert json.loads((run / "tracking.json").read_text())["run_id"] is None
-    monkeypatch.setattr(tracker_module, "save_run", kept)
+    monkeypatch.setattr(start_module, "save_run", kept)
     again = start_tracking(load_settings(Stage1Settings, None, []), run, resume_step=0)
     again.log(1, {"loss/total": 1.0})
     again.end()
