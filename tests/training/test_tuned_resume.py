@@ -17,7 +17,8 @@ from tests.training.small_runs import case, run_cases
 
 STEPS = 4
 LORA = ("tune.vision=lora", "tune.text=lora", "tune.lora_rank=4", "model.gradient_checkpointing=true",
-        f"train.max_steps={STEPS}", "optimizer.layer_decay=0.8", "train.deepspeed_config=launch/zero2.json")  # fmt: skip
+        f"train.max_steps={STEPS}", "optimizer.layer_decay=0.8",
+        "train.deepspeed_config=launch/zero2.json")  # fmt: skip
 
 
 @pytest.mark.long
