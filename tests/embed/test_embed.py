@@ -80,7 +80,7 @@ def test_an_interrupted_run_goes_on_and_encodes_nothing_twice(model_folder, phot
 
     monkeypatch.setattr(module, "encode_set", encode)
     assert main(words) == 130
-    assert "2 files are written" in capsys.readouterr().err
+    assert "is kept, and the same command goes on" in capsys.readouterr().err
     assert main(words) == 0 and calls == [2, 2, 2, 2, 1]
     assert len(read_embeddings(tmp_path / "out")) == 7
 

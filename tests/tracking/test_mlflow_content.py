@@ -120,7 +120,9 @@ def test_the_registered_export_embeds_text_and_images(run, tmp_path):
         tracker.log_export(TrackedModel("export", run / "final", 1, width))
         tracker.end(timeout_seconds=120)
         assert tracker.lost == 0
-        [made] = client_of(folder).search_logged_models(["1"], filter_string=f"source_run_id = '{tracker.run_id}'")
+        client = client_of(folder)
+        experiment = client.get_run(tracker.run_id).info.experiment_id
+        [made] = client.search_logged_models([experiment], filter_string=f"source_run_id = '{tracker.run_id}'")
         loaded = load_model(made.artifact_location)
         texts = loaded.predict(pandas.DataFrame({"text": ["a red cup", "红色的杯子"]}))
         assert texts.shape == (2, width) and abs((texts**2).sum(1) - 1).max() < 1e-4
