@@ -29,6 +29,7 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return source, folder
 
 
+@pytest.mark.long
 def test_both_stages_learn_from_photographs_of_1024_patches(coco: tuple[Path, Path], tmp_path: Path):
     source, folder = coco
     for stage, steps in (("stage1", 3), ("stage2", 3)):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import pytest
+
 from pipeline.supervise.attempts import FOLDER_TAKEN
 from tests.end_to_end.runs import Material, StageRun
 
 
+@pytest.mark.long
 def test_the_second_start_is_refused_and_told_the_firsts_host_and_process(material: Material, tmp_path: Path):
     run = tmp_path / "运行"
     # without loader workers, whose command line is that of their rank

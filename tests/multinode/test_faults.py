@@ -58,7 +58,7 @@ def wait_for_step(process: subprocess.Popen, run: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        pytest.param("stop", "rank 1", id="stop"),
+        pytest.param("stop", "rank 1", id="stop", marks=pytest.mark.long),
         pytest.param("kill", "rank 1", id="kill", marks=pytest.mark.long),
         pytest.param("loader", "读取 loader broke", id="loader", marks=pytest.mark.long),
         pytest.param("forward", "前向 forward broke", id="forward", marks=pytest.mark.long),

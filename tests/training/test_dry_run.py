@@ -74,6 +74,7 @@ def run_dry(overrides: list[str]) -> tuple[int, str]:
     return status, said.getvalue()
 
 
+@pytest.mark.long
 def test_the_dry_run_of_a_run_that_goes_on_reads_its_checkpoint_and_touches_nothing(material: Material, tmp_path: Path):
     """Stage 2 in two micro-batches a rank."""
     run = tmp_path / "run"

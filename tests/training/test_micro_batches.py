@@ -35,11 +35,10 @@ def settings_of(stage: int, batch: int, steps: int, parts: int, *more: str) -> t
     )  # fmt: skip
 
 
-# stage 2 has stage 1's losses too, so that one alone is run each time
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=[pytest.mark.long, pytest.mark.timeout(3600)]), 2])
-@pytest.mark.parametrize(
-    ("batch", "steps"), [(10, 5), pytest.param(64, 20, marks=[pytest.mark.long, pytest.mark.timeout(3600)])]
-)
+@pytest.mark.long  # tests/training/test_cached.py holds losses and gradients to each other each time
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(("batch", "steps"), [(10, 5), (64, 20)])
 def test_ranks_times_micro_batches_give_one_curve_and_one_model(
     material: Material, tmp_path: Path, stage: int, batch: int, steps: int
 ):
