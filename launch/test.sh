@@ -17,4 +17,5 @@ cd "$root"
 if [[ -n "$gates" ]]; then bash launch/gates.sh; fi
 echo "test: pytest $*"
 # two workers, a file to each, in the order of tests/conftest.py: the longest files first, so that both end together
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # torch's threads of two workers would wait for each other's cores
 exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
