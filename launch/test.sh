@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the project with its test tools into .venv (or, with --no-venv, into the active environment) and runs pytest.
 #   bash launch/test.sh                 the tests
-#   bash launch/test.sh --fast          those that start no second process: about a minute
+#   bash launch/test.sh --fast          those that start no second process: about two minutes
 #   bash launch/test.sh --gates         first the linter, the formatter and the type checker, then the tests
 #   bash launch/test.sh -m long         the long proofs; any further argument goes to pytest
 set -euo pipefail
