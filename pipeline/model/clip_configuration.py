@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration import as_config, stretched_length
+from .configuration import as_config, check_heads, check_kept_positions, stretched_length
 
 START_CLIP_SCALE = math.log(1 / 0.07)  # of the softmax loss from scratch: CLIP's own
 KEEP_LEN = 20  # positions that short and long texts share (Long-CLIP)
@@ -108,22 +108,13 @@ def check_clip_config(config: FGCLIP1Config) -> None:
             f"vision_config.image_size is {vision.image_size}; it must be a multiple of its patch_size, "
             f"{vision.patch_size}, and of {LOADER_PATCH}, the pixels in which images are read"
         )
-    if not 0 < text.keep_len < min(text.max_position_embeddings, text.longtext_len):
-        raise ValueError(
-            f"text_config.keep_len is {text.keep_len}; it must lie between 0 and both max_position_embeddings "
-            f"({text.max_position_embeddings}) and longtext_len ({text.longtext_len})"
-        )
+    check_kept_positions(text)
     if not isinstance(text.eos_token_id, int) or not 0 <= text.eos_token_id < text.vocab_size:
         raise ValueError(
             f"text_config.eos_token_id is {text.eos_token_id}; it must be one of the {text.vocab_size} ids: its place "
             "is what the text tower pools"
         )
-    for name, tower in (("text_config", text), ("vision_config", vision)):
-        if tower.hidden_size % tower.num_attention_heads:
-            raise ValueError(
-                f"{name}.hidden_size {tower.hidden_size} is not a multiple of num_attention_heads "
-                f"{tower.num_attention_heads}"
-            )
+    check_heads(text, vision)
 
 
 # base and large are OpenAI's ViT-B/16 and ViT-L/14; tiny is this project's own, for scenes on a CPU.

@@ -32,7 +32,6 @@ from .configuration import START_LOGIT_BIAS, START_LOGIT_SCALE
 from .dual_encoder import DualEncoder
 from .embeddings import unit
 from .layout import ImageLayout, RegionLayout
-from .scratch import start_vision_from_scratch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,16 +68,6 @@ class FGCLIP1(DualEncoder):
         self.post_init()
 
     @classmethod
-    def from_scratch(cls, config: FGCLIP1Config) -> FGCLIP1:
-        """Random weights from torch's generator, as ``FGCLIP2.from_scratch`` draws them."""
-        model = cls(config)
-        start_vision_from_scratch(model.vision_model)
-        model.stretch_positions()
-        model.copy_heads_for_stage2()
-        model.longtext_head.load_state_dict(model.text_projection.state_dict())
-        return model
-
-    @classmethod
     def start_from(cls, folder: str | Path, vocab_size: int | None = None) -> FGCLIP1:
         """A model in float32 with the weights of a run, of an FG-CLIP 1 folder of this project, or of a CLIP folder.
 
@@ -91,16 +80,7 @@ class FGCLIP1(DualEncoder):
             StartError: no model there, another tokenizer, and missing, unexpected or differently shaped weights.
         """
         found, config, from_clip = clip_configuration_of(folder, vocab_size)
-        with torch.device("meta"):
-            model = cls(config)
-        shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-        model.load_state_dict(clip_weights(found, shapes, config, from_clip), assign=True)
-        # The file's tensors may be shared or mapped; training must own what it writes to.
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
-            parameter.requires_grad_(True)
-        model.name_or_path = config.name_or_path = str(found)
-        return model
+        return cls._filled(found, config, lambda shapes: clip_weights(found, shapes, config, from_clip))
 
     # --- what a step needs -----------------------------------------------------------------------------------------
 

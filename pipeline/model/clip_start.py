@@ -14,9 +14,19 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPVisionConfig
 
 from .clip_configuration import KEEP_LEN, FGCLIP1Config, FGCLIP1TextConfig
-from .configuration import START_REGION_SCALE, stretched_length
+from .configuration import stretched_length
 from .folder import StartError, check_depth, checked_tower, read_object, shown, stored_shapes, weight_files
-from .start import COUNTERS, LONG_TABLES, REGION_SCALES, check_shapes, find_model, read_weights, stretch_table
+from .start import (
+    LONG_TABLES,
+    REGION_SCALES,
+    Shapes,
+    add_copies,
+    add_shared_parts,
+    check_vocabulary,
+    checked_weights,
+    find_model,
+    without_counters,
+)
 
 # What FG-CLIP 1 has and CLIP has not -> what it starts as a copy of.
 COPIED_PROJECTIONS = {
@@ -62,13 +72,7 @@ def clip_configuration_of(folder: str | Path, vocab_size: int | None = None) -> 
         raise StartError(f"{file}: {error}") from error
     layers = {"text": config.text_config.num_hidden_layers, "vision": config.vision_config.num_hidden_layers}
     check_depth(layers, stored_shapes(weight_files(found)), found)
-    rows = config.text_config.vocab_size
-    if vocab_size is not None and vocab_size != rows:
-        raise StartError(
-            f"the tokenizer has {vocab_size} ids but {found} was trained with {rows} "
-            f"(text_model.embeddings.token_embedding.weight [{rows}, {config.text_config.hidden_size}]); "
-            "use the checkpoint's own tokenizer, or start from scratch with this one"
-        )
+    check_vocabulary(config.text_config, vocab_size, found)
     return found, config, kind == "clip"
 
 
@@ -100,9 +104,7 @@ def _normalisation(folder: Path) -> dict[str, list[float]]:
     return found
 
 
-def clip_weights(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]], config: FGCLIP1Config, from_clip: bool
-) -> dict[str, Tensor]:
+def clip_weights(folder: Path, shapes: Shapes, config: FGCLIP1Config, from_clip: bool) -> dict[str, Tensor]:
     """The float32 weights of ``folder`` for a model whose parameters have ``shapes``.
 
     Raises:
@@ -110,33 +112,12 @@ def clip_weights(
     """
     added = (*COPIED_PROJECTIONS, *LONG_TABLES, *REGION_SCALES, "logit_bias")
     may_miss = [name for name in shapes if name.startswith(added)] if from_clip else []
-    files = weight_files(folder)
-    if not files:
-        raise StartError(f"{folder} has a config.json but no weights; download model.safetensors as well")
-    stored = stored_shapes(files)
-    if stored is not None:  # before a byte of the weights is read
-        known = {name: shape for name, shape in stored.items() if not name.endswith(COUNTERS)}
-        check_shapes(shapes, known, may_miss, folder)
-    read = read_weights(folder, files).items()
-    weights = {name: weight.float() for name, weight in read if not name.endswith(COUNTERS)}
-    check_shapes(shapes, {name: tuple(weight.shape) for name, weight in weights.items()}, may_miss, folder)
-    for name in weights.keys() & shapes.keys():
-        weights[name] = weights[name].reshape(shapes[name])  # scalars are one row in checkpoints of DeepSpeed
+    weights = checked_weights(folder, shapes, may_miss, without_counters, without_counters)
     if from_clip:
-        _add_missing(weights, config)
+        add_copies(weights, COPIED_PROJECTIONS)
+        add_shared_parts(weights, config.text_config.keep_len)
+        weights.setdefault("logit_bias", torch.tensor(0.0))
     return weights
-
-
-def _add_missing(weights: dict[str, Tensor], config: FGCLIP1Config) -> None:
-    """Make what a CLIP lacks: stretched tables, projections as copies, scales of the region losses."""
-    table = weights["text_model.embeddings.position_embedding.weight"]
-    for name in LONG_TABLES:
-        weights.setdefault(name, stretch_table(table, config.text_config.keep_len))
-    for target, source in COPIED_PROJECTIONS.items():
-        weights.setdefault(f"{target}weight", weights[f"{source}weight"].clone())
-    for name in REGION_SCALES:
-        weights.setdefault(name, torch.tensor(START_REGION_SCALE))
-    weights.setdefault("logit_bias", torch.tensor(0.0))
 
 
 def what_is_new_to_clip(folder: str | Path) -> str:

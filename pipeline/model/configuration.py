@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from transformers import Siglip2Config, Siglip2TextConfig, Siglip2VisionConfig
 from transformers.configuration_utils import PreTrainedConfig
@@ -104,15 +104,25 @@ def check_config(config: FGCLIP2Config) -> None:
             f"text_config.projection_size is {text.projection_size} but vision_config.hidden_size is "
             f"{vision.hidden_size}; texts and images must meet in one space, make them equal"
         )
+    check_kept_positions(text)
+    if int(vision.num_patches**0.5) ** 2 != vision.num_patches:
+        raise ValueError(
+            f"vision_config.num_patches is {vision.num_patches}; the position table is a square, write a square number"
+        )
+    check_heads(text, vision)
+
+
+def check_kept_positions(text: Any) -> None:
+    """Raise ValueError where a text configuration's short and long positions do not share ``keep_len``."""
     if not 0 < text.keep_len < min(text.max_position_embeddings, text.longtext_len):
         raise ValueError(
             f"text_config.keep_len is {text.keep_len}; it must lie between 0 and both max_position_embeddings "
             f"({text.max_position_embeddings}) and longtext_len ({text.longtext_len})"
         )
-    if int(vision.num_patches**0.5) ** 2 != vision.num_patches:
-        raise ValueError(
-            f"vision_config.num_patches is {vision.num_patches}; the position table is a square, write a square number"
-        )
+
+
+def check_heads(text: Any, vision: Any) -> None:
+    """Raise ValueError where attention heads do not divide a tower's width."""
     for name, tower in (("text_config", text), ("vision_config", vision)):
         if tower.hidden_size % tower.num_attention_heads:
             raise ValueError(

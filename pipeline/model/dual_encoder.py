@@ -8,6 +8,7 @@ Shape letters: B images, P patches, N texts, T tokens, R regions, U distinct reg
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +25,8 @@ from .embeddings import Embeddings, Scales, StepInputs, unit
 from .inference import Inference, TextKind
 from .layout import RegionLayout, region_layout
 from .regions import pool_regions
-from .start import stretch_table
+from .scratch import start_vision_from_scratch
+from .start import Shapes, stretch_table
 from .towers import PoolingHead
 
 
@@ -40,6 +42,36 @@ class DualEncoder(Inference):
     logit_bias: nn.Parameter
     logit_scale_finegraind: nn.Parameter  # (sic) the public checkpoints' spelling
     logit_scale_hardneg: nn.Parameter
+
+    @classmethod
+    def from_scratch(cls, config: Any) -> Self:
+        """Random weights from torch's generator, with the long tables and the heads made from their originals.
+
+        The vision tower's positions and attention start as ``scratch.py`` says, everything else as SigLIP 2 does.
+
+        Args:
+            config: of the family.
+        """
+        model = cls(config)
+        start_vision_from_scratch(model.vision_model)
+        model.stretch_positions()
+        model.copy_heads_for_stage2()
+        model.text_head("long").load_state_dict(model.text_head("short").state_dict())
+        return model
+
+    @classmethod
+    def _filled(cls, folder: Path, config: Any, weights_of: Callable[[Shapes], dict[str, Tensor]]) -> Self:
+        """A model of ``config`` with the weights that ``weights_of`` reads from ``folder`` for the shapes it has."""
+        with torch.device("meta"):
+            model = cls(config)
+        shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+        model.load_state_dict(weights_of(shapes), assign=True)
+        # The file's tensors may be shared or mapped; training must own what it writes to.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+            parameter.requires_grad_(True)
+        model.name_or_path = config.name_or_path = str(folder)
+        return model
 
     @classmethod
     def start_from(cls, folder: str | Path, vocab_size: int | None = None) -> Self:

@@ -16,7 +16,6 @@ from .contrast import ContrastOutput, padded
 from .dual_encoder import DualEncoder
 from .embeddings import unit
 from .layout import ImageLayout, image_layout
-from .scratch import start_vision_from_scratch
 from .start import configuration_of, starting_weights
 from .towers import PoolingHead, TextTower, VisionTower
 
@@ -56,19 +55,6 @@ class FGCLIP2(DualEncoder):
         self.post_init()
 
     @classmethod
-    def from_scratch(cls, config: FGCLIP2Config) -> FGCLIP2:
-        """Random weights from torch's generator, with the long tables and the heads made from their originals.
-
-        The vision tower's positions and attention start as ``scratch.py`` says, everything else as SigLIP 2 does.
-        """
-        model = cls(config)
-        start_vision_from_scratch(model.vision_model)
-        model.stretch_positions()
-        model.copy_heads_for_stage2()
-        model.longtext_head.load_state_dict(model.text_model.head.state_dict())
-        return model
-
-    @classmethod
     def start_from(
         cls, folder: str | Path, vocab_size: int | None = None, config: FGCLIP2Config | None = None
     ) -> FGCLIP2:
@@ -84,16 +70,7 @@ class FGCLIP2(DualEncoder):
             StartError: no model there, another tokenizer, and missing, unexpected or differently shaped weights.
         """
         found, config, from_siglip = configuration_of(folder, vocab_size, config)
-        with torch.device("meta"):
-            model = cls(config)
-        shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-        model.load_state_dict(starting_weights(found, shapes, config, from_siglip), assign=True)
-        # The file's tensors may be shared or mapped; training must own what it writes to.
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
-            parameter.requires_grad_(True)
-        model.name_or_path = config.name_or_path = str(found)
-        return model
+        return cls._filled(found, config, lambda shapes: starting_weights(found, shapes, config, from_siglip))
 
     # --- what a step needs -----------------------------------------------------------------------------------------
 

@@ -6,9 +6,10 @@ makes the model of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +20,8 @@ from transformers import Siglip2TextConfig, Siglip2VisionConfig
 from .configuration import START_REGION_SCALE, FGCLIP2Config, FGCLIP2TextConfig, FGCLIP2VisionConfig, stretched_length
 from .folder import StartError, check_depth, checked_tower, read_object, shown, stored_shapes, weight_files
 
+T = TypeVar("T")
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]  # of weights, by name
 KEEP_LEN = 20  # positions that short and long texts share, where the checkpoint does not say (Long-CLIP)
 LISTED = 12  # names listed in an error before the rest is only counted
 LONG_TABLES = (
@@ -54,38 +57,62 @@ def configuration_of(
     """
     found = find_model(folder, config is not None)
     config, from_siglip = read_config(found, config)
-    rows = config.text_config.vocab_size
-    if vocab_size is not None and vocab_size != rows:
-        raise StartError(
-            f"the tokenizer has {vocab_size} ids but {found} was trained with {rows} "
-            f"(text_model.embeddings.token_embedding.weight [{rows}, {config.text_config.hidden_size}]); "
-            "use the checkpoint's own tokenizer, or start from scratch with this one"
-        )
+    check_vocabulary(config.text_config, vocab_size, found)
     return found, config, from_siglip
 
 
-def starting_weights(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]], config: FGCLIP2Config, from_siglip: bool
-) -> dict[str, Tensor]:
+def check_vocabulary(text: Any, vocab_size: int | None, folder: Path) -> None:
+    """Raise StartError where the model of ``folder``, of text configuration ``text``, has not ``vocab_size`` ids."""
+    rows = text.vocab_size
+    if vocab_size is not None and vocab_size != rows:
+        raise StartError(
+            f"the tokenizer has {vocab_size} ids but {folder} was trained with {rows} "
+            f"(text_model.embeddings.token_embedding.weight [{rows}, {text.hidden_size}]); "
+            "use the checkpoint's own tokenizer, or start from scratch with this one"
+        )
+
+
+def starting_weights(folder: Path, shapes: Shapes, config: FGCLIP2Config, from_siglip: bool) -> dict[str, Tensor]:
     """The float32 weights of ``folder`` for a model whose parameters have ``shapes``.
 
     Raises:
         StartError: missing, unexpected or differently shaped weights.
     """
     made = [name for name in shapes if name.startswith((*COPIED_HEADS, *LONG_TABLES, *REGION_SCALES))]
-    may_miss = made if from_siglip else []
+    weights = checked_weights(folder, shapes, made if from_siglip else [], patch_shapes, patch_weights)
+    if from_siglip:
+        add_copies(weights, COPIED_HEADS)
+        add_shared_parts(weights, config.text_config.keep_len)
+    return weights
+
+
+def checked_weights(
+    folder: Path,
+    shapes: Shapes,
+    may_miss: list[str],
+    shapes_as: Callable[[Shapes], dict[str, tuple[int, ...]]],
+    weights_as: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """The float32 weights of ``folder``, compared with ``shapes`` before and after they are read.
+
+    Args:
+        may_miss: names that the folder need not have.
+        shapes_as, weights_as: what the folder holds, in the form that the model has it.
+
+    Raises:
+        StartError: missing, unexpected or differently shaped weights.
+    """
     files = weight_files(folder)
     if not files:
         raise StartError(f"{folder} has a config.json but no weights; download model.safetensors as well")
     stored = stored_shapes(files)
     if stored is not None:  # before a byte of the weights is read
-        check_shapes(shapes, patch_shapes(stored), may_miss, folder)
-    weights = patch_weights({name: weight.float() for name, weight in read_weights(folder, files).items()})
+        check_shapes(shapes, shapes_as(stored), may_miss, folder)
+    weights = weights_as({name: weight.float() for name, weight in read_weights(folder, files).items()})
     check_shapes(shapes, {name: tuple(weight.shape) for name, weight in weights.items()}, may_miss, folder)
     for name in weights.keys() & shapes.keys():
-        weights[name] = weights[name].reshape(shapes[name])  # both forms of a scalar are in circulation
-    if from_siglip:
-        add_missing(weights, config)
+        # both forms of a scalar are in circulation: checkpoints of DeepSpeed hold one row
+        weights[name] = weights[name].reshape(shapes[name])
     return weights
 
 
@@ -152,9 +179,7 @@ def read_weights(folder: Path, files: list[Path]) -> dict[str, Tensor]:
     return weights
 
 
-def check_shapes(
-    shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], may_miss: list[str], folder: Path
-) -> None:
+def check_shapes(shapes: Shapes, stored: Shapes, may_miss: list[str], folder: Path) -> None:
     """Raise StartError where tensors of ``stored`` shapes are not a model's of ``shapes``; scalars may be [1]."""
     scalar = ((), (1,))
     optional = set(may_miss)
@@ -178,9 +203,14 @@ def check_shapes(
         raise StartError(f"{folder} does not fit: {'; '.join(problems)}")
 
 
-def patch_shapes(stored: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+def without_counters(named: Mapping[str, T]) -> dict[str, T]:
+    """What is not a table of positions' numbers, which older files hold."""
+    return {name: value for name, value in named.items() if not name.endswith(COUNTERS)}
+
+
+def patch_shapes(stored: Shapes) -> dict[str, tuple[int, ...]]:
     """The shapes after :func:`patch_weights`."""
-    found = {name: shape for name, shape in stored.items() if not name.endswith(COUNTERS)}
+    found = without_counters(stored)
     shape = found.get(PATCHES, ())
     if len(shape) == 4:
         found[PATCHES] = (shape[0], shape[1] * shape[2] * shape[3])
@@ -193,7 +223,7 @@ def patch_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     [D, 3, p, p] -> [D, p p 3]: a patch is its lines, each of pixels, each of three colours. Everything else has one
     form in both; other weights are returned as they are.
     """
-    found = {name: weight for name, weight in weights.items() if not name.endswith(COUNTERS)}
+    found = without_counters(weights)
     if PATCHES in found and found[PATCHES].ndim == 4:
         found[PATCHES] = found[PATCHES].permute(0, 2, 3, 1).flatten(1).contiguous()
     return found
@@ -217,14 +247,18 @@ def what_is_new(folder: str | Path) -> str:
     )
 
 
-def add_missing(weights: dict[str, Tensor], config: FGCLIP2Config) -> None:
-    """Make what a SigLIP 2 lacks: stretched tables, heads as copies, scales of the region losses."""
-    table = weights["text_model.embeddings.position_embedding.weight"]
-    for name in LONG_TABLES:
-        weights.setdefault(name, stretch_table(table, config.text_config.keep_len))
-    for target, source in COPIED_HEADS.items():
+def add_copies(weights: dict[str, Tensor], copied: Mapping[str, str]) -> None:
+    """Make heads that a start lacks as copies; ``copied``: beginnings of names -> those of their originals."""
+    for target, source in copied.items():
         for name in [n for n in weights if n.startswith(source)]:
             weights.setdefault(target + name.removeprefix(source), weights[name].clone())
+
+
+def add_shared_parts(weights: dict[str, Tensor], keep_len: int) -> None:
+    """Make what a start of either family lacks: stretched tables, scales of the region losses."""
+    table = weights["text_model.embeddings.position_embedding.weight"]
+    for name in LONG_TABLES:
+        weights.setdefault(name, stretch_table(table, keep_len))
     for name in REGION_SCALES:
         weights.setdefault(name, torch.tensor(START_REGION_SCALE))
 
