@@ -13,11 +13,11 @@ transformers. The table goes to the terminal; --json writes scores, settings and
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.base.commands import run_command
 from pipeline.base.files import write_json
 from pipeline.evaluation.arguments import add_arguments, flags_of, given
 from pipeline.evaluation.options.base import TaskOptions, make_options, unread
@@ -34,21 +34,22 @@ COMMANDS = {"suite": suite_main, "protocols": protocols_main}  # that are no tas
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Returns 0, 2 for bad input, or 130 after Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if not words or words[0] in ("-h", "--help"):
-            print(overview())
-            return 0 if words else 2
-        if words[0] in COMMANDS:
-            return COMMANDS[words[0]](words[1:])
-        task = _task_of(words)
-        options, work, model = _parsed(words[0], task, words[1:])
-        return score(words[0], task, model, options, work)
-    except KeyboardInterrupt:
-        print("interrupted; with --cache the same command goes on where it was", file=sys.stderr)
-        return 128 + signal.SIGINT
-    except (ValueError, OSError) as error:  # bad input: one line instead of a trace
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return run_command(
+        lambda: _answer(words),
+        (ValueError, OSError),
+        interrupted="interrupted; with --cache the same command goes on where it was",
+    )
+
+
+def _answer(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return 0 if words else 2
+    if words[0] in COMMANDS:
+        return COMMANDS[words[0]](words[1:])
+    task = _task_of(words)
+    options, work, model = _parsed(words[0], task, words[1:])
+    return score(words[0], task, model, options, work)
 
 
 def overview() -> str:

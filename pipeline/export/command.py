@@ -12,9 +12,9 @@ run's model, and only then takes its name.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
+from pipeline.base.commands import command_parser, run_command
 from pipeline.base.defects import ask_for_reports
 
 FORMS = ("fgclip2", "siglip2", "onnx")
@@ -23,11 +23,10 @@ WEIGHTS = ("float32", "float16", "int8")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pipeline.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n"
+    parser = command_parser(
+        "python -m pipeline.export",
+        __doc__,
+        "examples:\n"
         "  python -m pipeline.export runs/stage2 --out exported\n"
         "  python -m pipeline.export runs/stage2 --out exported-2000 --checkpoint 2000\n"
         "  python -m pipeline.export runs/stage2 --out plain --as siglip2\n"
@@ -52,15 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pipeline.checkpoint.record import CheckpointError
     from pipeline.export.folder import ExportError
 
-    try:
-        print(_export(arguments))
-    except (ExportError, CheckpointError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(lambda: _export(arguments), (ExportError, CheckpointError, ValueError, OSError))
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    print(_made(arguments))
     return 0
 
 
-def _export(arguments: argparse.Namespace) -> str:
+def _made(arguments: argparse.Namespace) -> str:
     """Make the folder; what to tell of it."""
     run, out, step = arguments.run, arguments.out, arguments.checkpoint
     # Each imports what only it needs: peft, transformers' own model, onnxruntime.

@@ -53,16 +53,16 @@ def find_checkpoint(run: str | Path, step: int | None = None) -> RunCheckpoint:
 
 def exported_weights(found: RunCheckpoint) -> dict[str, Tensor]:
     """The weights as they are exported: low-rank additions merged, after stage 1 the heads for regions copied."""
-    weights = merged_weights(read_weights(found.checkpoint), found.settings.tune)
-    model = model_with_weights(read_saved_config(found.checkpoint), weights)
-    if not found.settings.trains_regions:  # stage 1 trains the heads that the heads for regions start from
-        model.copy_heads_for_stage2()
-    return model.state_dict()
+    return exported_model(found).state_dict()
 
 
 def exported_model(found: RunCheckpoint) -> DualEncoder:
     """The model of :func:`exported_weights`, in evaluation mode."""
-    return model_with_weights(read_saved_config(found.checkpoint), exported_weights(found))
+    weights = merged_weights(read_weights(found.checkpoint), found.settings.tune)
+    model = model_with_weights(read_saved_config(found.checkpoint), weights)
+    if not found.settings.trains_regions:  # stage 1 trains the heads that the heads for regions start from
+        model.copy_heads_for_stage2()
+    return model
 
 
 def of_fgclip2(model: DualEncoder, form: str) -> FGCLIP2:

@@ -23,6 +23,7 @@ from typing_extensions import TypedDict
 
 from pipeline.base.border import MAX_LINE_BYTES
 from pipeline.base.border import read_lines as read_lines_of
+from pipeline.base.commands import BAD_INPUT
 
 FILE = "attempts.jsonl"
 STEP = ".step"
@@ -31,7 +32,7 @@ BEFORE_TRAINING = -1  # the step of a start that failed before its first one
 _HOST = re.compile(r"\(host ([^)]+)\)")
 
 # How a stage ends, and what that means for another start. Other statuses are taken for faults of the machine.
-FINISHED, BAD_INPUT, NOT_FINITE, FOLDER_TAKEN = 0, 2, 3, 75
+FINISHED, NOT_FINITE, FOLDER_TAKEN = 0, 3, 75  # beside BAD_INPUT
 STOPPED = {130: "Ctrl-C", 143: "SIGTERM"}
 TIME_LIMIT = 138  # 128 + SIGUSR1: a checkpoint was saved in time
 

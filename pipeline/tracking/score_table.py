@@ -23,14 +23,13 @@ def in_reading_order(names: Mapping[str, Any]) -> list[str]:
 
 
 def _set_of(name: str, names: Mapping[str, Any]) -> int:
-    """Where the scores of the same group begin, so that groups stay together; FG sets are one group."""
-    group = name.rpartition("/")[0]
-    is_graded = name.rpartition("/")[2] in DIFFICULTIES
-    for number, other in enumerate(names):
-        same = other.rpartition("/")[0] == group and (other.rpartition("/")[2] in DIFFICULTIES) == is_graded
-        if same:
-            return number if is_graded else list(names).index(name)
-    return len(names)
+    """Where a score came; of a difficulty, where the first of its group did, so that FG sets stay together."""
+    order = list(names)
+    group, _, last = name.rpartition("/")
+    if last not in DIFFICULTIES:
+        return order.index(name)
+    graded = {f"{group}/{one}" if group else one for one in DIFFICULTIES}
+    return next(number for number, other in enumerate(order) if other in graded)
 
 
 def shown_score(value: float, facts: Mapping[str, Any]) -> str:

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.base.border import shown
+from pipeline.base.commands import BAD_INPUT, MAX_ERROR_CHARACTERS
 from pipeline.base.defects import ask_for_reports
 from pipeline.base.ranks import read_rank_info
 from pipeline.base.run_folder import RunFolder
 from pipeline.base.run_lock import RunFolderTaken
 from pipeline.config import SettingsError, Stage1Settings, as_overrides, dump_settings, load_settings
-from pipeline.supervise.attempts import BAD_INPUT, FOLDER_TAKEN, NOT_FINITE, pause_seconds, restart_count
+from pipeline.supervise.attempts import FOLDER_TAKEN, NOT_FINITE, pause_seconds, restart_count
 
-MAX_ERROR = 4000  # characters of a message
 EXAMPLES = """examples:
   bash launch/stage1.sh train.run_folder=runs/a 'data.shards=[shards/train]' tokenizer.path=tokenizer
   python stages/stage2.py --config mine.yaml model.start_from=runs/a optimizer.peak_learning_rate=1e-5
@@ -97,7 +97,7 @@ def run(settings: Stage1Settings, *, dry: bool = False) -> int:
             status = run_in_group(settings, rank_info, device)
     except known as error:
         # Known failures are one line; every rank that meets one prints it, since any may be the only one.
-        print(f"error: rank {rank_info.rank}: {shown(error, MAX_ERROR)}", file=sys.stderr, flush=True)
+        print(f"error: rank {rank_info.rank}: {shown(error, MAX_ERROR_CHARACTERS)}", file=sys.stderr, flush=True)
         if device.type == "cpu":  # NCCL would wait here for ranks that may have ended
             dist.destroy_process_group()
         if isinstance(error, RunFolderTaken):

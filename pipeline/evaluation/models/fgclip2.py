@@ -6,23 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pipeline.base.constants import PATCH_BUDGETS
-from pipeline.data.patches import patchify
-from pipeline.data.resolution import level_of
 from pipeline.data.tokenizer import Tokenizer
-from pipeline.evaluation.models.base import EncodedImages, EvaluationModel, Prepared
+from pipeline.evaluation.models.base import EncodedImages, Prepared
+from pipeline.evaluation.models.patched import PatchedEvaluation
 from pipeline.evaluation.scclip import Calibration, calibrated_patches
 from pipeline.model import FGCLIP2
 
 
-class FGCLIP2Evaluation(EvaluationModel):
+class FGCLIP2Evaluation(PatchedEvaluation):
     """FG-CLIP 2, ours or public; and SigLIP 2 with its heads copied into FG-CLIP 2's (stated in the settings)."""
-
-    patch_size = 16
-    has_patch_budgets = True
 
     def __init__(
         self,
@@ -54,22 +49,6 @@ class FGCLIP2Evaluation(EvaluationModel):
             prefixes=self.prefixes,
             notes=self.notes,
         )
-
-    def prepare(self, image: Image.Image, dense: bool = False) -> Prepared:
-        return self._patches(image, level_of(image.width, image.height, self.patch_budgets))
-
-    def prepare_window(self, image: Image.Image) -> Prepared:
-        grid = (max(image.height // self.patch_size, 1), max(image.width // self.patch_size, 1))
-        return self._patches(image, grid[0] * grid[1], grid)
-
-    def _patches(self, image: Image.Image, budget: int, grid: tuple[int, int] | None = None) -> Prepared:
-        pixels, mask, shape = patchify(image, budget, grid)
-        return Prepared(pixels, (budget,), (mask, tuple(shape)))
-
-    def _batch(self, prepared: Sequence[Prepared]) -> tuple[Tensor, Tensor, Tensor]:
-        pixels = torch.stack([one.pixels for one in prepared]).to(self.device)
-        mask = torch.stack([one.extra[0] for one in prepared]).to(self.device)
-        return pixels, mask, torch.tensor([one.extra[1] for one in prepared], device=self.device)
 
     def encode_images(self, prepared: Sequence[Prepared], dense: bool = False) -> EncodedImages:
         pixels, mask, shapes = self._batch(prepared)

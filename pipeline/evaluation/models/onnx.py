@@ -8,24 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.base.constants import PATCH_BUDGETS
-from pipeline.data.patches import patchify
-from pipeline.data.resolution import level_of
 from pipeline.data.tokenizer import load_tokenizer
-from pipeline.evaluation.models.base import EncodedImages, EvaluationModel, Prepared
+from pipeline.evaluation.models.base import EncodedImages, Prepared
+from pipeline.evaluation.models.patched import PatchedEvaluation
 from pipeline.evaluation.results import EvaluationError
 from pipeline.evaluation.scclip import Calibration
 from pipeline.model.onnx_runtime import WEIGHTS, ONNXModel
 
 
-class ONNXEvaluation(EvaluationModel):
+class ONNXEvaluation(PatchedEvaluation):
     """What ``python -m pipeline.export --as onnx`` wrote, run by onnxruntime on the CPU."""
 
     kind = "onnx"
-    has_patch_budgets = True
 
     def __init__(self, folder: str | Path, budgets: Sequence[int] | None = None) -> None:
         """
@@ -46,21 +43,9 @@ class ONNXEvaluation(EvaluationModel):
     def with_patch_budgets(self, budgets: Sequence[int]) -> ONNXEvaluation:
         return ONNXEvaluation(self.name, budgets)
 
-    def prepare(self, image: Image.Image, dense: bool = False) -> Prepared:
-        return self._patches(image, level_of(image.width, image.height, self.patch_budgets))
-
-    def prepare_window(self, image: Image.Image) -> Prepared:
-        grid = (max(image.height // self.patch_size, 1), max(image.width // self.patch_size, 1))
-        return self._patches(image, grid[0] * grid[1], grid)
-
-    def _patches(self, image: Image.Image, budget: int, grid: tuple[int, int] | None = None) -> Prepared:
-        pixels, mask, shape = patchify(image, budget, grid)
-        return Prepared(pixels, (budget,), (mask, tuple(shape)))
-
     def encode_images(self, prepared: Sequence[Prepared], dense: bool = False) -> EncodedImages:
-        mask = torch.stack([one.extra[0] for one in prepared])
-        shapes = torch.tensor([one.extra[1] for one in prepared])
-        embeds, features = self.graphs.images(torch.stack([one.pixels for one in prepared]), mask, shapes)
+        pixels, mask, shapes = self._batch(prepared)
+        embeds, features = self.graphs.images(pixels, mask, shapes)
         return EncodedImages(embeds, features if dense else None, mask, shapes)
 
     def encode_dense(self, prepared: Sequence[Prepared], calibration: Calibration | None) -> EncodedImages:
