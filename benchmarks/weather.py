@@ -1,6 +1,7 @@
 """An asyncio proxy before a store, on this machine alone: latency, bandwidth a connection, faults, and absence.
 
-``Weather(port).start()`` runs it in a thread and gives its port. A request may meet one of eight faults, which come in
+``Weather(port).start()`` runs it in a thread and gives its port; ``weather_apart`` in a process of its own, on a core
+that it shares with the store and not with what is measured. A request may meet one of eight faults, which come in
 turn: refused (the connection is closed before an answer), reset in mid-body, cut body, stalled body, 503, 500, 429,
 wrong bytes. HTTP/1.1 with Content-Length is all that it speaks: what S3 servers and clients do with whole objects and
 ranges.
@@ -11,10 +12,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import random
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.managers import BaseManager
 
 FAULTS = ("refused", "reset", "cut", "stalled", "503", "500", "429", "wrong_bytes")
 REASONS = {"503": "Slow Down", "500": "Internal Server Error", "429": "Too Many Requests"}
@@ -62,6 +67,15 @@ class Weather:
         """End it; open connections are closed with the process."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+
+    def change(self, **fields: float) -> None:
+        """Set some of the fields, from another process too."""
+        for name, value in fields.items():
+            setattr(self, name, value)
+
+    def counted(self) -> Counter[str]:
+        """The counts until now, from another process too."""
+        return self.counts.copy()
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(*ERRORS):
@@ -124,3 +138,21 @@ def _length(head: bytes) -> int:
         if name.strip().lower() == b"content-length":
             return int(value)
     return 0
+
+
+class _Apart(BaseManager):
+    pass
+
+
+_Apart.register("Weather", Weather, exposed=("start", "stop", "change", "counted"))
+
+
+@contextmanager
+def weather_apart(port: int, cores: set[int]) -> Iterator[Weather]:
+    """A proxy to ``127.0.0.1:port`` in a process of its own on some cores: its methods, not its fields."""
+    manager = _Apart()
+    manager.start(os.sched_setaffinity, (0, cores))
+    try:
+        yield manager.Weather(port)  # type: ignore[attr-defined]  # registered above
+    finally:
+        manager.shutdown()
