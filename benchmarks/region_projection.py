@@ -180,7 +180,7 @@ def shift_rows(stage1: Path, scenes: Path) -> list[Row]:
             break
         pixels = model.prepare(decode_image(image)).pixels[None]
         patches, token = module.vision_model(pixels)
-        boxes = torch.tensor([region.box for region in sample.regions]).reshape(-1, 4)
+        boxes = torch.tensor([region.image_box for region in sample.regions]).reshape(-1, 4)
         grid = torch.full((1, 2), module.config.vision_config.grid_side)
         pooled, valid = pool_regions(patches, grid, boxes, torch.zeros(len(boxes), dtype=torch.int64))
         tokens.append(token)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data_tools.execution.shards import Drop, read_members
 from data_tools.sources.images import ImageProblem, check_image
-from pipeline.data.records import Fault
+from pipeline.data.records import Fault, frame_names, is_frame
 from pipeline.data.schema import IMAGE_EXTENSIONS, Sample, SampleError, parse_sample
 
 HASH_BYTES = 16  # of SHA-256: two images in twelve million agree by chance once in 10^24
@@ -51,9 +51,13 @@ def _check_sample(check: ShardCheck, key: str, members: dict[str, bytes], deep: 
         check.faults.append(Fault(kind, check.shard, key, message))
 
     extension = next((name for name in IMAGE_EXTENSIONS if name in members), None)
-    if extension is not None:
+    names = [extension] if extension is not None else sorted(filter(is_frame, members))
+    if names:
         check.keys.append(key)
-        check.hashes.append(hashlib.sha256(members[extension]).digest()[:HASH_BYTES])
+        content = hashlib.sha256()
+        for name in names:
+            content.update(members[name])
+        check.hashes.append(content.digest()[:HASH_BYTES])
     if not deep:
         return
     check.counts["samples"] += 1
@@ -64,23 +68,45 @@ def _check_sample(check: ShardCheck, key: str, members: dict[str, bytes], deep: 
         try:
             sample = parse_sample(members["json"], key=key, shard=check.shard)
         except SampleError as error:
-            fault(error.kind, str(error).partition(f"sample {key}: ")[2])
+            fault(error.kind, error.message)
     if sample is not None:
         check.counts["regions"] += len(sample.regions)
         check.counts["negatives"] += sum(len(region.negatives) for region in sample.regions)
         for message in _bad_negatives(sample):
             fault("bad_negatives", message)
-    if extension is None:
+    if sample is not None and sample.frames is not None:
+        try:
+            names = frame_names(members)
+        except SampleError as error:
+            fault(error.kind, error.message)
+            return
+        if len(names) != len(sample.frames):
+            kind = "missing_frame" if names else "no_frames"
+            fault(kind, f"it has {len(names)} members that are frames, and its record {len(sample.frames)} times")
+            return
+    elif extension is None:
         fault("missing_member", f"it has no image member, only {sorted(members)}")
         return
-    try:
-        image = check_image(members[extension], f"{key}.{extension}")
-    except ImageProblem as problem:
-        fault(problem.kind, str(problem))
-        return
-    if sample is not None and (image.width, image.height) != (sample.width, sample.height):
-        found, noted = f"{image.width}x{image.height}", f"{sample.width}x{sample.height}"
-        fault("size_mismatch", f"the image is {found}, its record says {noted}")
+    _check_images(sample, key, [(name, members[name]) for name in names], fault)
+
+
+def _check_images(
+    sample: Sample | None, key: str, images: list[tuple[str, bytes]], fault: Callable[[str, str], None]
+) -> None:
+    """An image, or the frames of a clip: that they decode, and are of the record's size."""
+    for number, (extension, data) in enumerate(images):
+        try:
+            image = check_image(data, f"{key}.{extension}")
+        except ImageProblem as problem:
+            fault(problem.kind, str(problem))
+            return
+        if sample is not None and (image.width, image.height) != (sample.width, sample.height):
+            found, noted = f"{image.width}x{image.height}", f"{sample.width}x{sample.height}"
+            if number:
+                fault("unequal_frames", f"the frame {extension} is {found}, those before it are {noted}")
+            else:
+                fault("size_mismatch", f"the image is {found}, its record says {noted}")
+            return
 
 
 def _bad_negatives(sample: Sample) -> list[str]:

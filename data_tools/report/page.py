@@ -217,7 +217,7 @@ def _picture(chosen: Chosen, regions: list[Region]) -> str:
     scale = max(width, height) / 560  # line widths and letters in pixels of the page
     boxes = []
     for place, region in reversed(list(enumerate(regions))):  # the first lies on top
-        x1, y1, x2, y2 = region.box
+        x1, y1, x2, y2 = region.image_box
         left, top, color = x1 * width, y1 * height, COLORS[place % len(COLORS)]
         across, down = (x2 - x1) * width, (y2 - y1) * height
         boxes.append(

@@ -107,7 +107,7 @@ class Statistics:
             self.fields["regions with negatives"] += bool(region.negatives)
             self.fields["negatives"] += len(region.negatives)
             self.fields["long phrases"] += region.long_phrase is not None
-            x1, y1, x2, y2 = region.box
+            x1, y1, x2, y2 = region.image_box
             bins["area"].add(100 * (x2 - x1) * (y2 - y1))
             bins["negatives"].add(len(region.negatives))
             bins["phrase"].add(text_length(region.phrase, sample.language))

@@ -35,7 +35,7 @@ def fgovd_rows(samples: list[tuple[str, Sample]], seed: int) -> dict[str, list[d
         random = scene_random(seed, "test", scene.number, 3)
         present = {placed.look for placed in scene.objects}
         for placed, region in zip(scene.objects, sample.regions, strict=True):
-            x1, y1, x2, y2 = region.box
+            x1, y1, x2, y2 = region.image_box
             shared = {
                 "img_path": f"{key}.jpg",
                 "bbox": [

@@ -7,3 +7,6 @@ LANGUAGES = ("en", "zh")
 
 # Patches an image is resized to fill, ascending: FG-CLIP 2 (arXiv 2510.10921), section 3.1 of the paper's code release.
 PATCH_BUDGETS = (128, 256, 576, 784, 1024)
+
+# Of a clip; assumption: what is longer is cut into clips before it is trained on.
+MAX_FRAMES = 512

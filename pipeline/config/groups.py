@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.base.constants import PATCH_BUDGETS
+from pipeline.base.constants import MAX_FRAMES, PATCH_BUDGETS
 from pipeline.base.languages import Language
 from pipeline.config.augmentation import AugmentSettings
 from pipeline.config.group import Group, one_or_several
@@ -34,6 +34,8 @@ class DataSettings(Group):
     source_weights: list[float] | None = None  # one a folder; None: by number of samples
     language_weights: dict[Language, float] | None = None  # None: by number of samples
     patch_budgets: list[int] = Field(default_factory=lambda: list(PATCH_BUDGETS))  # patches an image fills, ascending
+    # Frames at which clips are trained, ascending; a clip goes to the largest number that it has. Empty: images alone.
+    clip_frames: list[int] = []
     one_budget_per_batch: bool = True  # False: a batch mixes budgets and pays for the highest
     keep_aspect_ratio: bool = True  # False: every image is stretched to the largest square of its budget
     window_shards: int = Field(16, ge=1)  # samples are shuffled within windows of this many shuffled shards
@@ -74,6 +76,22 @@ class DataSettings(Group):
                 "which a stream does not know: index the shards, or set the shares of data.augment to 0"
             )
         return self
+
+    @model_validator(mode="after")
+    def _streams_images(self) -> DataSettings:
+        if self.streaming and self.clip_frames:
+            raise ValueError(
+                f"data.streaming is true and data.clip_frames {self.clip_frames}; a stream reads images alone: index "
+                "the shards and set data.streaming=false"
+            )
+        return self
+
+    @field_validator("clip_frames")
+    @classmethod
+    def _several_frames(cls, frames: list[int]) -> list[int]:
+        if sorted(set(frames)) != frames or (frames and not 2 <= frames[0] <= frames[-1] <= MAX_FRAMES):
+            raise ValueError(f"must be strictly ascending, from 2 to {MAX_FRAMES}, as [8] or [4, 8, 16]")
+        return frames
 
     @field_validator("patch_budgets")
     @classmethod

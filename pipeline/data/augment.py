@@ -1,5 +1,7 @@
 """Light augmentation that keeps what is said of an image true: crops, mirrored images, other colours.
 
+All frames of a clip are seen through the same view, so that what moves in it moves as it did.
+
 A crop keeps every box of the record whole; its boxes are counted in the crop. An image is mirrored only where none of
 its texts names a side or writing, and recoloured only where none names a colour. What is drawn is a pure function of
 seed, epoch and key, as everything else that is drawn of a sample, so a resumed run draws the same.
@@ -16,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.config.augmentation import AugmentSettings
-from pipeline.data.schema import Sample
+from pipeline.data.schema import Region, Sample
 from pipeline.data.side_words import names_any
 
 Box = tuple[float, float, float, float]
@@ -25,7 +27,7 @@ GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # luma of ITU-R BT.601
 
 @dataclass(frozen=True)
 class View:
-    """What one epoch sees of an image."""
+    """What one epoch sees of an image, or of every frame of a clip."""
 
     crop: tuple[int, int, int, int] | None = None  # x1, y1, x2, y2 in pixels of the stored image; None: all of it
     flipped: bool = False
@@ -54,16 +56,22 @@ def choose_view(sample: Sample, key: str, seed: int, epoch: int, settings: Augme
 
 def _crop(sample: Sample, area: float, across: float, down: float) -> tuple[int, int, int, int]:
     """A rectangle of about ``area`` of the image and of its shape that holds every box; ``across``, ``down``: where."""
+    boxes = [box for region in sample.regions for box in _boxes(region)]
     sides = []
     for size, low, high, place in ((sample.width, 0, 2, across), (sample.height, 1, 3, down)):
-        first = min((math.floor(region.box[low] * size) for region in sample.regions), default=size)
-        last = max((math.ceil(region.box[high] * size) for region in sample.regions), default=0)
+        first = min((math.floor(box[low] * size) for box in boxes), default=size)
+        last = max((math.ceil(box[high] * size) for box in boxes), default=0)
         length = max(1, round(size * math.sqrt(area)), last - first)
         earliest, latest = max(0, last - length), min(first, size - length)
         start = earliest + int(place * (latest - earliest + 1))
         sides.append((start, start + length))
     (x1, x2), (y1, y2) = sides
     return x1, y1, x2, y2
+
+
+def _boxes(region: Region) -> Iterator[Box]:
+    """Wherever a region is, in any frame."""
+    yield from (box for box in (region.box, *(region.boxes or ())) if box is not None)
 
 
 def _texts(sample: Sample) -> Iterator[str]:
@@ -79,7 +87,14 @@ def _texts(sample: Sample) -> Iterator[str]:
 def seen_sample(sample: Sample, view: View) -> Sample:
     """The record of what the view shows: its size, and its boxes in it."""
     width, height = view.size(sample.width, sample.height)
-    regions = tuple(replace(region, box=_seen_box(region.box, sample, view)) for region in sample.regions)
+    regions = tuple(
+        replace(
+            region,
+            box=region.box and _seen_box(region.box, sample, view),
+            boxes=region.boxes and tuple(box and _seen_box(box, sample, view) for box in region.boxes),
+        )
+        for region in sample.regions
+    )
     return replace(sample, width=width, height=height, regions=regions)
 
 

@@ -1,6 +1,7 @@
 """Samples to one rank's batch.
 
-Shape letters: B images, P patches, T tokens, R regions, U distinct region texts, H regions with negatives, K negatives.
+Shape letters: B samples of F frames (1 for images), P patches, T tokens, R regions, U distinct
+region texts, H regions with negatives, K negatives.
 What is drawn at random (which regions, long or short phrase, which negatives) is a pure function of seed, epoch and
 key, so an interrupted run draws the same after a resume, on any number of ranks and workers.
 """
@@ -28,13 +29,15 @@ from pipeline.data.schema import Sample
 from pipeline.data.tokenizer import Tokenizer
 
 T = TypeVar("T")
+# Of a region in a frame where it is not there: without area, so region pooling leaves it out.
+NO_BOX = (0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
 class ChosenRegion:
     """A region as one epoch reads it: its text, and the texts that are told from the true short phrase."""
 
-    box: tuple[float, float, float, float]
+    boxes: tuple[tuple[float, float, float, float] | None, ...]  # one, or one a frame; None where it is not there
     text: str
     phrase: str
     negatives: tuple[str, ...]
@@ -49,7 +52,8 @@ def choose_regions(sample: Sample, key: str, seed: int, epoch: int, settings: Da
         long = draws.random() < settings.long_phrase_probability
         negatives = _some(region.negatives, settings.max_negatives, draws)
         text = region.long_phrase if long and region.long_phrase is not None else region.phrase
-        chosen.append(ChosenRegion(region.box, text, region.phrase, tuple(negatives)))
+        boxes = (region.box,) if region.boxes is None else region.boxes
+        chosen.append(ChosenRegion(boxes, text, region.phrase, tuple(negatives)))
     return chosen
 
 
@@ -70,14 +74,17 @@ class PixelBuffer:
     """The image tensors of a batch, filled slot by slot."""
 
     def __init__(self, values: Tensor, settings: DataSettings) -> None:
-        """``values`` is [B, P, 768] uint8 memory of any content."""
+        """``values`` is [B F, P, 768] uint8 memory of any content."""
         size, self.patch_budget, _ = values.shape
         self.values, self.settings = values, settings
         self.mask = torch.zeros(size, self.patch_budget, dtype=torch.int32)
         self.shapes = torch.zeros(size, 2, dtype=torch.int64)
 
     def put(self, slot: int, image: bytes, width: int, height: int, view: View | None = None) -> None:
-        """Decode an image of ``width`` x ``height`` pixels, or a view of it, into ``slot``. Raises ``ImageFault``."""
+        """Decode an image of ``width`` x ``height`` pixels, or a view of it, into ``slot``. Raises ``ImageFault``.
+
+        A slot holds one image, or one frame of a clip.
+        """
         seen = view.size(width, height) if view else (width, height)
         rows, columns = grid_of(*seen, self.patch_budget, self.settings.keep_aspect_ratio)
         # A crop is counted in pixels of the stored image, so that one is decoded at its full size.
@@ -114,15 +121,16 @@ class Collator:
         epoch: int,
         language: str,
         replaced: dict[str, int],
+        frames: int = 1,
     ) -> Batch:
-        """The batch of some images, which may be none, and their records."""
+        """The batch of some images, or clips of so many frames, which may be none, and their records."""
         prefixes: Mapping[Any, str] = self.settings.short_caption_prefix
         prefix = prefixes.get(language, "")
         short = [prefix + sample.short_caption if sample.short_caption else "" for sample in samples]
         long = [sample.long_caption or "" for sample in samples]
         regions = self._regions(keys, samples, epoch)
         texts: dict[str, int] = {}
-        fields = self._region_fields(regions, texts)
+        fields = self._region_fields(regions, texts, frames)
         # One tokenizer call a length: captions and region texts of the whole batch together.
         short_ids = self.tokenizer(short + list(texts), self.short_length)
         num_rows = bucketed(len(texts))
@@ -140,6 +148,7 @@ class Collator:
             region_ids=pad_rows(short_ids[len(short) :], num_rows),
             region_text_hash=pad_rows(hashes, num_rows),
             replaced=replaced,
+            num_frames=frames,
             **fields,
         )
         return replace(batch, facts=facts_of(batch, len(texts)))
@@ -154,7 +163,9 @@ class Collator:
             for region in choose_regions(sample, key, self.seed, epoch, self.settings)
         ]
 
-    def _region_fields(self, regions: list[tuple[int, ChosenRegion]], texts: dict[str, int]) -> dict[str, Tensor]:
+    def _region_fields(
+        self, regions: list[tuple[int, ChosenRegion]], texts: dict[str, int], frames: int
+    ) -> dict[str, Tensor]:
         """The batch's flat region tensors; fills ``texts`` with the distinct lower-cased texts and their numbers."""
 
         def number(text: str) -> int:
@@ -170,9 +181,11 @@ class Collator:
             numbers = [number(text) for text in (region.phrase, *region.negatives)]
             hard_index[place, : len(numbers)] = numbers
             hard_mask[place, : len(numbers)] = True
+        boxes = [box or NO_BOX for _, region in regions for box in region.boxes]
+        images = [sample * frames + frame for sample, _ in regions for frame in range(frames)]
         return {
-            "boxes": torch.tensor([region.box for _, region in regions], dtype=torch.float32).reshape(-1, 4),
-            "region_image": torch.tensor([image for image, _ in regions], dtype=torch.int64),
+            "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            "region_image": torch.tensor(images, dtype=torch.int64),
             "phrase_index": torch.tensor(phrase_index, dtype=torch.int64),
             "hard_region": torch.tensor(hard_rows, dtype=torch.int64),
             "hard_index": torch.from_numpy(hard_index),

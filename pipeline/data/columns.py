@@ -1,6 +1,6 @@
 """The columns of a manifest: one Arrow file over S shards and Q pieces, written once and mapped into memory.
 
-Letters: S shards, Q pieces of all shards, L languages, K patch budgets.
+Letters: S shards, Q pieces of all shards, L languages, K levels (``levels.Levels``).
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.base.border import BorderError, one_line, quoted
+from pipeline.data.levels import Levels
 from pipeline.data.resolution import patch_counts
 
 # A size of 32 MiB takes 1.6 s over a connection of 20 MB/s, and is long enough that a store is not asked too often.
 PIECE_BYTES = 32 << 20
-# A number a sample: the patches of its image, up to LARGEST_COUNT, and above them its language. See `size_type`.
-LANGUAGE_SHIFT = 14
+# A number a sample: the patches of its image, up to LARGEST_COUNT, above them its language, and above that the number
+# of frames of a clip (0 for an image). See `size_type`.
+LANGUAGE_SHIFT, FRAMES_SHIFT = 14, 32
 LARGEST_COUNT = (1 << LANGUAGE_SHIFT) - 1
+LANGUAGES = (1 << (FRAMES_SHIFT - LANGUAGE_SHIFT)) - 1
 CHUNK_SAMPLES = 1 << 24  # counted at one time
 # Names become paths in the shards' folder and in the cache, so they must stay there.
 SHARD_NAME = r"^[^./\\\pC][^/\\\pC]*\.tar$"
@@ -44,23 +47,22 @@ class PieceTable:
         rows = self.first_row[self.first[shard] : self.first[shard + 1]]
         return int(np.searchsorted(rows, row, side="right")) - 1
 
-    def counted(
-        self, codes: np.ndarray, samples: np.ndarray, patch_budgets: Sequence[int], num_languages: int
-    ) -> PieceTable:
-        """The same pieces, counted by other patch budgets; ``codes``: the sizes of all samples in the tars' order."""
+    def counted(self, codes: np.ndarray, samples: np.ndarray, levels: Levels, num_languages: int) -> PieceTable:
+        """The same pieces, counted by other levels; ``codes``: the sizes of all samples in the tars' order."""
         starts = np.repeat(np.concatenate([[0], np.cumsum(samples[:-1])]), np.diff(self.first)) + self.first_row
         starts = np.append(starts, len(codes))
-        groups = num_languages * len(patch_budgets)
+        groups = num_languages * len(levels)
         flat = np.zeros(len(self.start) * groups, dtype=np.int64)
         for low in range(0, len(codes), CHUNK_SAMPLES):
             chunk = codes[low : low + CHUNK_SAMPLES]
-            budget = np.minimum(np.searchsorted(patch_budgets, chunk & LARGEST_COUNT), len(patch_budgets) - 1)
+            language, frames = (chunk >> LANGUAGE_SHIFT).astype(np.int64) & LANGUAGES, frames_of(chunk)
+            level = levels.numbers_of_patches(chunk & LARGEST_COUNT, frames)
             piece = np.searchsorted(starts, np.arange(low, low + len(chunk)), side="right") - 1
-            number = piece * groups + (chunk >> LANGUAGE_SHIFT).astype(np.int64) * len(patch_budgets) + budget
+            number = piece * groups + language * len(levels) + level
             first = int(number[0] // groups) * groups
             found = np.bincount(number - first)
             flat[first : first + len(found)] += found
-        counts = flat.reshape(len(self.start), num_languages, len(patch_budgets)).astype(np.int32)
+        counts = flat.reshape(len(self.start), num_languages, len(levels)).astype(np.int32)
         return PieceTable(self.first, self.first_row, self.start, self.end, counts)
 
 
@@ -82,7 +84,7 @@ class ShardSummary:
     regions: int
     negatives: int
     pieces: PieceTable  # of this shard alone
-    codes: np.ndarray  # [samples] uint32
+    codes: np.ndarray  # [samples] uint64
     languages: tuple[str, ...]
     faults: list[dict[str, str]] = field(default_factory=list)
 
@@ -118,7 +120,7 @@ class _Names(Sequence[str]):
 def piece_table(
     starts: np.ndarray, ends: np.ndarray, groups: np.ndarray, shape: tuple[int, int], piece_bytes: int = PIECE_BYTES
 ) -> PieceTable:
-    """Cut one shard's samples into pieces. ``starts``, ``ends`` [N] bytes, ``groups`` [N]: language x K + budget."""
+    """Cut one shard's samples into pieces. ``starts``, ``ends`` [N] bytes, ``groups`` [N]: language x K + level."""
     if not len(starts):
         return whole_shards(np.array([0]), np.zeros((1, *shape), np.int32))
     first_row = piece_rows(starts, ends, piece_bytes)
@@ -138,15 +140,23 @@ def piece_rows(starts: np.ndarray, ends: np.ndarray, piece_bytes: int) -> np.nda
     return np.flatnonzero(np.concatenate([[True], number[1:] != number[:-1]]))
 
 
-def size_codes(width: np.ndarray, height: np.ndarray, language: np.ndarray) -> np.ndarray:
-    """[N] uint32 of samples; ``language`` [N] are their numbers."""
+def size_codes(width: np.ndarray, height: np.ndarray, language: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """[N] uint64 of samples; ``language`` [N] are their numbers, ``frames`` [N] 0 for images."""
     count = np.minimum(patch_counts(width, height), LARGEST_COUNT)
-    return (count | (language.astype(np.int64) << LANGUAGE_SHIFT)).astype(np.uint32)
+    above = (language.astype(np.int64) << LANGUAGE_SHIFT) | (frames.astype(np.int64) << FRAMES_SHIFT)
+    return (count | above).astype(np.uint64)
 
 
-def size_type(num_languages: int) -> np.dtype:
-    """How a size code is written: two bytes hold four languages, four bytes all that there are."""
-    return np.dtype("<u2" if num_languages <= 4 else "<u4")
+def frames_of(codes: np.ndarray) -> np.ndarray:
+    """[N] int64 of size codes, read or made: the frames of clips, 0 for images."""
+    if codes.dtype.itemsize < 8:
+        return np.zeros(len(codes), dtype=np.int64)
+    return (codes >> np.uint64(FRAMES_SHIFT)).astype(np.int64)
+
+
+def size_type(num_languages: int, with_clips: bool = False) -> np.dtype:
+    """How a size code is written: two bytes hold four languages, four bytes all that there are, eight clips, too."""
+    return np.dtype("<u8" if with_clips else "<u2" if num_languages <= 4 else "<u4")
 
 
 def with_languages(summary: ShardSummary, languages: tuple[str, ...]) -> ShardSummary:
@@ -157,7 +167,9 @@ def with_languages(summary: ShardSummary, languages: tuple[str, ...]) -> ShardSu
     pieces, codes = summary.pieces, summary.codes
     counts = np.zeros((len(pieces.start), len(languages), pieces.counts.shape[2]), dtype=pieces.counts.dtype)
     counts[:, place] = pieces.counts
-    codes = (codes & LARGEST_COUNT) | (place[codes >> LANGUAGE_SHIFT] << LANGUAGE_SHIFT).astype(np.uint32)
+    old = codes.astype(np.int64)
+    language = place[(old >> LANGUAGE_SHIFT) & LANGUAGES]
+    codes = (old & ~(LANGUAGES << LANGUAGE_SHIFT) | (language << LANGUAGE_SHIFT)).astype(np.uint64)
     return replace(summary, pieces=replace(pieces, counts=counts), codes=codes, languages=languages)
 
 
@@ -187,21 +199,27 @@ def columns_bytes(summaries: Sequence[ShardSummary]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def read_columns(source: Path | bytes, num_shards: int, languages: int, budgets: int) -> Columns:
+def without_clips(summary: ShardSummary, num_budgets: int) -> ShardSummary:
+    """The same summary in a folder without clips: its first columns, those of images."""
+    pieces = summary.pieces
+    return replace(summary, pieces=replace(pieces, counts=np.ascontiguousarray(pieces.counts[..., :num_budgets])))
+
+
+def read_columns(source: Path | bytes, num_shards: int, languages: int, levels: int) -> Columns:
     """Map or read an Arrow file. Raises ``BorderError`` where it is not one, or contradicts itself."""
     try:
         buffer = pa.memory_map(str(source)) if isinstance(source, Path) else pa.BufferReader(source)
         batch = pa.ipc.open_file(buffer).get_batch(0)
         batch.validate()
         columns = {name: batch.column(number)[0].values for number, name in enumerate(batch.schema.names)}
-        return _checked(columns, num_shards, languages, budgets)
+        return _checked(columns, num_shards, languages, levels)
     except (pa.ArrowException, KeyError, AttributeError, IndexError, TypeError, ValueError) as error:
         if isinstance(error, BorderError):
             raise
         raise BorderError(f"its columns do not fit: {one_line(error)}") from error
 
 
-def _checked(columns: dict[str, Any], num_shards: int, languages: int, budgets: int) -> Columns:
+def _checked(columns: dict[str, Any], num_shards: int, languages: int, levels: int) -> Columns:
     def column(name: str) -> Any:
         return columns[name]
 
@@ -225,14 +243,14 @@ def _checked(columns: dict[str, Any], num_shards: int, languages: int, budgets: 
         first_row=column("first_row").to_numpy(),
         start=start,
         end=column("end").to_numpy(),
-        counts=piece_counts.reshape(len(start), languages, budgets),
+        counts=piece_counts.reshape(len(start), languages, levels),
     )
     return Columns(
         names=_Names(column("name")),
         sha256=_Names(column("sha256"), as_hex=True),
         index_sha256=_Names(column("index_sha256"), as_hex=True),
         numbers=numbers,
-        counts=counts.reshape(num_shards, languages, budgets),
+        counts=counts.reshape(num_shards, languages, levels),
         pieces=pieces,
     )
 

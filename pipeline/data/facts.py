@@ -1,6 +1,7 @@
 """What the host must know of a batch: made on the CPU where the batch is made, so that a step reads nothing back.
 
-Shape letters: B images, R regions, U distinct region texts, H regions with negatives, K negatives.
+Shape letters: B samples of F frames (1 for images), R regions, U distinct region texts, H regions with
+negatives, K negatives.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ BUCKETS_PER_OCTAVE = 8
 class LossRows:
     """The rows that take part in the losses, by number; None: all of them, in order."""
 
-    short: Tensor | None  # [n] int64, into B: images with a short caption
+    short: Tensor | None  # [n] int64, into B: samples with a short caption
     long: Tensor | None  # [n] int64, into B
-    region: Tensor | None  # [N] int64, into R: regions with an area
+    region: Tensor | None  # [N] int64, into R: regions with an area, in a frame at least
     hard: Tensor | None  # [h] int64, into H: rows of regions with an area, a true phrase and a negative
     altered: Tensor | None  # [A] int64, into the h * K places for negatives: those that hold one
 
@@ -59,7 +60,8 @@ def facts_of(batch: Batch, num_region_texts: int | None = None) -> HostFacts:
         return replace(facts_of(batch.stand_in(), 0), rows=nothing, counts=(0,) * len(KINDS), real_patches=0)
     regions = region_layout(batch.boxes, batch.region_image, batch.spatial_shapes)
     grids = batch.spatial_shapes[batch.region_image]
-    rows, counts = loss_rows(batch, side_tables(batch.boxes, grids, regions.longest_side, regions.most_samples)[2])
+    has_area = side_tables(batch.boxes, grids, regions.longest_side, regions.most_samples)[2]
+    rows, counts = loss_rows(batch, has_area.view(-1, batch.num_frames).any(dim=1))
     return HostFacts(
         images=image_layout(batch.spatial_shapes, batch.pixel_attention_mask.shape[1]),
         regions=regions,
@@ -93,7 +95,7 @@ def joined_facts(batches: Sequence[Batch]) -> HostFacts | None:
     lengths = {  # what the row numbers of each kind count
         "short": [len(batch.short_valid) for batch in batches],
         "long": [len(batch.long_valid) for batch in batches],
-        "region": [len(batch.boxes) for batch in batches],
+        "region": [len(batch.phrase_index) for batch in batches],
         "hard": [len(batch.hard_region) for batch in batches],
         "altered": [
             facts.counts[KINDS.index("hard")] * (batch.hard_index.shape[1] - 1)

@@ -7,9 +7,11 @@ from typing import Any
 from pipeline.base.border import BorderError, one_line, parse_json
 from pipeline.config import DataSettings
 from pipeline.data.images import image_size
+from pipeline.data.records import is_frame
 from pipeline.data.schema import IMAGE_EXTENSIONS, Sample, SampleError, parse_sample
 
 CAPTION_KEYS = ("caption", "text")  # of a KEY.json that is not this project's, where there is no KEY.txt
+NO_CLIPS = "it is a clip, and data.streaming reads images alone; index the shards and set data.streaming=false"
 
 
 def record_of(key: str, members: dict[str, Any], settings: DataSettings) -> tuple[bytes, Sample]:
@@ -19,6 +21,8 @@ def record_of(key: str, members: dict[str, Any], settings: DataSettings) -> tupl
         SampleError, ImageFault: with their ``kind``.
     """
     extension = next((name for name in IMAGE_EXTENSIONS if name in members), None)
+    if extension is None and any(map(is_frame, members)):
+        raise SampleError("clip", NO_CLIPS, key=key)
     if extension is None:
         raise SampleError("missing_member", f"it has no image, only {sorted(members)!r:.80}", key=key)
     image = members[extension]
@@ -29,7 +33,10 @@ def record_of(key: str, members: dict[str, Any], settings: DataSettings) -> tupl
         except BorderError as error:
             raise SampleError("bad_json", f"the JSON member does not parse ({one_line(error)})", key=key) from error
         if isinstance(data, dict) and {"language", "width", "height"} <= set(data):
-            return image, parse_sample(members["json"], key=key)
+            sample = parse_sample(members["json"], key=key)
+            if sample.frames is not None:
+                raise SampleError("clip", NO_CLIPS, key=key)
+            return image, sample
     caption = _caption(members, data, key)
     width, height = image_size(image, settings.max_image_megapixels)
     language = settings.streaming_language

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -31,18 +30,19 @@ from pipeline.data.columns import (
     SHARD_NUMBERS,
     ShardSummary,
     columns_bytes,
+    frames_of,
     piece_rows,
     piece_table,
     shards_digest,
     size_codes,
     size_type,
     with_languages,
+    without_clips,
 )
-from pipeline.data.images import ImageFault, image_size
+from pipeline.data.index_rows import read_rows
+from pipeline.data.levels import ANY_CLIP, Levels
 from pipeline.data.manifest import FORMAT, MANIFEST_NAME, Manifest, load_manifest
-from pipeline.data.records import Fault, TarSample, walk_tar
-from pipeline.data.resolution import budget_numbers
-from pipeline.data.schema import IMAGE_EXTENSIONS, SampleError, parse_sample
+from pipeline.data.records import Fault
 from pipeline.data.shard_index import IndexProblem, ShardIndex, index_name, parse_index, read_index
 
 __all__ = [
@@ -124,15 +124,20 @@ def write_manifest(folder: Path, summaries: Sequence[ShardSummary], patch_budget
     """Write the columns under a name of their own, then ``manifest.json``, which names them; remove older columns."""
     languages = in_order(name for summary in summaries for name in summary.languages)
     summaries = [with_languages(summary, languages) for summary in summaries]
+    clips = sum(int((frames_of(summary.codes) > 0).sum()) for summary in summaries)
+    levels = Levels(tuple(patch_budgets), ANY_CLIP if clips else ())
+    if not clips:
+        summaries = [without_clips(summary, len(levels)) for summary in summaries]
     columns = columns_bytes(summaries)
     sha256 = hashlib.sha256(columns).hexdigest()
     files = [f"manifest-{sha256[:12]}.columns", f"manifest-{sha256[:12]}.sizes"]
     write_bytes(folder / files[0], columns)
     with write_aside(folder / files[1]) as path, path.open("wb") as file:
         for summary in summaries:
-            file.write(summary.codes.astype(size_type(len(languages))).tobytes())
+            file.write(summary.codes.astype(size_type(len(languages), clips > 0)).tobytes())
     counts = np.sum([summary.pieces.counts.sum(0, dtype=np.int64) for summary in summaries], axis=0)
-    names = [f"{language}/{budget}" for language in languages for budget in patch_budgets]
+    blocks = ["", "/clips", "/none"] if clips else [""]
+    names = [f"{language}/{budget}{block}" for language in languages for block in blocks for budget in patch_budgets]
     document = {
         "format": FORMAT,
         "patch_budgets": list(patch_budgets),
@@ -142,6 +147,7 @@ def write_manifest(folder: Path, summaries: Sequence[ShardSummary], patch_budget
         "digest": shards_digest(summaries),
         "shards": len(summaries),
         **{name: sum(getattr(summary, name) for summary in summaries) for name in SHARD_NUMBERS},
+        **({"clips": clips} if clips else {}),
         "counts": {name: int(count) for name, count in zip(names, counts.reshape(-1), strict=True) if count},
         "faults": dict(sorted(Counter(fault["kind"] for s in summaries for fault in s.faults).items())),
     }
@@ -162,7 +168,7 @@ def index_shard(
     import pyarrow.parquet as pq
 
     shard = Path(shard)
-    rows, faults = _read_rows(shard, max_megapixels)
+    rows, faults = read_rows(shard, max_megapixels)
     columns = {name: [row[name] for row in rows] for name in _SCHEMA}
     with shard.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -206,6 +212,7 @@ _SCHEMA = {
     "language": "string",
     "num_regions": "int32",
     "num_negatives": "int32",
+    "num_frames": "int32",
 }
 
 
@@ -225,8 +232,9 @@ def _summary(
 ) -> ShardSummary:
     """What the manifest says of a shard, all of it from its index."""
     rows = parse_index(index, name)
-    groups = rows.language * len(patch_budgets) + budget_numbers(rows.width, rows.height, patch_budgets)
-    shape = (len(rows.languages), len(patch_budgets))
+    levels = Levels(tuple(patch_budgets), ANY_CLIP)  # where the folder has no clip, its columns are left out again
+    groups = rows.language * len(levels) + rows.levels(levels)
+    shape = (len(rows.languages), len(levels))
     return ShardSummary(
         name=name,
         bytes=facts["bytes"],
@@ -236,7 +244,7 @@ def _summary(
         regions=int(rows.num_regions.sum()),
         negatives=int(rows.num_negatives.sum()),
         pieces=piece_table(rows.starts(), rows.ends(), groups, shape, piece_bytes),
-        codes=size_codes(rows.width, rows.height, rows.language),
+        codes=size_codes(rows.width, rows.height, rows.language, rows.num_frames),
         languages=rows.languages,
         faults=[{str(name): text for name, text in fault.items()} for fault in facts["faults"]],
     )
@@ -260,62 +268,9 @@ def _index_unless_fresh(
     return index_shard(shard, patch_budgets, max_megapixels, piece_bytes)[0]
 
 
-def _read_rows(shard: Path, max_megapixels: float) -> tuple[list[dict], list[Fault]]:
-    rows: list[dict] = []
-    faults: list[Fault] = []
-    seen: set[str] = set()
-
-    def report(kind: str, key: str, message: str) -> None:
-        faults.append(Fault(kind, shard.name, key, message))
-
-    for found in walk_tar(shard, faults.append):
-        key = found.key
-        try:
-            if key in seen:
-                raise SampleError("duplicate_key", "an earlier sample of the shard has this key; rename one")
-            rows.append(_read_row(found, max_megapixels))
-            seen.add(key)
-        except SampleError as error:
-            report(error.kind, key, str(error).removeprefix("?: sample ?: ").removeprefix(f"?: sample {key}: "))
-        except ImageFault as error:
-            report(error.kind, key, str(error))
-    return rows, faults
-
-
-def _read_row(found: TarSample, max_megapixels: float) -> dict:
-    key, members, extension = found.key, found.members, found.image_extension
-    if extension is None or "json" not in members:
-        absent = "json" if extension else "/".join(IMAGE_EXTENSIONS)
-        raise SampleError("missing_member", f"it has no .{absent} member, only {sorted(members)!r:.80}")
-    content = {name: found.read(name) for name in (extension, "json")}
-    sample = parse_sample(content["json"], key=key)
-    size = image_size(content[extension], max_megapixels)
-    if size != (sample.width, sample.height):
-        raise SampleError(
-            "size_mismatch",
-            f"the upright image has {size[0]}x{size[1]} pixels, its record says {sample.width}x{sample.height}; "
-            "boxes would lie elsewhere, so write the record again",
-        )
-    return {
-        "key": key,
-        "extension": extension,
-        "image_offset": members[extension].offset,
-        "image_length": members[extension].size,
-        "image_crc32": zlib.crc32(content[extension]),
-        "json_offset": members["json"].offset,
-        "json_length": members["json"].size,
-        "json_crc32": zlib.crc32(content["json"]),
-        "width": sample.width,
-        "height": sample.height,
-        "language": sample.language,
-        "num_regions": len(sample.regions),
-        "num_negatives": sum(len(region.negatives) for region in sample.regions),
-    }
-
-
 def _nothing_usable(folder: Path, faults: list[Fault]) -> str:
     kinds = Counter(fault.kind for fault in faults)
-    if set(kinds) == {"missing_member"} and any("no .json" in fault.message for fault in faults):
+    if set(kinds) == {"missing_member"} and any("no json" in fault.message for fault in faults):
         return (
             f"no sample of {folder} has a KEY.json record (first: {faults[0]}); for WebDatasets with .txt captions "
             "run `python -m data_tools build webdataset` first"

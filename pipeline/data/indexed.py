@@ -168,7 +168,9 @@ def _manifest(folder: str, settings: DataSettings) -> Manifest:
     """A remote one is asked for as patiently as its shards are."""
     check_remote(folder, settings.cache_folder)
     patience = Patience(settings.store_patience_seconds, StoreCounts())
-    return patience(folder, lambda: load_manifest(folder, settings.patch_budgets, settings.cache_folder))
+    return patience(
+        folder, lambda: load_manifest(folder, settings.patch_budgets, settings.cache_folder, settings.clip_frames)
+    )
 
 
 def _make_prefetcher(batches: MicroBatches) -> Prefetcher:

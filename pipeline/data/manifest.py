@@ -25,6 +25,7 @@ from pipeline.base.border import BorderError, one_line, parse_json, shown, valid
 from pipeline.base.files import write_bytes
 from pipeline.base.languages import FIRST_LANGUAGES, Language, canonical, in_order
 from pipeline.data.columns import Columns, PieceTable, read_columns, size_type, whole_shards
+from pipeline.data.levels import ANY_CLIP, Levels
 from pipeline.data.shard_index import IndexProblem, ShardIndex, index_name, parse_index, read_file, read_index
 
 __all__ = ["IndexProblem", "Manifest", "ShardIndex", "index_name", "load_manifest", "parse_index", "read_index"]
@@ -92,6 +93,7 @@ class ManifestDocument(TypedDict):
     shards: Count
     bytes: Annotated[int, Field(strict=True, ge=0)]
     samples: Annotated[int, Field(strict=True, ge=0)]
+    clips: NotRequired[Annotated[int, Field(strict=True, ge=0)]]  # of the samples; absent: none
     regions: Annotated[int, Field(strict=True, ge=0)]
     negatives: Annotated[int, Field(strict=True, ge=0)]
     counts: dict[str, Annotated[int, Field(strict=True, ge=0)]]
@@ -115,12 +117,25 @@ class Manifest:
     samples: np.ndarray  # [S]
     regions: np.ndarray  # [S]
     negatives: np.ndarray  # [S]
-    counts: np.ndarray  # [S, languages, patch_budgets] int32, samples
+    counts: np.ndarray  # [S, languages, levels] int32, samples
     faults: dict[str, int]  # samples left out when the index was made, by kind
     pieces: PieceTable
     sizes_file: str | None = None  # the samples' sizes, for counting by other patch budgets
     digest: str = ""  # of all shards' checksums: copies of one data set have the same
     languages: tuple[str, ...] = FIRST_LANGUAGES
+    clips: int = 0  # of the samples
+    clip_frames: tuple[
+        int, ...
+    ] = ()  # by which clips are counted; as stored, they are in one column whatever they have
+
+    @property
+    def levels(self) -> Levels:
+        """The last axis of ``counts``."""
+        return Levels(self.patch_budgets, self.clip_frames)
+
+    def by_budget(self) -> np.ndarray:
+        """[patch_budgets] samples, clips among them."""
+        return self.counts.sum((0, 1), dtype=np.int64).reshape(-1, len(self.patch_budgets)).sum(0)
 
     def __post_init__(self) -> None:
         if not self.digest:
@@ -128,7 +143,10 @@ class Manifest:
 
 
 def load_manifest(
-    folder: str | Path, patch_budgets: Sequence[int] | None = None, cache_folder: str | Path | None = None
+    folder: str | Path,
+    patch_budgets: Sequence[int] | None = None,
+    cache_folder: str | Path | None = None,
+    clip_frames: Sequence[int] | None = None,
 ) -> Manifest:
     """The manifest of a local folder or an fsspec URL.
 
@@ -137,9 +155,11 @@ def load_manifest(
             manifest is of format 1, from all row indexes.
         cache_folder: where the columns of a remote folder are kept, so that the processes of a machine fetch and hold
             them once. None: in memory.
+        clip_frames: the numbers of frames at which clips are trained; None: nobody asks, clips are in one column.
 
     Raises:
-        IndexProblem: no such folder, no manifest (with the command that makes one), or an unreadable one.
+        IndexProblem: no such folder, no manifest (with the command that makes one), an unreadable one, or clips where
+            ``clip_frames`` is empty.
     """
     name = str(folder)
     try:
@@ -155,9 +175,16 @@ def load_manifest(
         raise IndexProblem(
             f"{name}/{MANIFEST_NAME} is damaged ({error}); make it again with `python -m data_tools index {name}`"
         ) from error
-    if patch_budgets is not None and tuple(patch_budgets) != manifest.patch_budgets:
-        manifest = _count_again(manifest, tuple(patch_budgets))
-    return manifest
+    if manifest.clips and clip_frames is not None and not clip_frames:
+        raise IndexProblem(
+            f"{name} holds {manifest.clips} clips, and data.clip_frames is empty; name the numbers of frames at which "
+            "clips are trained (data.clip_frames=[8]), or leave this folder out of data.shards"
+        )
+    levels = Levels(
+        tuple(patch_budgets) if patch_budgets is not None else manifest.patch_budgets,
+        tuple(clip_frames) if clip_frames is not None else manifest.clip_frames,
+    )
+    return manifest if levels == manifest.levels else _count_again(manifest, levels)
 
 
 def _read(folder: str, cache_folder: str | Path | None) -> Manifest:
@@ -167,7 +194,8 @@ def _read(folder: str, cache_folder: str | Path | None) -> Manifest:
     document = validated(_DOCUMENT, data, "it does not fit")
     source = _columns_file(folder, document["columns"], document["columns_sha256"], cache_folder)
     languages = document.get("languages", FIRST_LANGUAGES)
-    columns = read_columns(source, document["shards"], len(languages), len(document["patch_budgets"]))
+    levels = Levels(tuple(document["patch_budgets"]), ANY_CLIP if document.get("clips") else ())
+    columns = read_columns(source, document["shards"], len(languages), len(levels))
     return manifest_from_columns(folder, document, columns)
 
 
@@ -189,6 +217,8 @@ def manifest_from_columns(folder: str, document: ManifestDocument, columns: Colu
         sizes_file=document["sizes"],
         digest=document["digest"],
         languages=tuple(document.get("languages", FIRST_LANGUAGES)),
+        clips=document.get("clips", 0),
+        clip_frames=ANY_CLIP if document.get("clips") else (),
     )
 
 
@@ -267,17 +297,16 @@ def _group(group: str, patch_budgets: Sequence[int]) -> tuple[str, int]:
         ) from error
 
 
-def _count_again(manifest: Manifest, patch_budgets: tuple[int, ...]) -> Manifest:
-    """The same manifest, its samples counted by other patch budgets."""
+def _count_again(manifest: Manifest, levels: Levels) -> Manifest:
+    """The same manifest, its samples counted by other patch budgets and numbers of frames."""
+    named = {"patch_budgets": levels.patch_budgets, "clip_frames": levels.clip_frames}
     if manifest.sizes_file is None:
         indexes = zip(manifest.shards, manifest.index_sha256, strict=True)
         rows = (read_index(manifest.folder, shard, sha) for shard, sha in indexes)
-        counts = np.stack([index.counts(patch_budgets, manifest.languages) for index in rows])
-        return replace(
-            manifest, patch_budgets=patch_budgets, counts=counts, pieces=replace(manifest.pieces, counts=counts)
-        )
+        counts = np.stack([index.counts(levels, manifest.languages) for index in rows])
+        return replace(manifest, counts=counts, pieces=replace(manifest.pieces, counts=counts), **named)
     where = f"{manifest.folder}/{manifest.sizes_file}"
-    total, code = int(manifest.samples.sum()), size_type(len(manifest.languages))
+    total, code = int(manifest.samples.sum()), size_type(len(manifest.languages), manifest.clips > 0)
     try:
         data = read_file(manifest.folder, manifest.sizes_file, total * code.itemsize)
     except (FileNotFoundError, BorderError) as error:
@@ -290,19 +319,19 @@ def _count_again(manifest: Manifest, patch_budgets: tuple[int, ...]) -> Manifest
             f"{where} cannot be read ({problem}); make it again with `python -m data_tools index {manifest.folder}`"
         )
     codes = np.frombuffer(data, dtype=code)
-    pieces = manifest.pieces.counted(codes, manifest.samples, patch_budgets, len(manifest.languages))
+    pieces = manifest.pieces.counted(codes, manifest.samples, levels, len(manifest.languages))
     counts = np.add.reduceat(pieces.counts, pieces.first[:-1], axis=0, dtype=np.int32)
-    return replace(manifest, patch_budgets=patch_budgets, counts=counts, pieces=pieces)
+    return replace(manifest, counts=counts, pieces=pieces, **named)
 
 
 def aligned_counts(manifests: Sequence[Manifest]) -> tuple[tuple[str, ...], list[np.ndarray]]:
-    """The languages of all manifests in one order, and each manifest's counts [S, languages, patch_budgets] by it."""
+    """The languages of all manifests in one order, and each manifest's counts [S, languages, levels] by it."""
     languages = in_order(name for manifest in manifests for name in manifest.languages)
     aligned = []
     for manifest in manifests:
         counts = manifest.counts
         if manifest.languages != languages:
-            counts = np.zeros((len(manifest.shards), len(languages), len(manifest.patch_budgets)), dtype=np.int32)
+            counts = np.zeros((len(manifest.shards), len(languages), len(manifest.levels)), dtype=np.int32)
             counts[:, [languages.index(name) for name in manifest.languages]] = manifest.counts
         aligned.append(counts)
     return languages, aligned

@@ -124,7 +124,7 @@ class Prefetcher:
 def rank_needs(share: NodeShare, plan: Plan, rank: int, step: int) -> list[Need]:
     """What a rank reads for a step."""
     batch = plan.batch(*plan.locate(step))
-    slices = share.division.read_by(len(batch), rank, batch.patch_budget)
+    slices = share.division.read_by(len(batch), rank, batch.patch_budget, batch.frames)
     return [need for part in slices for need in share.needs(batch, part)]
 
 

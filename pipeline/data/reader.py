@@ -6,6 +6,7 @@ or swapped after indexing are a fault and never a wrong sample.
 
 from __future__ import annotations
 
+import io
 import time
 import zlib
 from collections import OrderedDict
@@ -18,9 +19,9 @@ import numpy as np
 
 from pipeline.base.border import BorderError, quoted, shown
 from pipeline.data.cache import LocalFolder, Piece, ShardStore
+from pipeline.data.levels import Levels
 from pipeline.data.manifest import Manifest, load_manifest
-from pipeline.data.records import Fault, walk_folder, walk_records
-from pipeline.data.resolution import budget_numbers
+from pipeline.data.records import Fault, TarSample, walk_folder, walk_records
 from pipeline.data.schema import Sample, SampleError, parse_sample
 from pipeline.data.shard_index import (
     IndexProblem,
@@ -30,7 +31,7 @@ from pipeline.data.shard_index import (
     read_index,
     read_rows,
 )
-from pipeline.data.tar import LARGEST_MEMBER_BYTES
+from pipeline.data.tar import LARGEST_MEMBER_BYTES, group_members
 from pipeline.data.transport import ShardUnavailable
 
 OPEN_PIECES = 1024  # whose rows a reader remembers; some 50 kB each
@@ -51,18 +52,18 @@ class RawSample:
 
     key: str
     shard: str
-    image: bytes
+    images: tuple[bytes, ...]  # one, or the frames of a clip in their order
     sample: Sample
 
 
 @dataclass
 class _Rows:
-    """What is known of a piece: its index rows, and those of each language and patch budget in the tar's order."""
+    """What is known of a piece: its index rows, and those of each language and level in the tar's order."""
 
     piece: Piece
     first_row: int
     index: ShardIndex
-    groups: dict[tuple[str, int], np.ndarray]
+    groups: dict[tuple[str, int], np.ndarray]  # by the number of the level
 
 
 class ShardReader:
@@ -71,31 +72,31 @@ class ShardReader:
     Args:
         manifest: the source's manifest.
         store: where its files are.
-        patch_budgets: of the plan whose ordinals ``row`` translates.
+        levels: of the plan whose ordinals ``row`` translates.
     """
 
-    def __init__(self, manifest: Manifest, store: ShardStore, patch_budgets: tuple[int, ...]) -> None:
-        self.manifest, self.store, self.patch_budgets = manifest, store, patch_budgets
+    def __init__(self, manifest: Manifest, store: ShardStore, levels: Levels) -> None:
+        self.manifest, self.store, self.levels = manifest, store, levels
         self._rows: OrderedDict[tuple[int, int], _Rows] = OrderedDict()
         self._lost: dict[tuple[int, int], tuple[float, ReadFault]] = {}
         self._compared: set[int] = set()  # shards whose index is the manifest's
 
     def row(self, shard: int, language: str, ordinal: int) -> int:
-        """The row of the ``ordinal``-th sample of a language, by patch budget, then by place in the tar."""
+        """The row of the ``ordinal``-th sample of a language, by level, then by place in the tar."""
         pieces = self.manifest.pieces
         counts = (
             pieces.counts[pieces.first[shard] : pieces.first[shard + 1], self._language(shard, language)]
             .astype(np.int64)
             .T
         )
-        ends = counts.reshape(-1).cumsum()  # over budgets, and over pieces within a budget
+        ends = counts.reshape(-1).cumsum()  # over levels, and over pieces within a level
         place = int(np.searchsorted(ends, ordinal, side="right"))
         if place == len(ends):
             name = self.manifest.shards[shard]
             raise ReadFault("stale_index", "it holds fewer samples than the plan says; index again", shard=name)
-        budget, piece = divmod(place, counts.shape[1])
+        level, piece = divmod(place, counts.shape[1])
         found = self._piece(shard, piece)
-        return found.first_row + int(found.groups[language, budget][ordinal - int(ends[place] - counts[budget, piece])])
+        return found.first_row + int(found.groups[language, level][ordinal - int(ends[place] - counts[level, piece])])
 
     def _language(self, shard: int, language: str) -> int:
         if language not in self.manifest.languages:
@@ -123,7 +124,12 @@ class ShardReader:
             sample = parse_sample(record, key=key, shard=name)
         except SampleError as error:
             raise ReadFault(error.kind, str(error), shard=name, key=key) from error
-        return RawSample(key, name, image, sample)
+        stored = int(index.num_frames[number])
+        if stored != (0 if sample.frames is None else sample.num_frames):
+            message = f"its record and its index, which says {stored}, differ in the number of frames; index again"
+            raise ReadFault("stale_index", message, shard=name, key=key)
+        images = (image,) if sample.frames is None else _frames(image, sample, name, key)
+        return RawSample(key, name, images, sample)
 
     def rows_of(self, shard: int, piece: int) -> tuple[Piece, int, ShardIndex]:
         """A piece, its first row, and its index rows. Raises as ``read``."""
@@ -200,23 +206,38 @@ class ShardReader:
             compare_index(path, name, self.manifest.index_sha256[shard])
             self._compared.add(shard)
         index = read_rows(path, name, first, count, number)
-        if not np.array_equal(index.counts(self.patch_budgets, self.manifest.languages), counts):
+        if not np.array_equal(index.counts(self.levels, self.manifest.languages), counts):
             raise IndexProblem(
                 f"{index_name(name)} has samples of other languages and sizes than the manifest says; make both again "
                 "with `python -m data_tools index --force`"
             )
-        budgets = budget_numbers(index.width, index.height, self.patch_budgets)
+        levels = index.levels(self.levels)
         groups = {
-            (name, budget): np.flatnonzero((index.language == number) & (budgets == budget))
+            (name, level): np.flatnonzero((index.language == number) & (levels == level))
             for number, name in enumerate(index.languages)
-            for budget in range(counts.shape[1])
+            for level in range(counts.shape[1])
         }
         piece = Piece(shard, number, name, int(table.start[place]), int(table.end[place]))
         return _Rows(piece, first, index, groups)
 
 
+def _frames(run: bytes, sample: Sample, shard: str, key: str) -> tuple[bytes, ...]:
+    """The frames of a clip out of the run of the tar that holds them. Raises ``ReadFault``."""
+    faults: list[str] = []
+    file = io.BytesIO(run)
+    for found, members in group_members(file, lambda kind, where, message: faults.append(f"{where}: {message}")):
+        if found == key:
+            try:
+                frames = TarSample(Path(shard), key, members, file).clip_members(sample)
+            except SampleError as error:
+                raise ReadFault(error.kind, str(error), shard=shard, key=key) from error
+            return tuple(run[frame.offset : frame.offset + frame.size] for frame in frames)
+    message = f"its frames are not where the index says ({faults[0] if faults else 'another key'}); index again"
+    raise ReadFault("stale_index", message, shard=shard, key=key)
+
+
 def read_sample(shard: str | Path, key: str) -> tuple[bytes, Sample]:
-    """Image bytes and record of one sample of an indexed local shard.
+    """Image bytes (of a clip, its first frame's) and record of one sample of an indexed local shard.
 
     Raises:
         ReadFault: the sample is damaged.
@@ -227,12 +248,12 @@ def read_sample(shard: str | Path, key: str) -> tuple[bytes, Sample]:
     if key not in index.keys:
         raise IndexProblem(f"{shard} has no sample {quoted(key)}; its first keys are {index.keys[:3]}")
     manifest = load_manifest(shard.parent)
-    reader = ShardReader(manifest, LocalFolder(str(shard.parent)), manifest.patch_budgets)
+    reader = ShardReader(manifest, LocalFolder(str(shard.parent)), manifest.levels)
     try:
         raw = reader.read(manifest.shards.index(shard.name), index.keys.index(key))
     finally:
         reader.close()
-    return raw.image, raw.sample
+    return raw.images[0], raw.sample
 
 
 def iterate_shards(

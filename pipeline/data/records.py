@@ -19,6 +19,7 @@ fault is handed over and the walk goes on: a count, a line in a report, or an ex
     for found in walk_tar(path, faults.append):                   # note faults and go on
         if "cls" in found.members: labels[found.key] = found.read("cls").decode()
     place = found.members["jpg"].offset, found.members["jpg"].size   # to read the image later
+    for found, sample in walk_records(path, clips=True): ...      # clips, too: found.frame_members()
 
 ``walk_folder`` gives the tars of a folder by name. No index is needed; ``reader.ShardReader`` reads by the index.
 This module imports neither torch nor an image library.
@@ -26,7 +27,8 @@ This module imports neither torch nor an image library.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +37,8 @@ from typing import BinaryIO
 from pipeline.base.border import shown
 from pipeline.data.schema import IMAGE_EXTENSIONS, MAX_RECORD_BYTES, Sample, SampleError, parse_sample
 from pipeline.data.tar import Member, group_members
+
+_FRAME = re.compile(rf"([0-9]{{3,9}})\.(?:{'|'.join(IMAGE_EXTENSIONS)})")  # what follows the key of a clip's member
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,59 @@ class TarSample:
         return next((name for name in IMAGE_EXTENSIONS if name in self.members), None)
 
     @property
+    def has_frames(self) -> bool:
+        """Whether any member is named as a clip's frame is."""
+        return any(map(is_frame, self.members))
+
+    def frame_members(self) -> list[Member]:
+        """The frames of a clip in their order; none for an image.
+
+        Raises:
+            SampleError: ``missing_frame``: their numbers are not 0, 1, 2 …
+        """
+        return [self.members[name] for name in frame_names(self.members, key=self.key, shard=self.shard.name)]
+
+    def clip_members(self, sample: Sample) -> list[Member]:
+        """The frames of a clip with the record ``sample``, in their order.
+
+        Raises:
+            SampleError: ``no_frames``, ``missing_frame``: they are not as many as the record says.
+        """
+        frames = self.frame_members()
+        if not frames:
+            rule = f"its record has {sample.num_frames} frames and it has no member {self.key}.000.jpg"
+            raise SampleError("no_frames", rule, key=self.key, shard=self.shard.name)
+        if len(frames) != sample.num_frames:
+            rule = f"it has {len(frames)} members that are frames, and its record {sample.num_frames} times"
+            raise SampleError("missing_frame", rule, key=self.key, shard=self.shard.name)
+        return frames
+
+    @property
     def image(self) -> Member:
         """The place of the image. Raises ``KeyError`` where there is none; ``walk_records`` gives only samples with."""
         return self.members[self.image_extension or "image"]
 
 
 OnFault = Callable[[Fault], None]
+
+
+def is_frame(extension: str) -> bool:
+    """Whether a member of that extension, ``000.jpg``, is a frame of a clip."""
+    return _FRAME.fullmatch(extension) is not None
+
+
+def frame_names(extensions: Iterable[str], *, key: str = "?", shard: str = "?") -> list[str]:
+    """The extensions of a clip's frames in their order, of all its members'.
+
+    Raises:
+        SampleError: ``missing_frame``: their numbers are not 0, 1, 2 …
+    """
+    numbered = sorted((int(found[1]), name) for name in extensions if (found := _FRAME.fullmatch(name)))
+    for expected, (number, name) in enumerate(numbered):
+        if number != expected:
+            rule = f"frames are numbered from 000 on without gaps, each number once; {expected:03d} should be here"
+            raise SampleError("missing_frame", f"it has the frame {name}; {rule}", key=key, shard=shard)
+    return [name for _, name in numbered]
 
 
 def walk_tar(
@@ -120,23 +171,44 @@ def walk_records(
     *,
     captions_required: bool = True,
     end_mark_required: bool = False,
+    clips: bool = False,
 ) -> Iterator[tuple[TarSample, Sample]]:
-    """Every sample that has an image and a record that keeps the rules of ``schema``. Raises as ``walk_tar``."""
+    """Every sample that has an image and a record that keeps the rules of ``schema``. Raises as ``walk_tar``.
+
+    Args:
+        clips: give out clips as well, which have ``frame_members()`` for ``image``; else a clip is a fault, ``clip``.
+    """
     path = Path(path)
     for found in walk_tar(path, on_fault, end_mark_required=end_mark_required):
-        if found.image_extension is None or "json" not in found.members:
-            absent = "image" if found.image_extension is None else "json"
-            message = f"it has no {absent}, only {sorted(found.members)!r:.80}"
-            _report(on_fault, path.name, "missing_member", found.key, message)
-            continue
         try:
-            sample = parse_sample(
-                found.read("json"), key=found.key, shard=path.name, captions_required=captions_required
-            )
+            sample = read_record(found, captions_required=captions_required)
+            if sample.frames is not None and not clips:
+                message = f"it is a clip of {sample.num_frames} frames, and images are read here"
+                raise SampleError("clip", message, key=found.key, shard=path.name)
         except SampleError as error:
             _report(on_fault, path.name, error.kind, found.key, str(error))
             continue
         yield found, sample
+
+
+def read_record(found: TarSample, *, captions_required: bool = True) -> Sample:
+    """The record of a sample that has what the record speaks of: an image, or as many frames.
+
+    Raises:
+        SampleError: ``missing_member``, ``no_frames``, ``missing_frame``, or as ``parse_sample``.
+    """
+    where = {"key": found.key, "shard": found.shard.name}
+    has_image = found.image_extension is not None
+    if "json" not in found.members or not (has_image or found.has_frames):
+        absent = "json" if has_image or found.has_frames else "image"
+        raise SampleError("missing_member", f"it has no {absent}, only {sorted(found.members)!r:.80}", **where)
+    sample = parse_sample(found.read("json"), captions_required=captions_required, **where)
+    if sample.frames is not None:
+        found.clip_members(sample)
+    elif not has_image:
+        message = f"it has no image, only {sorted(found.members)!r:.80}; the record of a clip has frames"
+        raise SampleError("missing_member", message, **where)
+    return sample
 
 
 def walk_folder(folder: str | Path) -> list[Path]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.base.border import BorderError, one_line, shown
 from pipeline.base.languages import canonical, in_order
-from pipeline.data.resolution import budget_numbers
+from pipeline.data.levels import Levels
 
 MAX_INDEX_BYTES = 256 << 20  # of one shard's rows: some four million samples
 CHUNK_BYTES = 1 << 20
@@ -25,7 +25,10 @@ class IndexProblem(ValueError):
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The rows of one shard: N samples in the order of the tar. All arrays are [N]."""
+    """The rows of one shard: N samples in the order of the tar. All arrays are [N].
+
+    What is said of the image of a clip is said of the run of the tar that holds all its frames, headers and all.
+    """
 
     shard: str
     keys: list[str]
@@ -41,6 +44,7 @@ class ShardIndex:
     language: np.ndarray  # positions in ``languages``
     num_regions: np.ndarray
     num_negatives: np.ndarray
+    num_frames: np.ndarray  # of a clip, as stored; 0 for an image
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -53,11 +57,24 @@ class ShardIndex:
         """[N] bytes: where each sample's last member ends in the tar."""
         return np.maximum(self.image_offset + self.image_length, self.json_offset + self.json_length)
 
-    def counts(self, patch_budgets: Sequence[int], languages: Sequence[str] | None = None) -> np.ndarray:
-        """[languages, patch_budgets] int32, by the languages of this shard or those given.
+    def levels(self, levels: Levels) -> np.ndarray:
+        """[N] int64: the column of each sample.
 
         Raises:
-            IndexProblem: a sample has a language that is not among those given.
+            IndexProblem: a clip, where the levels have none.
+        """
+        if not levels.clip_frames and self.num_frames.any():
+            raise IndexProblem(
+                f"the index of {shown(self.shard)} holds clips, which its manifest does not; make both again with "
+                "`python -m data_tools index --force`"
+            )
+        return levels.numbers(self.width, self.height, self.num_frames)
+
+    def counts(self, levels: Levels, languages: Sequence[str] | None = None) -> np.ndarray:
+        """[languages, levels] int32, by the languages of this shard or those given.
+
+        Raises:
+            IndexProblem: a sample has a language that is not among those given, or as ``levels``.
         """
         names = self.languages if languages is None else tuple(languages)
         there = {self.languages[number] for number in np.unique(self.language)}
@@ -67,14 +84,13 @@ class ShardIndex:
                 "does not; make both again with `python -m data_tools index --force`"
             )
         place = np.array([names.index(name) if name in there else 0 for name in self.languages])
-        group = place[self.language] * len(patch_budgets) + budget_numbers(self.width, self.height, patch_budgets)
-        flat = np.bincount(group, minlength=len(names) * len(patch_budgets))
-        return flat.reshape(len(names), len(patch_budgets)).astype(np.int32)
+        group = place[self.language] * len(levels) + self.levels(levels)
+        flat = np.bincount(group, minlength=len(names) * len(levels))
+        return flat.reshape(len(names), len(levels)).astype(np.int32)
 
-    def grouped_rows(self, patch_budgets: Sequence[int]) -> dict[str, np.ndarray]:
-        """For each language, its rows by patch budget, then by place in the tar: what a plan's numbers refer to."""
-        patch_budget = budget_numbers(self.width, self.height, patch_budgets)
-        order = np.argsort(patch_budget, kind="stable")
+    def grouped_rows(self, levels: Levels) -> dict[str, np.ndarray]:
+        """For each language, its rows by level, then by place in the tar: what a plan's numbers refer to."""
+        order = np.argsort(self.levels(levels), kind="stable")
         return {name: order[self.language[order] == number] for number, name in enumerate(self.languages)}
 
 
@@ -107,6 +123,9 @@ def _rows(table: Any, shard: str) -> ShardIndex:
     numbers = {}
     for name in ShardIndex.__dataclass_fields__:
         if name in ("shard", "keys", "languages", "language"):
+            continue
+        if name == "num_frames" and name not in table.column_names:  # an index made before there were clips
+            numbers[name] = np.zeros(len(table), dtype=np.int32)
             continue
         column = table[name]
         if not types.is_integer(column.type) or column.null_count:

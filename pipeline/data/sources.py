@@ -34,8 +34,9 @@ class Sources:
 
     def readers(self) -> list[ShardReader]:
         """One a source, for one thread of one process."""
-        budgets = self.share.plan.patch_budgets
-        return [ShardReader(manifest, self._store(n), budgets) for n, manifest in enumerate(self.manifests)]
+        return [
+            ShardReader(manifest, self._store(n), self.share.plan.levels) for n, manifest in enumerate(self.manifests)
+        ]
 
     def give_up(self) -> None:
         """Tell all processes of this rank that the store was away for too long: they wait no more."""

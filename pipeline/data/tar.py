@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 BLOCK = 512
@@ -38,6 +38,7 @@ class Member:
     offset: int  # bytes, of the content
     size: int  # bytes
     problem: str | None = None
+    start: int = 0  # bytes, of the first of its headers
 
 
 def scan_tar(file: BinaryIO, *, end_mark_required: bool = False) -> Iterator[Member]:
@@ -52,7 +53,7 @@ def scan_tar(file: BinaryIO, *, end_mark_required: bool = False) -> Iterator[Mem
     length = file.seek(0, 2)
     if length == 0:
         raise TarFault("empty_shard", "the file is empty; build or fetch the shard again")
-    position, long_name, long_size, is_sparse, zero_blocks = 0, None, None, False, 0
+    position, long_name, long_size, is_sparse, zero_blocks, start = 0, None, None, False, 0, 0
     while zero_blocks < 2:
         header = _read(file, position, BLOCK, length, "header")
         if header is None:  # some writers leave out the two zero blocks, which loses no member
@@ -85,8 +86,8 @@ def scan_tar(file: BinaryIO, *, end_mark_required: bool = False) -> Iterator[Mem
         else:
             name = long_name if long_name is not None else _name(header)
             if kind != DIRECTORY:
-                yield _member(name, position, size, SPARSE if is_sparse else kind)
-            long_name, long_size, is_sparse = None, None, False
+                yield replace(_member(name, position, size, SPARSE if is_sparse else kind), start=start)
+            long_name, long_size, is_sparse, start = None, None, False, end
         position = end
 
 

@@ -99,7 +99,7 @@ def _read_tar(tar: Path, regions: bool) -> tuple[list[Row], list[tuple[str, str]
     for found, sample in walk_records(tar, note):
         image = item_of(found.key, tar, found.image)
         if regions:
-            rows += [Row(image, _box(region.box), region.phrase) for region in sample.regions]
+            rows += [Row(image, _box(region.image_box), region.phrase) for region in sample.regions]
         else:
             rows.append(Row(image, None, sample.short_caption or sample.long_caption))
     return rows, faults

@@ -62,14 +62,16 @@ def learning_pictures(model: FGCLIP2Evaluation, folder: str | Path) -> dict[str,
             if number <= FIXED_IMAGES:
                 labels = [sorted(one.pairs, key=lambda pair: -pair[1]) for one in some]
                 truths = [one.region.phrase for one in some]
-                found[f"boxes/{language}-{number}"] = draw_regions(image, [r.box for r in regions], labels, truths)
+                found[f"boxes/{language}-{number}"] = draw_regions(
+                    image, [r.image_box for r in regions], labels, truths
+                )
             if number == 1:
                 phrase = regions[0].phrase
                 similarity = _map(model, image, phrase)
                 found[f"map/{language}-1"] = heat_picture(image, similarity.numpy(), phrase, 1)
     for place, one in enumerate(sorted(scored, key=lambda one: one.margin)[:NUM_WORST], start=1):
         labels = [sorted(one.pairs, key=lambda pair: -pair[1])]
-        found[f"worst/{place}"] = draw_regions(one.image, [one.region.box], labels, [one.region.phrase])
+        found[f"worst/{place}"] = draw_regions(one.image, [one.region.image_box], labels, [one.region.phrase])
     return found
 
 
@@ -86,7 +88,7 @@ def _samples(folder: str | Path, language: str) -> Iterator[tuple[Image.Image, S
 def _score(model: FGCLIP2Evaluation, image: Image.Image, regions: Sequence[Region]) -> list[Scored]:
     """Shares of each region's phrases at the learned scale, as stage 2 trains them."""
     budget = level_of(image.width, image.height, model.patch_budgets)
-    boxes = [region.box for region in regions]
+    boxes = [region.image_box for region in regions]
     embeds = model.module.encode_regions(image, boxes, box_format="normalised", max_num_patches=budget).embeds
     scored = []
     for embed, region in zip(embeds, regions, strict=True):

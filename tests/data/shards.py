@@ -64,6 +64,23 @@ def sample_members(key: str, image: bytes, json_record: dict | bytes) -> list[tu
     return [(f"{key}.jpg", image), (f"{key}.json", content)]
 
 
+def clip_record(number: int, language: str = "en", times: tuple[float, ...] = (0.0, 0.5, 1.0), **fields) -> dict:
+    """Of a clip with two regions: one that is always there, one that is not in the first frame."""
+    made = record(number, language, regions=2)
+    for place, region in enumerate(made["regions"]):
+        box = region.pop("box")
+        region["boxes"] = [None if place and not frame else box for frame in range(len(times))]
+    return made | {"frames": list(times)} | fields
+
+
+def clip_members(key: str, number: int, language: str = "en", frames: int = 3, **fields) -> list[tuple[str, bytes]]:
+    """A clip whose frames differ."""
+    made = clip_record(number, language, tuple(0.5 * frame for frame in range(frames)), **fields)
+    size = made["width"], made["height"]
+    names = [(f"{key}.{frame:03d}.jpg", image_bytes(100 * number + frame, size)) for frame in range(frames)]
+    return [*names, (f"{key}.json", json.dumps(made, ensure_ascii=False).encode())]
+
+
 def write_shards(folder: Path, groups: list[list[tuple[str, int]]], regions: int = 2, start: int = 0) -> Path:
     """One shard per list of (language, patch budget); keys number on from ``start``."""
     number = start

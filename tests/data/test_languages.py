@@ -41,7 +41,7 @@ def met(folder, data, size=2):
     """``(language of the batch, key, language of the record)`` of an epoch, in the plan's order."""
     manifest = load_manifest(folder, BUDGETS)
     plan = Plan([manifest], data, 0, size)
-    reader = ShardReader(manifest, LocalFolder(str(folder)), BUDGETS)
+    reader = ShardReader(manifest, LocalFolder(str(folder)), manifest.levels)
     found = []
     for number in range(plan.steps_per_epoch()):
         batch = plan.batch(0, number)

@@ -8,6 +8,7 @@ import pytest
 from pipeline.base.constants import LANGUAGES
 from pipeline.data.columns import LARGEST_COUNT, size_codes
 from pipeline.data.index import index_folder
+from pipeline.data.levels import Levels
 from pipeline.data.manifest import IndexProblem, load_manifest, read_index
 from tests.data.shards import write_manifest_of_json, write_shards
 
@@ -39,7 +40,7 @@ def test_pieces_are_runs_of_samples_whose_counts_and_bytes_are_those_of_their_ro
             part = manifest.pieces.counts[piece]
             for language in range(len(LANGUAGES)):
                 assert part[language].sum() == (index.language[low:high] == language).sum()
-        assert (manifest.pieces.counts[pieces.start : pieces.stop].sum(0) == index.counts(BUDGETS)).all()
+        assert (manifest.pieces.counts[pieces.start : pieces.stop].sum(0) == index.counts(Levels(BUDGETS))).all()
 
 
 def test_other_patch_budgets_are_counted_without_an_index(folder):
@@ -96,5 +97,5 @@ def test_a_remote_manifest_is_kept_in_the_cache_and_fetched_again_if_damaged(fol
 
 
 def test_a_size_keeps_its_language_and_stops_at_the_largest_count():
-    codes = size_codes(np.array([640, 16_000]), np.array([480, 16_000]), np.array([1, 0]))
-    assert codes.tolist() == [(1 << 14) | 1200, LARGEST_COUNT]
+    codes = size_codes(np.array([640, 16_000]), np.array([480, 16_000]), np.array([1, 0]), np.array([0, 8]))
+    assert codes.tolist() == [(1 << 14) | 1200, LARGEST_COUNT | (8 << 32)]

@@ -67,7 +67,8 @@ def test_an_epoch_holds_every_sample_once_but_the_counted_remainder(seed):
         for language, shard, ordinal in found:
             assert 0 <= ordinal < by_language[shard, LANGUAGES.index(language)]
         groups = plan.group_counts(epoch)
-        left = [rest % settings.last_batch_multiple if settings.keep_last_batch else rest for *_, rest in groups]
+        rests = [group.rest for group in groups]
+        left = [rest % settings.last_batch_multiple if settings.keep_last_batch else rest for rest in rests]
         assert len(found) == sum(taken for _, _, taken, *_ in groups) - sum(left)
         if settings.source_weights is None and settings.language_weights is None:
             assert sum(taken for _, _, taken, *_ in groups) == by_language.sum()
@@ -219,7 +220,7 @@ def test_the_shape_of_a_batch_is_known_without_its_entries(mixed):
     plan = Plan([manifest_of(counts, (128, 256))], settings, 0, 4)
     for number in range(plan.steps_per_epoch()):
         batch = plan.batch(0, number)
-        assert plan.shape_of(0, number) == (len(batch), batch.patch_budget)
+        assert plan.shape_of(0, number) == (len(batch), (batch.patch_budget, 1))
 
 
 def test_a_large_plan_is_fast_and_seeking_costs_the_same_everywhere():

@@ -32,7 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _print_plan(arguments: argparse.Namespace) -> int:
     # Stage 2's settings hold stage 1's, so the files of both stages and of any run are read.
     settings = load_settings(Stage2Settings, arguments.config, arguments.overrides)
-    manifests = [load_manifest(folder, settings.data.patch_budgets) for folder in settings.data.shards]
+    manifests = [
+        load_manifest(folder, settings.data.patch_budgets, clip_frames=settings.data.clip_frames)
+        for folder in settings.data.shards
+    ]
     plan = Plan(manifests, settings.data, settings.train.seed, settings.train.global_batch_size)
     print(*report(plan, manifests, arguments.epoch), sep="\n")
     for line in first_batches(plan, manifests, arguments.epoch, arguments.batches):

@@ -26,8 +26,8 @@ def largest_step(
     """
     shapes: dict[tuple[int, int], list[int]] = {}  # patches of a micro-batch, patch budget -> steps
     for step in range(min(plan.steps_per_epoch(0), STEPS_LOOKED_AT)):
-        size, budget = plan.shape_of(0, step)
-        images = -(-division.slice_size(size) // division.parts(size, budget))
+        size, (budget, frames) = plan.shape_of(0, step)
+        images = division.images(size, budget, frames)
         shapes.setdefault((images * budget, budget), []).append(step)
     largest = shapes[max(shapes)]
     counted = largest[: max(1, min(BATCHES_COUNTED, SAMPLES_COUNTED // plan.batch_size))]

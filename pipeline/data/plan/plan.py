@@ -1,14 +1,14 @@
 """Which samples make global batch n of an epoch: a pure function of (manifests, settings, seed, epoch, batch size).
 
 An epoch is planned from counts alone. Shards are shuffled and cut into windows; within a window the samples of one
-group (language and patch budget) are shuffled into a stream, and the streams of successive windows join into one stream
-a group. Batch k of a group is its positions k·B … (k+1)·B, given out in the window that completes it, among that
-window's other batches in shuffled order. So what does not fill a batch is carried into the next window, a cumulative
-sum over windows finds any batch, and no plan is longer than the list of shards. Within a batch, samples are ordered by
-where they lie (``locality``).
+group (language, patch budget and, of clips, number of frames) are shuffled into a stream, and the streams of successive
+windows join into one stream a group. Batch k of a group is its positions k·B … (k+1)·B, given out in the window that
+completes it, among that window's other batches in shuffled order. So what does not fill a batch is carried into the
+next window, a cumulative sum over windows finds any batch, and no plan is longer than the list of shards. Within a
+batch, samples are ordered by where they lie (``locality``).
 
-A sample is named by (shard, language, ordinal): the ordinal-th of its language in the shard, by patch budget and then
-by place. Only who reads it opens the shard's row index (``ShardReader.row``).
+A sample is named by (shard, language, ordinal): the ordinal-th of its language in the shard, by level (``Levels``) and
+then by place. Only who reads it opens the shard's row index (``ShardReader.row``).
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.config import DataSettings
+from pipeline.data.levels import Level
 from pipeline.data.manifest import IndexProblem, Manifest, aligned_counts
-from pipeline.data.plan.batches import PlannedBatch
+from pipeline.data.plan.batches import GroupCount, PlannedBatch, name_of
 from pipeline.data.plan.locality import order_of, place_of
 from pipeline.data.plan.mixing import hash_of, hashes, shuffled, taken_shares
 
@@ -61,17 +62,22 @@ class Plan:
         if global_batch_size < 1:
             raise IndexProblem(f"the global batch size is {global_batch_size}; it must be at least 1")
         self.settings, self.seed, self.batch_size = settings, seed, global_batch_size
-        self.patch_budgets = manifests[0].patch_budgets
+        self.patch_budgets, self.levels = manifests[0].patch_budgets, manifests[0].levels
         self._pieces = [(manifest.pieces, manifest.languages) for manifest in manifests]
         self._first_shard = np.cumsum([0] + [len(manifest.shards) for manifest in manifests])
         self.languages, aligned = aligned_counts(manifests)
-        by_budget = np.concatenate(aligned)  # [S, languages, patch_budgets]
-        self._budget_ends = by_budget.cumsum(axis=2, dtype=np.int32)
-        self._counts = by_budget.reshape(len(by_budget), -1) if settings.one_budget_per_batch else by_budget.sum(2)
+        by_level = np.concatenate(aligned)  # [S, languages, levels]
+        self._level_ends = by_level.cumsum(axis=2, dtype=np.int32)
+        used = by_level[..., : self.levels.num_used]  # without clips that are too short, which come last
+        self.too_short = int(by_level[..., self.levels.num_used :].sum())
+        if not settings.one_budget_per_batch:
+            used = used.reshape(*used.shape[:2], -1, len(self.patch_budgets)).sum(3)
+        self._per_language = used.shape[2]  # groups
+        self._counts = used.reshape(len(used), -1)
         source = np.repeat(np.arange(len(manifests)), np.diff(self._first_shard))
-        by_language = np.stack([counts.sum((0, 2)) for counts in aligned])
+        by_language = np.stack([counts[..., : self.levels.num_used].sum((0, 2)) for counts in aligned])
         self.shares = taken_shares(by_language, self.languages, settings.source_weights, settings.language_weights)
-        self._shares = np.repeat(self.shares[source], self._counts.shape[1] // len(self.languages), axis=1)  # [S, G]
+        self._shares = np.repeat(self.shares[source], self._per_language, axis=1)  # [S, G]
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
         self._streams: OrderedDict[tuple, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._steps: list[int] = []
@@ -136,18 +142,19 @@ class Plan:
         """Global batch ``number`` of ``epoch``. Costs about the same wherever it lies."""
         group, first, size, window = self._place_of(epoch, number)
         shards, ordinals = self._entries(epoch, group, first, first + size)
-        language, patch_budget = self._language_and_budget(group, shards, ordinals)
+        language, (patch_budget, frames) = self._language_and_level(group, shards, ordinals)
         pieces, places = self.pieces_of(language, shards, ordinals)
         order = order_of(places, shards, ordinals)
         columns = (column[order] for column in (shards, ordinals, pieces, places))
-        return PlannedBatch(epoch, number, language, patch_budget, group, first, window, *columns)
+        return PlannedBatch(epoch, number, language, patch_budget, frames, group, first, window, *columns)
 
-    def shape_of(self, epoch: int, number: int) -> tuple[int, int]:
-        """Samples and patch budget of a global batch, without its entries where one budget a batch allows that."""
+    def shape_of(self, epoch: int, number: int) -> tuple[int, Level]:
+        """Samples and level of a global batch, without its entries where one budget a batch allows that."""
         group, _, size, _ = self._place_of(epoch, number)
         if not self.settings.one_budget_per_batch:
-            return size, self.batch(epoch, number).patch_budget
-        return size, self.patch_budgets[group % len(self.patch_budgets)]
+            batch = self.batch(epoch, number)
+            return size, Level(batch.patch_budget, batch.frames)
+        return size, self.levels.level(group % self._per_language)
 
     def _place_of(self, epoch: int, number: int) -> tuple[int, int, int, int]:
         """Group, first position in the group's stream, size and window of a batch."""
@@ -166,15 +173,15 @@ class Plan:
     def pieces_of(self, language: str, shards: np.ndarray, ordinals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The piece of each sample within its shard, and that piece's place."""
         distinct, shard = np.unique(shards, return_inverse=True)
-        tables = [self._piece_counts(int(number), language) for number in distinct]  # [pieces, budgets] each
+        tables = [self._piece_counts(int(number), language) for number in distinct]  # [pieces, levels] each
         counts = np.concatenate(tables)
         num_pieces = np.array([len(table) for table in tables])
-        ends = self._budget_ends[distinct, self.languages.index(language)]  # [distinct shards, budgets]
-        budget = (ordinals[:, None] >= ends[shard]).sum(1)
+        ends = self._level_ends[distinct, self.languages.index(language)]  # [distinct shards, levels]
+        level = (ordinals[:, None] >= ends[shard]).sum(1)
         first_piece = np.cumsum(num_pieces) - num_pieces
         pieces = np.zeros(len(shards), dtype=np.int64)
-        for number in np.unique(budget):
-            of_it = np.flatnonzero(budget == number)
+        for number in np.unique(level):
+            of_it = np.flatnonzero(level == number)
             before = np.concatenate([[0], np.cumsum(counts[:, number])])
             own = ordinals[of_it] - (ends[shard[of_it], number - 1] if number else 0)
             found = np.searchsorted(before, before[first_piece[shard[of_it]]] + own, side="right") - 1
@@ -186,7 +193,7 @@ class Plan:
         table, languages = self._pieces[source]
         rows = slice(table.first[number], table.first[number + 1])
         counts = table.counts[rows, languages.index(language)].astype(np.int64)
-        if not np.array_equal(counts.sum(0).cumsum(), self._budget_ends[shard, self.languages.index(language)]):
+        if not np.array_equal(counts.sum(0).cumsum(), self._level_ends[shard, self.languages.index(language)]):
             raise IndexProblem(
                 f"the pieces of shard {number} of source {source} do not add up to its samples; make the manifest "
                 "again with `python -m data_tools index`"
@@ -216,16 +223,18 @@ class Plan:
         shards, ordinals = self._entries(batch.epoch, group, position, position + 1)
         return int(shards[0]), int(ordinals[0])
 
-    def group_counts(self, epoch: int = 0) -> list[tuple[str, int | None, int, int, int]]:
-        """``(language, patch budget, samples taken, full batches, remainder)`` of each group; budget None if mixed."""
-        totals = self._epoch(epoch).cumulative[-1]
+    def group_counts(self, epoch: int = 0) -> list[GroupCount]:
+        """Of each group, also of those without samples."""
         rows = []
-        for group, total in enumerate(totals):
-            language, patch_budget = divmod(group, len(totals) // len(self.languages))
-            mixed = len(totals) == len(self.languages)
-            name = self.languages[group if mixed else language]
+        for group, total in enumerate(self._epoch(epoch).cumulative[-1]):
+            language, number = divmod(group, self._per_language)
             full, rest = divmod(int(total), self.batch_size)
-            rows.append((name, None if mixed else self.patch_budgets[patch_budget], int(total), full, rest))
+            if self.settings.one_budget_per_batch:
+                budget, frames = self.levels.level(number)
+                rows.append(GroupCount(self.languages[language], budget, int(total), full, rest, frames))
+            else:
+                frames = self.levels.frames_of_block(number)
+                rows.append(GroupCount(self.languages[language], None, int(total), full, rest, frames))
         return rows
 
     @property
@@ -308,22 +317,26 @@ class Plan:
         return rows + self._first_ordinal(shard, group)
 
     def _first_ordinal(self, shard: int, group: int) -> int:
+        language, number = divmod(group, self._per_language)
         if not self.settings.one_budget_per_batch:
-            return 0
-        language, patch_budget = divmod(group, len(self.patch_budgets))
-        return int(self._budget_ends[shard, language, patch_budget - 1]) if patch_budget else 0
+            number *= len(self.patch_budgets)
+        return int(self._level_ends[shard, language, number - 1]) if number else 0
 
-    def _language_and_budget(self, group: int, shards: np.ndarray, ordinals: np.ndarray) -> tuple[str, int]:
-        if self.settings.one_budget_per_batch:
-            language, patch_budget = divmod(group, len(self.patch_budgets))
-            return self.languages[language], self.patch_budgets[patch_budget]
-        patch_budget = (ordinals[:, None] >= self._budget_ends[shards, group]).sum(1).max()
-        return self.languages[group], self.patch_budgets[patch_budget]
+    def _language_and_level(self, group: int, shards: np.ndarray, ordinals: np.ndarray) -> tuple[str, Level]:
+        language, number = divmod(group, self._per_language)
+        if not self.settings.one_budget_per_batch:  # the highest budget that is there; levels of a group are neighbours
+            number = int((ordinals[:, None] >= self._level_ends[shards, language]).sum(1).max())
+        return self.languages[language], self.levels.level(number)
 
     def _too_small(self) -> str:
-        name, budget, total, *_ = max(self.group_counts(), key=lambda row: row[2])
+        largest = max(self.group_counts(), key=lambda row: row.samples)
         return (
-            f"no batch of {self.batch_size} can be filled: the largest group is {name}"
-            f"{'' if budget is None else f' at {budget} patches'} with {total} samples; lower train.global_batch_size, "
+            f"no batch of {self.batch_size} can be filled: the largest group is {name_of(largest)} with "
+            f"{largest.samples} samples{self._over()}; lower train.global_batch_size, "
             "or set data.keep_last_batch or data.one_budget_per_batch=false"
         )
+
+    def _over(self) -> str:
+        if not self.too_short:
+            return ""
+        return f", and {self.too_short} clips have less than {min(self.levels.clip_frames)} frames (data.clip_frames)"

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.config import DataSettings
 from pipeline.data.manifest import Manifest, read_index
+from pipeline.data.plan.batches import name_of
 from pipeline.data.plan.mixing import shuffled
 from pipeline.data.plan.plan import Plan
 from pipeline.data.resolution import PATCH_SIZE, budget_numbers, grid_of
@@ -20,14 +21,18 @@ def report(plan: Plan, manifests: Sequence[Manifest], epoch: int) -> list[str]:
     groups = plan.group_counts(epoch)
     steps = plan.steps_per_epoch(epoch)
     total = sum(int(manifest.samples.sum()) for manifest in manifests)
-    used, rest = sum(row[2] for row in groups), sum(row[4] for row in groups)
-    kept = steps - sum(row[3] for row in groups)
+    used, rest = sum(row.samples for row in groups), sum(row.rest for row in groups)
+    kept = steps - sum(row.batches for row in groups)
+    what = "samples" if plan.levels.clip_frames else "images"
     lines = [
-        f"epoch {epoch}: {steps} steps of {plan.batch_size} images; {total} samples in "
+        f"epoch {epoch}: {steps} steps of {plan.batch_size} {what}; {total} samples in "
         f"{sum(len(manifest.shards) for manifest in manifests)} shards, {used} taken after weighting",
         f"remainder: {rest} samples fill no batch; "
         + (f"kept in {kept} smaller batches" if kept else "dropped this epoch (order differs in the next)"),
     ]
+    if plan.too_short:
+        frames = ", ".join(map(str, plan.levels.clip_frames))
+        lines.append(f"left out: {plan.too_short} clips are shorter than each of data.clip_frames ({frames})")
     for number, manifest in enumerate(manifests):
         have = dict(zip(manifest.languages, manifest.counts.sum((0, 2)).tolist(), strict=True))
         shares = ", ".join(
@@ -38,13 +43,13 @@ def report(plan: Plan, manifests: Sequence[Manifest], epoch: int) -> list[str]:
         left_out = sum(manifest.faults.values())
         lines.append(f"source {manifest.folder}: takes {shares} samples; {left_out} were left out by the index")
     patches = 0.0
-    for language, patch_budget, taken, full, left in groups:
-        if taken:
-            name = f"{language} at {patch_budget} patches" if patch_budget else f"{language}, patch budgets mixed"
-            lines.append(f"  {name}: {full} batches, {left} samples over")
-        patches += full * (patch_budget or 0)
+    for row in groups:
+        if row.samples:
+            name = name_of(row) + ("" if row.patch_budget else ", patch budgets mixed")
+            lines.append(f"  {name}: {row.batches} batches, {row.rest} samples over")
+        patches += row.batches * row.frames * (row.patch_budget or 0)
     if plan.settings.one_budget_per_batch:
-        full = max(sum(row[3] for row in groups), 1)
+        full = max(sum(row.batches for row in groups), 1)
         lines.append(f"patches a step: {patches / full * plan.batch_size:,.0f} on average, padding included")
         lines.append(f"padding: {padding_share(manifests, plan.settings):.1%} of the patches (estimated)")
     lines.append(f"shuffling: {spread(plan, epoch)}")
@@ -89,8 +94,9 @@ def first_batches(plan: Plan, manifests: Sequence[Manifest], epoch: int, count: 
     for number in range(min(count, plan.steps_per_epoch(epoch))):
         batch = plan.batch(epoch, number)
         source, shard = plan.source_of(int(batch.shards[0]))
+        clips = f", {batch.frames} frames" if batch.frames > 1 else ""
         lines.append(
-            f"batch {number}: {batch.language}, {batch.patch_budget} patches, {len(batch)} samples of "
+            f"batch {number}: {batch.language}, {batch.patch_budget} patches{clips}, {len(batch)} samples of "
             f"{len(np.unique(batch.shards))} shards, the first from {manifests[source].shards[shard]} "
             f"[{_pixels(batch.patch_budget)}]"
         )

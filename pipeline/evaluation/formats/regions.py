@@ -125,7 +125,7 @@ def shard_objects(folder: Path, language: str) -> RegionSet:
                 regions.accounting.skip("no_category", f"{one.image.key}: regions[{position}]")
             else:
                 regions.accounting.take()
-                regions.rows.append(RegionRow(image, region.box, label=classes.index(region.category)))
+                regions.rows.append(RegionRow(image, region.image_box, label=classes.index(region.category)))
     return regions
 
 
@@ -143,5 +143,5 @@ def shard_phrases(folder: Path, language: str) -> RegionSet:
                 regions.accounting.note("regions_without_negatives", f"{one.image.key}: regions[{position}]")
                 continue
             regions.accounting.take()
-            regions.rows.append(RegionRow(image, region.box, (region.phrase, *region.negatives)))
+            regions.rows.append(RegionRow(image, region.image_box, (region.phrase, *region.negatives)))
     return regions

@@ -40,7 +40,7 @@ def object_rows(folder: ShardFolder, names: dict[str, list[str]]) -> RegionSet:
             else:
                 accounting.take()
                 tags = {"language": language, "combination": _combination(one.sample.source, number)}
-                rows.append(RegionRow(image, region.box, label=names[language].index(region.category), tags=tags))
+                rows.append(RegionRow(image, region.image_box, label=names[language].index(region.category), tags=tags))
     return RegionSet([one.image for one in folder.samples], rows, accounting)
 
 

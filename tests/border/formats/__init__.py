@@ -15,6 +15,8 @@ from tests.border.damage import Damage
 MODULES = {
     "record": "shards",
     "tar": "shards",
+    "clip_record": "shards",
+    "clips": "shards",
     "index": "shards",
     "manifest": "shards",
     "manifest_columns": "shards",

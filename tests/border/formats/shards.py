@@ -19,15 +19,27 @@ from pipeline.config import DataSettings
 from pipeline.data.cache import LocalFolder
 from pipeline.data.images import ImageFault, decode_image
 from pipeline.data.index import index_folder
+from pipeline.data.levels import Levels
 from pipeline.data.manifest import IndexProblem, load_manifest, parse_index
 from pipeline.data.plan import Plan
 from pipeline.data.reader import ReadFault, ShardReader, iterate_shards
+from pipeline.data.records import walk_records
 from pipeline.data.schema import Sample, SampleError, parse_sample
 from tests.border.damage import Damage, damage_bytes, damage_document, damage_tar
 from tests.border.formats import Format
-from tests.data.shards import image_bytes, record, sample_members, write_manifest_of_json, write_shards, write_tar
+from tests.data.shards import (
+    clip_members,
+    clip_record,
+    image_bytes,
+    record,
+    sample_members,
+    write_manifest_of_json,
+    write_shards,
+    write_tar,
+)
 
 BUDGETS = (128, 256)
+LEVELS = Levels(BUDGETS)
 SHARD = "part-00000.tar"
 
 
@@ -36,8 +48,12 @@ def sample_problem(sample: Sample) -> str | None:
     texts = [sample.short_caption, sample.long_caption]
     for region in sample.regions:
         texts += [region.phrase, region.long_phrase, region.category, *region.negatives]
-        if not all(isinstance(v, float) and 0 <= v <= 1 for v in region.box):
-            return f"a box {region.box}"
+        boxes = region.boxes if sample.frames is not None else (region.box,)
+        if boxes is None or len(boxes) != sample.num_frames or (sample.frames is None and None in boxes):
+            return f"boxes {boxes} of {sample.num_frames} frames"
+        for box in boxes:
+            if box is not None and not all(isinstance(v, float) and 0 <= v <= 1 for v in box):
+                return f"a box {box}"
         if region.score is not None and not math.isfinite(region.score):
             return f"a score {region.score}"
     for text in texts:
@@ -62,6 +78,42 @@ def damage_record(rng: random.Random, base: Path) -> Damage:
 
 def read_record(folder: Path) -> Sample:
     return parse_sample((folder / "record.json").read_bytes(), key="k", shard="s.tar")
+
+
+def make_clip_record(folder: Path) -> None:
+    (folder / "record.json").write_text(json.dumps(clip_record(1, "zh", anomaly=[0, 1, 1])), encoding="utf-8")
+
+
+def make_clips(folder: Path) -> None:
+    """An image between two clips."""
+    members = clip_members("k00000", 0) + sample_members("k00001", image_bytes(1), record(1, "en", regions=1))
+    write_tar(folder / SHARD, members + clip_members("k00002", 2, "zh"))
+
+
+def read_clips(folder: Path) -> list[Sample]:
+    """Walk the tar, index it, plan with clips of two frames, and read each sample of an epoch with its frames."""
+    walked: list[Any] = []
+    samples = [sample for _, sample in walk_records(folder / SHARD, walked.append, clips=True)]
+    _, faults = index_folder(folder, patch_budgets=BUDGETS)
+    manifest = load_manifest(folder, BUDGETS, clip_frames=[2])
+    settings = DataSettings(shards=[str(folder)], patch_budgets=list(BUDGETS), clip_frames=[2])
+    plan = Plan([manifest], settings, 0, 1)
+    reader = ShardReader(manifest, LocalFolder(str(folder)), manifest.levels)
+    try:
+        for number in range(min(plan.steps_per_epoch(0), 8)):
+            batch = plan.batch(0, number)
+            shard, ordinal = int(batch.shards[0]), int(batch.ordinals[0])
+            raw = reader.read(shard, reader.row(shard, batch.language, ordinal))
+            for image in raw.images:
+                decode_image(image, max_megapixels=1.0)
+            samples.append(raw.sample)
+            if len(raw.images) != raw.sample.num_frames or raw.sample.num_frames < batch.frames:
+                raise AssertionError(f"{raw.key} has {len(raw.images)} frames")
+    finally:
+        reader.close()
+    if walked or faults:
+        raise IndexProblem(str((walked or faults)[0]))
+    return samples
 
 
 def make_tar(folder: Path) -> None:
@@ -106,7 +158,7 @@ def read_indexed(folder: Path) -> list[tuple[str, bytes, Sample]]:
     """Plan an epoch and read every sample of it by its place."""
     manifest = load_manifest(folder, BUDGETS)
     plan = Plan([manifest], DataSettings(shards=[str(folder)], patch_budgets=list(BUDGETS)), 0, 1)
-    reader = ShardReader(manifest, LocalFolder(str(folder)), BUDGETS)
+    reader = ShardReader(manifest, LocalFolder(str(folder)), manifest.levels)
     found = []
     try:
         for number in range(min(plan.steps_per_epoch(0), 8)):
@@ -125,8 +177,8 @@ def read_rows(folder: Path) -> list[tuple[str, bytes, Sample]]:
     name = SHARD.replace(".tar", ".index.parquet")
     with contextlib.suppress(IndexProblem):
         index = parse_index((folder / name).read_bytes(), SHARD)
-        index.counts(BUDGETS)
-        index.grouped_rows(BUDGETS)
+        index.counts(LEVELS)
+        index.grouped_rows(LEVELS)
     return read_indexed(folder)
 
 
@@ -219,6 +271,17 @@ FORMATS = {
     "record": Format("sample records (JSON)", make_record, damage_record, read_record, (SampleError,), sample_problem),
     "tar": Format(
         "tars of samples", make_tar, lambda rng, base: damage_tar(rng, SHARD), read_tar, (IndexProblem,), check_samples
+    ),
+    "clip_record": Format(
+        "records of clips (JSON)", make_clip_record, damage_record, read_record, (SampleError,), sample_problem
+    ),
+    "clips": Format(
+        "tars of clips",
+        make_clips,
+        lambda rng, base: damage_tar(rng, SHARD),
+        read_clips,
+        (IndexProblem, ReadFault, ImageFault),
+        check_samples,
     ),
     "index": Format("row indexes (parquet)", make_indexed, damage_index, read_rows, DATA_ERRORS, check_indexed),
     "manifest": Format(
