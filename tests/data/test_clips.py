@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -141,9 +143,6 @@ def write_mixed(folder: Path) -> Path:
 
 def write_tar_pax(path: Path, members: list[tuple[str, bytes]]) -> None:
     """With pax headers, as webdataset writes long and Chinese names."""
-    import io
-    import tarfile
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
         for name, content in members:
@@ -248,11 +247,7 @@ def batches_of(folder: Path, tokenizer, rank: int = 0, division: Division | None
 
 def test_a_batch_holds_the_frames_of_its_clips_one_beside_the_other(mixed, tokenizer):
     kinds = set()
-    samples = {
-        found.key: (found.shard, sample)
-        for path in mixed.glob("*.tar")
-        for found, sample in walk_records(path, clips=True)
-    }
+    samples = {found.key: sample for path in mixed.glob("*.tar") for found, sample in walk_records(path, clips=True)}
     for _, batch in batches_of(mixed, tokenizer, steps=100):
         frames, size = batch.num_frames, len(batch)
         kinds.add((batch.language, frames))
@@ -263,7 +258,7 @@ def test_a_batch_holds_the_frames_of_its_clips_one_beside_the_other(mixed, token
         assert (owner // frames == owner[:, :1] // frames).all() and (owner % frames == torch.arange(frames)).all()
         row = 0
         for place, key in enumerate(batch.keys):
-            sample = samples[key][1]
+            sample = samples[key]
             chosen = frame_numbers(sample.num_frames, frames) if sample.frames else [0]
             for region in sample.regions:
                 boxes = [region.boxes[n] if region.boxes else region.box for n in chosen]
