@@ -60,7 +60,7 @@ def _indexed(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST_NAME).is_file():
         return {}
     manifest = load_manifest(folder)
-    by_budget = manifest.counts.sum(axis=(0, 1)).tolist()
+    by_budget = manifest.by_budget().tolist()
     budgets = {str(budget): count for budget, count in zip(manifest.patch_budgets, by_budget, strict=True) if count}
     return {
         "bytes": int(manifest.sizes.sum()),

@@ -70,7 +70,7 @@ def shard_texts(folders: Iterable[Path]) -> Iterator[str]:
         if not shards:
             raise ValueError(f"{folder} holds no shard (*.tar); give a folder that data_tools wrote")
         for path in shards:
-            for _, sample in walk_records(path):
+            for _, sample in walk_records(path, clips=True):
                 yield from sample_texts(sample)
 
 

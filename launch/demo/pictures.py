@@ -51,7 +51,7 @@ def _choose(folder: Path, count: int) -> list[tuple[Image.Image, Sample]]:
 
 def _panel(model: FGCLIP2, image: Image.Image, sample: Sample) -> Image.Image:
     """Softmax over each box's phrases at the learned scale, as stage 2 trains it."""
-    boxes = [region.box for region in sample.regions]
+    boxes = [region.image_box for region in sample.regions]
     regions = model.encode_regions(image, boxes, box_format="normalised")
     labels = []
     for feature, region in zip(regions.embeds, sample.regions, strict=True):

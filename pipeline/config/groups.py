@@ -137,7 +137,7 @@ class LearningRates(Group):
 
     text: float = Field(1.0, ge=0)
     vision: float = Field(1.0, ge=0)
-    new_heads: float = Field(1.0, ge=0)  # longtext_head, boxtext_head, dense_feature_head (fgclip1: roi_projection)
+    new_heads: float = Field(1.0, ge=0)  # the heads for long texts and for regions, and what reads clips
     scales: float = Field(1.0, ge=0)
     adapters: float = Field(1.0, ge=0)  # the low-rank additions of tune.vision and tune.text
 

@@ -20,6 +20,10 @@ class ModelSettings(Group):
     # Of fgclip1's roi_projection in stage 2. copy: as the start holds it, after stage 1 and of a CLIP a copy of
     # visual_projection; random: drawn anew. Both train; frozen: the copy, which does not.
     region_projection: Literal["copy", "random", "frozen"] = "copy"
+    # Of stage 2 with data.clip_frames: what a region of a clip is. transformer: the mean of its features over the
+    # frames where it is, corrected by a transformer that knows their order; mean: the mean alone.
+    region_frames: Literal["transformer", "mean"] = "transformer"
+    temporal_layers: int = Field(2, ge=1, le=64)  # of that transformer; a start that has one keeps its own
     # Recompute layers in the backward instead of keeping their activations. auto: at each patch budget the least that
     # fits into the device's memory by estimate.
     gradient_checkpointing: bool | Literal["auto"] = False

@@ -14,6 +14,7 @@ from pipeline.data.facts import joined_facts
 # What the losses read of a batch, by what its rows are numbered in.
 _OF_LOSSES = ("short_valid", "long_valid", "region_text_hash", "hard_mask")
 _OFFSETS = {
+    "region_image": "spatial_shapes",
     "phrase_index": "region_text_hash",
     "hard_region": "phrase_index",
     "hard_index": "region_text_hash",
@@ -23,7 +24,7 @@ _OFFSETS = {
 def join_for_losses(batches: Sequence[Batch], device: torch.device | str) -> Batch:
     """Micro-batches as one batch, as far as the losses read it: what the model reads is left empty.
 
-    Row numbers (``phrase_index``, ``hard_region`` …) are those of the rows of all micro-batches, in order. A text that
+    Row numbers (``region_image``, ``phrase_index`` …) are those of the rows of all micro-batches, in order. A text that
     is in two micro-batches is there twice.
     """
     joined: dict[str, Any] = {name: torch.cat([getattr(b, name) for b in batches]) for name in _OF_LOSSES}

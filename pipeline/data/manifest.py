@@ -299,12 +299,12 @@ def _group(group: str, patch_budgets: Sequence[int]) -> tuple[str, int]:
 
 def _count_again(manifest: Manifest, levels: Levels) -> Manifest:
     """The same manifest, its samples counted by other patch budgets and numbers of frames."""
-    named = {"patch_budgets": levels.patch_budgets, "clip_frames": levels.clip_frames}
+    manifest = replace(manifest, patch_budgets=levels.patch_budgets, clip_frames=levels.clip_frames)
     if manifest.sizes_file is None:
         indexes = zip(manifest.shards, manifest.index_sha256, strict=True)
         rows = (read_index(manifest.folder, shard, sha) for shard, sha in indexes)
         counts = np.stack([index.counts(levels, manifest.languages) for index in rows])
-        return replace(manifest, counts=counts, pieces=replace(manifest.pieces, counts=counts), **named)
+        return replace(manifest, counts=counts, pieces=replace(manifest.pieces, counts=counts))
     where = f"{manifest.folder}/{manifest.sizes_file}"
     total, code = int(manifest.samples.sum()), size_type(len(manifest.languages), manifest.clips > 0)
     try:
@@ -321,7 +321,7 @@ def _count_again(manifest: Manifest, levels: Levels) -> Manifest:
     codes = np.frombuffer(data, dtype=code)
     pieces = manifest.pieces.counted(codes, manifest.samples, levels, len(manifest.languages))
     counts = np.add.reduceat(pieces.counts, pieces.first[:-1], axis=0, dtype=np.int32)
-    return replace(manifest, counts=counts, pieces=pieces, **named)
+    return replace(manifest, counts=counts, pieces=pieces)
 
 
 def aligned_counts(manifests: Sequence[Manifest]) -> tuple[tuple[str, ...], list[np.ndarray]]:

@@ -89,11 +89,6 @@ class TarSample:
         """The extension of the sample's image; None where it has none."""
         return next((name for name in IMAGE_EXTENSIONS if name in self.members), None)
 
-    @property
-    def has_frames(self) -> bool:
-        """Whether any member is named as a clip's frame is."""
-        return any(map(is_frame, self.members))
-
     def frame_members(self) -> list[Member]:
         """The frames of a clip in their order; none for an image.
 
@@ -199,15 +194,15 @@ def read_record(found: TarSample, *, captions_required: bool = True) -> Sample:
     """
     where = {"key": found.key, "shard": found.shard.name}
     has_image = found.image_extension is not None
-    if "json" not in found.members or not (has_image or found.has_frames):
-        absent = "json" if has_image or found.has_frames else "image"
-        raise SampleError("missing_member", f"it has no {absent}, only {sorted(found.members)!r:.80}", **where)
+    absent = f"only {sorted(found.members)!r:.80}"
+    if "json" not in found.members:
+        what = "json" if has_image or any(map(is_frame, found.members)) else "image"
+        raise SampleError("missing_member", f"it has no {what}, {absent}", **where)
     sample = parse_sample(found.read("json"), captions_required=captions_required, **where)
     if sample.frames is not None:
         found.clip_members(sample)
     elif not has_image:
-        message = f"it has no image, only {sorted(found.members)!r:.80}; the record of a clip has frames"
-        raise SampleError("missing_member", message, **where)
+        raise SampleError("missing_member", f"it has no image, {absent}", **where)
     return sample
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.base.ranks import loader_workers
 from pipeline.config import SettingsError, Stage1Settings
+from pipeline.data.levels import Level
 from pipeline.data.micro_batches import HELD_BATCHES
 from pipeline.data.slices import Division
 from pipeline.estimate.devices import Device
@@ -31,6 +32,7 @@ class AtBudget:
     """One patch budget: a step there."""
 
     patches: int
+    frames: int  # of a sample; 1: images
     share: float  # of the samples
     checkpointed: bool
     memory: dict[int, Memory]  # by ZeRO stage
@@ -128,11 +130,12 @@ def make_estimate(settings: Stage1Settings, devices: int, device: Device) -> Est
         settings, devices, lambda: largest_micro_batches(settings, config, shardings[zero], usable_bytes(device))
     )
     budgets = [
-        at_budget(settings, config, data, division, patches, share, shardings, zero, device)
-        for patches, share in data.budgets.items()
+        at_budget(settings, config, data, division, level, share, shardings, zero, device)
+        for level, share in data.levels.items()
     ]
     seconds = sum(at.share * at.time.total for at in budgets)
-    images = settings.train.global_batch_size / seconds
+    samples = settings.train.global_batch_size / seconds
+    images = samples * sum(at.share * at.frames for at in budgets)
     steps = settings.train.max_steps or max(1, round((settings.train.epochs or 0) * data.steps_an_epoch))
     total, trained = shardings[1].total, shardings[1].trained
     checkpoint = checkpoint_cost(shardings[1], device)
@@ -150,7 +153,7 @@ def make_estimate(settings: Stage1Settings, devices: int, device: Device) -> Est
         seconds_a_step=seconds,
         use=sum(at.share * at.time.use * at.time.total for at in budgets) / seconds,
         images_per_second=images,
-        feed_bytes_per_second=images * data.bytes_a_sample,
+        feed_bytes_per_second=samples * data.bytes_a_sample,
         host_memory=_host_memory(settings, division, data, checkpoint.bytes, devices, per_host, total),
         host_cores=cores + per_host,
         checkpoint_bytes=checkpoint.bytes,
@@ -166,22 +169,23 @@ def at_budget(
     config: FGCLIP2Config,
     data: Data,
     division: Division,
-    patches: int,
+    level: Level,
     share: float,
     shardings: dict[int, Sharding],
     zero: int,
     device: Device,
 ) -> AtBudget:
-    """A step at one patch budget."""
+    """A step at one patch budget, of images or of clips."""
+    patches, frames = level
     train, checkpointed = settings.train, is_checkpointed(settings, patches)
     pieces = pieces_of(settings, config, patches)
     batch = train.global_batch_size
-    parts, images = division.parts(batch, patches), division.slice_size(batch)
-    micro = -(-images // parts)
+    parts, images = division.parts(batch, patches, frames), division.slice_size(batch) * frames
+    micro = division.images(batch, patches, frames)
     shardings = {stage: replace(one, accumulation=parts) for stage, one in shardings.items()}
     cached = parts > 1 and not division.separate
-    work = work_of(settings, config, micro, patches, data)
-    whole = work_of(settings, config, images, patches, data) if cached else None
+    work = work_of(settings, config, micro, patches, data, frames)
+    whole = work_of(settings, config, images, patches, data, frames) if cached else None
     flops = flops_of(settings, pieces, work, shardings[zero].ranks, config, data.regions_an_image)
     time = step_time(
         pieces,
@@ -194,9 +198,10 @@ def at_budget(
         accumulation=parts,
         cached=cached,
     )
-    rate = train.global_batch_size / time.total / shardings[zero].ranks
+    rate = frames * train.global_batch_size / time.total / shardings[zero].ranks
     return AtBudget(
         patches=patches,
+        frames=frames,
         share=share,
         checkpointed=checkpointed,
         memory={stage: memory_of(settings, pieces, work, one, config, whole) for stage, one in shardings.items()},
@@ -243,8 +248,8 @@ def _host_memory(
     workers = loader_workers(data.num_workers, per_host)
     slots = max(workers, 1) * (data.prefetch_batches + HELD_BATCHES)
     if not division.separate:  # a step holds its micro-batches
-        slots += division.most_parts(batch, counted.budgets) - 1
-    patches = division.most_patches(batch, counted.budgets)
+        slots += max(division.parts(batch, *level) for level in counted.levels) - 1
+    patches = max(division.images(batch, *level) * level.patch_budget for level in counted.levels)
     loader = slots * patches * PATCH_VALUES + 1e9 * WORKER_GIGABYTES * workers
     start = FLOAT * total  # every rank makes the model in host memory before it goes to the device
     return per_host * (1e9 * PROCESS_GIGABYTES + loader + max(checkpoint / devices, start))

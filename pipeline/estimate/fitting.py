@@ -76,13 +76,15 @@ def largest_micro_batches(
     taken to have as many regions as are read, so that no micro-batch is larger than the estimate.
     """
     batch = settings.train.global_batch_size
-    images = -(-batch // sharding.ranks)
+    frames = max(settings.data.clip_frames, default=1)
+    images = -(-batch // sharding.ranks) * frames
     data = Data(batch, 0.0, {}, 1, float(settings.data.max_regions_per_image), True)
     one = replace(sharding, accumulation=2)
     found = {}
     for patches in settings.data.patch_budgets:
         pieces = pieces_of(settings, config, patches, products=False)
-        whole = work_of(settings, config, images, patches, data) if settings.train.accumulation == "cached" else None
+        cached = settings.train.accumulation == "cached"
+        whole = work_of(settings, config, images, patches, data, frames) if cached else None
         fits = largest_fitting(settings, pieces, config, data, patches, one, usable, whole)
         if settings.model.gradient_checkpointing == "auto" and fits < images:
             plain = settings.model_copy(

@@ -68,7 +68,7 @@ def count_flops(
 
 def _losses(work: Work, ranks: int, width: int, num_captions: int, negatives: int) -> float:
     """L_global: three products a pair and caption. L_FGV: six. L_TIC: three. L_FGT and L_CMR share three."""
-    pairs = work.images * work.images * ranks
+    pairs = work.samples * work.samples * ranks
     flops = num_captions * 3 * 2 * pairs * width
     if work.regions:
         flops += 9 * 2 * work.regions * work.regions * ranks * width

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from pipeline.base.border import one_line, read_object
 from pipeline.config import SettingsError, Stage1Settings, Stage2Settings
 from pipeline.config.paths import deepspeed_file
+from pipeline.data.levels import Level
 from pipeline.data.manifest import IndexProblem, load_manifest
 from pipeline.data.plan.plan import Plan
 from pipeline.data.tokenizer import load_tokenizer
@@ -34,7 +35,7 @@ class Data:
 
     samples: int
     bytes_a_sample: float
-    budgets: dict[int, float]  # share of the samples by patch budget
+    levels: dict[Level, float]  # share of the samples by patch budget and number of frames
     steps_an_epoch: int
     regions_an_image: float
     assumed: bool
@@ -51,7 +52,7 @@ def model_config(settings: Stage1Settings, notes: list[str]) -> FGCLIP2Config:
         raise SettingsError(f"model.family is {settings.model.family}; {ONLY_FGCLIP2}")
     if start:
         try:
-            return read_config(find_model(start), None)[0]
+            return _with_temporal(read_config(find_model(start), None)[0], settings)
         except StartError as error:
             notes.append(f"{error}; the preset {settings.model.preset} is taken")
     vocabulary = GEMMA_VOCABULARY
@@ -63,9 +64,18 @@ def model_config(settings: Stage1Settings, notes: list[str]) -> FGCLIP2Config:
             "SigLIP 2 has"
         )
     try:
-        return preset_config(settings.model.preset, vocabulary)
+        return _with_temporal(preset_config(settings.model.preset, vocabulary), settings)
     except ValueError as error:
         raise SettingsError(str(error)) from error
+
+
+def _with_temporal(config: FGCLIP2Config, settings: Stage1Settings) -> FGCLIP2Config:
+    """With the size of the temporal weights that the run would add."""
+    frames = settings.data.clip_frames
+    wanted = frames and settings.trains_regions and settings.model.region_frames == "transformer"
+    if wanted and not config.temporal_layers:
+        config.temporal_layers, config.temporal_frames = settings.model.temporal_layers, frames[-1]
+    return config
 
 
 def estimated_config(config: FamilyConfig) -> FGCLIP2Config:
@@ -83,41 +93,49 @@ def read_data(settings: Stage1Settings, notes: list[str]) -> Data:
     """Counts of the shards, or assumptions where there are none yet."""
     batch = settings.train.global_batch_size
     try:
-        manifests = [load_manifest(folder, settings.data.patch_budgets) for folder in settings.data.shards]
+        budgets, frames = settings.data.patch_budgets, settings.data.clip_frames
+        manifests = [load_manifest(folder, budgets, clip_frames=frames) for folder in settings.data.shards]
         plan = Plan(manifests, settings.data, settings.train.seed, batch)
         steps = plan.steps_per_epoch()
     except (IndexProblem, OSError) as error:
-        budgets = {budget: 1 / len(settings.data.patch_budgets) for budget in settings.data.patch_budgets}
+        every = [Level(budget, count) for budget in budgets for count in (frames or [1])]
+        levels = {level: 1 / len(every) for level in every}
         notes.append(
             f"data.shards: {one_line(error)}; {SAMPLES:,} samples of {IMAGE_BYTES:,} bytes with as many "
             "images at each patch budget are assumed"
+            + (f", all of them clips of {' or '.join(map(str, frames))} frames" if frames else "")
         )
         regions = float(settings.data.max_regions_per_image)
-        return Data(SAMPLES, IMAGE_BYTES, budgets, max(1, SAMPLES // batch), regions, True)
-    counts = sum(manifest.counts.sum((0, 1)) for manifest in manifests)
+        size = float(IMAGE_BYTES * sum(level.frames * share for level, share in levels.items()))
+        return Data(SAMPLES, size, levels, max(1, SAMPLES // batch), regions, True)
+    counts = sum(manifest.counts.sum((0, 1)) for manifest in manifests)[: plan.levels.num_used]
     samples = int(sum(manifest.samples.sum() for manifest in manifests))
     size = float(sum(manifest.sizes.sum() for manifest in manifests))
     regions = float(sum(manifest.regions.sum() for manifest in manifests)) / max(samples, 1)
-    shares = {
-        b: float(n) / max(float(counts.sum()), 1.0) for b, n in zip(manifests[0].patch_budgets, counts, strict=True)
-    }
+    every = plan.levels.all_used()
+    shares = {level: float(n) / max(float(counts.sum()), 1.0) for level, n in zip(every, counts, strict=True)}
     most = min(regions, settings.data.max_regions_per_image)
-    return Data(samples, size / max(samples, 1), {b: s for b, s in shares.items() if s}, steps, most, False)
+    return Data(
+        samples, size / max(samples, 1), {level: share for level, share in shares.items() if share}, steps, most, False
+    )
 
 
-def work_of(settings: Stage1Settings, config: FGCLIP2Config, images: float, patches: int, data: Data) -> Work:
-    """A micro-batch of a rank. Every region is assumed to have its own texts, and as many negatives as are read."""
+def work_of(
+    settings: Stage1Settings, config: FGCLIP2Config, images: float, patches: int, data: Data, frames: int = 1
+) -> Work:
+    """A micro-batch of a rank. Every region is assumed to have its own texts, and as many negatives as are read.
+
+    Args:
+        images: the frames of clips are counted. frames: of a clip; 1 for images.
+    """
     text = config.text_config
-    work = Work(images, patches, text.max_position_embeddings, text.longtext_len)
+    work = Work(images, patches, text.max_position_embeddings, text.longtext_len, frames=frames)
     if not isinstance(settings, Stage2Settings):
         return work
-    regions = images * data.regions_an_image
+    regions = work.samples * data.regions_an_image
     texts = regions * (1 + settings.data.max_negatives + settings.data.long_phrase_probability)
-    return Work(
-        images,
-        patches,
-        work.short_tokens,
-        work.long_tokens,
+    return replace(
+        work,
         regions=regions,
         region_texts=texts,
         hard_rows=regions,

@@ -30,7 +30,7 @@ PAIRWISE_MATRICES = 6
 class Work:
     """One micro-batch of a rank. Region numbers are 0 in stage 1."""
 
-    images: float
+    images: float  # frames of clips counted
     patches: int
     short_tokens: int
     long_tokens: int
@@ -38,14 +38,19 @@ class Work:
     region_texts: float = 0.0  # distinct
     hard_rows: float = 0.0
     boxed_images: float = 0.0
+    frames: int = 1  # of a sample
+
+    @property
+    def samples(self) -> float:
+        return self.images / self.frames
 
     def rows(self, unit: str) -> float:
         """How many rows a piece sees."""
         return {
             "images": self.images,
             "boxed_images": self.boxed_images,
-            "short_texts": self.images + self.region_texts,
-            "long_texts": self.images,
+            "short_texts": self.samples + self.region_texts,
+            "long_texts": self.samples,
         }[unit]
 
 
@@ -247,7 +252,7 @@ def _update(work: Work, sharding: Sharding) -> Memory:
 
 def _losses(work: Work, sharding: Sharding, width: int, exchange: str, chunk_size: int, negatives: int) -> float:
     """Bytes of the losses at their peak, embeddings of all ranks included."""
-    own, everyone = work.images, work.images * sharding.ranks
+    own, everyone = work.samples, work.samples * sharding.ranks
     tile = 2 * min(ROWS_PER_TILE, own) * chunk_size
     texts = 2 * (everyone if exchange != "ring" and sharding.ranks > 1 else 2 * own) * width
     global_loss = FLOAT * (tile + texts + 2 * 2 * own * width)

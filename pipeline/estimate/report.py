@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.estimate.estimate import Estimate
+from pipeline.estimate.estimate import AtBudget, Estimate
 
 
 def format_estimate(estimate: Estimate) -> str:
@@ -53,7 +53,7 @@ def _memory_rows(estimate: Estimate) -> list[Sequence[str]]:
             mark = " *" if stage == estimate.zero else ""
             parts = [_gigabytes(value) for value in memory.parts().values()]
             largest = str(at.largest_micro_batch[stage])
-            rows.append((str(at.patches), f"{stage}{mark}", *parts, _gigabytes(memory.total), memory.moment, largest))
+            rows.append((_size(at), f"{stage}{mark}", *parts, _gigabytes(memory.total), memory.moment, largest))
     return rows
 
 
@@ -65,12 +65,16 @@ def _time_rows(estimate: Estimate) -> list[Sequence[str]]:
     for at in estimate.budgets:
         parts = [f"{value:.3g}" for value in at.time.parts().values()]
         rows.append(
-            (str(at.patches), f"{at.share:.0%}", "yes" if at.checkpointed else "no",
+            (_size(at), f"{at.share:.0%}", "yes" if at.checkpointed else "no",
              f"{at.micro_batches * at.flops.total / 1e12:.3g}", *parts, f"{at.time.total:.3g}",
              f"{at.time.use:.0%}", f"{at.cores:.1f}",
              f"{at.micro_batches} of {at.micro_batch}")
         )  # fmt: skip
     return rows
+
+
+def _size(at: AtBudget) -> str:
+    return f"{at.patches}" + (f" x {at.frames} frames" if at.frames > 1 else "")
 
 
 def _run_rows(estimate: Estimate) -> list[Sequence[str]]:

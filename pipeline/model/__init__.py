@@ -25,6 +25,7 @@ EXPORTED_MODULES = (
     "regions",
     "scratch",
     "start",
+    "temporal",
     "towers",
 )
 EXPORTED_CLIP_MODULES = (*EXPORTED_MODULES, "clip_configuration", "clip_modeling", "clip_start", "clip_towers")

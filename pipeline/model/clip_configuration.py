@@ -75,6 +75,9 @@ class FGCLIP1Config(CLIPConfig):
     model_type = "fgclip1"
     sub_configs = {"text_config": FGCLIP1TextConfig, "vision_config": FGCLIP1VisionConfig}
 
+    temporal_layers: int = 0  # of the transformer over the frames of a region; 0: none
+    temporal_frames: int = 0  # that it has positions for
+
     if TYPE_CHECKING:  # dicts and other objects are taken too; after __post_init__ they are these
         text_config: FGCLIP1TextConfig
         vision_config: FGCLIP1VisionConfig

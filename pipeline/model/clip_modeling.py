@@ -61,6 +61,7 @@ class FGCLIP1(DualEncoder):
         self.longtext_head = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
         self.boxtext_head = nn.Linear(text.hidden_size, config.projection_dim, bias=False)
         self.roi_projection = nn.Linear(vision.hidden_size, config.projection_dim, bias=False)
+        self.temporal = self._make_temporal()
         self.logit_scale = nn.Parameter(torch.empty(()))
         self.logit_bias = nn.Parameter(torch.empty(()))  # of the sigmoid loss alone
         self.logit_scale_finegraind = nn.Parameter(torch.empty(()))  # (sic) the public checkpoints' spelling

@@ -15,7 +15,16 @@ from transformers import CLIPTextConfig, CLIPVisionConfig
 
 from .clip_configuration import KEEP_LEN, FGCLIP1Config, FGCLIP1TextConfig
 from .configuration import stretched_length
-from .folder import StartError, check_depth, checked_tower, read_object, shown, stored_shapes, weight_files
+from .folder import (
+    StartError,
+    check_depth,
+    checked_temporal,
+    checked_tower,
+    read_object,
+    shown,
+    stored_shapes,
+    weight_files,
+)
 from .start import (
     LONG_TABLES,
     REGION_SCALES,
@@ -66,8 +75,9 @@ def clip_configuration_of(folder: str | Path, vocab_size: int | None = None) -> 
     if kind == "clip":
         text |= _of_clip(text)
     vision |= _normalisation(found)
+    temporal = {} if kind == "clip" else checked_temporal(values, file)
     try:
-        config = FGCLIP1Config(text_config=text, vision_config=vision, projection_dim=width)
+        config = FGCLIP1Config(text_config=text, vision_config=vision, projection_dim=width, **temporal)
     except ValueError as error:
         raise StartError(f"{file}: {error}") from error
     layers = {"text": config.text_config.num_hidden_layers, "vision": config.vision_config.num_hidden_layers}

@@ -64,6 +64,9 @@ class FGCLIP2Config(Siglip2Config):
     model_type = "fgclip2"
     sub_configs = {"text_config": FGCLIP2TextConfig, "vision_config": FGCLIP2VisionConfig}
 
+    temporal_layers: int = 0  # of the transformer over the frames of a region; 0: none
+    temporal_frames: int = 0  # that it has positions for
+
     if TYPE_CHECKING:  # dicts and other objects are taken too; after __post_init__ they are these
         text_config: FGCLIP2TextConfig
         vision_config: FGCLIP2VisionConfig

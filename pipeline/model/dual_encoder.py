@@ -3,7 +3,8 @@
 A family is its two towers, ``encode_vision``, ``dense_features`` and the heads of its kinds of text. Training, caches,
 checkpoints, evaluation and export know this class alone.
 
-Shape letters: B images, P patches, N texts, T tokens, R regions, U distinct region texts, D width.
+Shape letters: B samples of F frames (1 for images), P patches, N texts, T tokens, R regions, U distinct region texts,
+D width.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .layout import RegionLayout, region_layout
 from .regions import pool_regions
 from .scratch import start_vision_from_scratch
 from .start import Shapes, stretch_table
+from .temporal import TemporalAggregator, masked_mean
 from .towers import PoolingHead
 
 
@@ -42,6 +44,7 @@ class DualEncoder(Inference):
     logit_bias: nn.Parameter
     logit_scale_finegraind: nn.Parameter  # (sic) the public checkpoints' spelling
     logit_scale_hardneg: nn.Parameter
+    temporal: TemporalAggregator | None  # of models that were trained on regions of clips
 
     @classmethod
     def from_scratch(cls, config: Any) -> Self:
@@ -140,6 +143,8 @@ class DualEncoder(Inference):
         if regions:  # the same table and length as short texts: one pass serves both
             region_ids = batch.region_ids if batch.region_ids.shape[0] else batch.short_ids[:1]
             short_ids = torch.cat([short_ids, region_ids])
+        if batch.num_frames > 1:  # every frame went through the tower as an image
+            image = self.aggregate_frames(image.view(num_short, batch.num_frames, image.shape[1]))
         budget = batch.pixel_values.shape[1]
         hidden = self.text_model(short_ids, long=False, patches=budget)
         short = unit(self.text_head("short")(hidden[:num_short]))
@@ -152,14 +157,67 @@ class DualEncoder(Inference):
         return Embeddings(image, short, long, region, valid, region_text, self.scales())
 
     def _region_embeddings(self, batch: StepInputs, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Regions [R, D] and valid [R]; the dense head runs on images with boxes only."""
+        """Regions [R, D] and valid [R]; the dense head runs on images with boxes only.
+
+        In batches of images the temporal weights are in the graph with a factor of 0, so that every step of a run goes
+        through the same modules.
+        """
         facts = batch.facts
         layout = facts.regions if facts else region_layout(batch.boxes, batch.region_image, batch.spatial_shapes)
         boxed, visible, grids = layout.boxed_images, batch.pixel_attention_mask, batch.spatial_shapes
         if len(boxed) < patches.shape[0]:
             patches, visible, grids = patches.index_select(0, boxed), visible[boxed], grids[boxed]
         dense = self.dense_features(patches, None if facts and facts.images.all_real else visible)
-        return self.pool_regions(dense, grids, batch.boxes, layout.region_slot, layout)
+        region, valid = self.pool_regions(dense, grids, batch.boxes, layout.region_slot, layout)
+        if batch.num_frames > 1:
+            count = len(region) // batch.num_frames
+            per_frame = region.view(count, batch.num_frames, region.shape[1])
+            return self.aggregate_regions(per_frame, valid.view(count, batch.num_frames))
+        if self.temporal is not None:
+            region = region + 0.0 * self._aggregated_stand_in(region, 1).sum()
+        return region, valid
+
+    def aggregate_frames(self, embeds: Tensor) -> Tensor:
+        """Unit embeddings of the frames of clips [B, F, D] -> [B, D] unit float32: their mean."""
+        return embeds[:, 0] if embeds.shape[1] == 1 else unit(embeds.mean(dim=1))
+
+    def aggregate_regions(self, per_frame: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit features of regions in frames [R, F, D], [R, F] bool -> regions [R, D] unit float32, valid [R] bool.
+
+        A region that is in no frame gives a row of 0, ``valid`` False and no gradient. One frame is taken as it is; a
+        model without temporal weights gives the masked mean.
+
+        Raises:
+            ValueError: more frames than the temporal weights have positions.
+        """
+        valid = visible.any(dim=1)
+        if per_frame.shape[1] == 1:
+            return per_frame[:, 0], valid
+        if self.temporal is None:
+            return unit(masked_mean(per_frame, visible), valid), valid
+        if not len(per_frame):  # the temporal weights are in the graph all the same
+            return per_frame.sum(dim=1) + self._aggregated_stand_in(per_frame, per_frame.shape[1])[:0], valid
+        return unit(self.temporal(per_frame, visible), valid), valid
+
+    def _aggregated_stand_in(self, like: Tensor, frames: int) -> Tensor:
+        """[1, D]: what the temporal weights make of a region that is nowhere, with them in its graph."""
+        assert self.temporal is not None
+        nothing = like.new_zeros(1, frames, like.shape[-1])
+        return self.temporal(nothing, torch.ones(1, frames, dtype=torch.bool, device=like.device))
+
+    def add_temporal(self, layers: int, max_frames: int) -> None:
+        """Give the model fresh temporal weights, with which a region of a clip is the masked mean of its frames."""
+        self.config.temporal_layers, self.config.temporal_frames = layers, max_frames
+        self.temporal = self._make_temporal()
+        if self.temporal is not None:
+            self.temporal.apply(self._init_weights)
+
+    def _make_temporal(self) -> TemporalAggregator | None:
+        """Of the configuration's size; None where it has none."""
+        config = self.config
+        if not config.temporal_layers:
+            return None
+        return TemporalAggregator(config.text_config.projection_size, config.temporal_layers, config.temporal_frames)
 
     def pool_regions(
         self,
@@ -230,6 +288,8 @@ class DualEncoder(Inference):
             init.xavier_uniform_(module.in_proj_weight)
             init.zeros_(module.in_proj_bias)
             init.zeros_(module.out_proj.bias)
+        elif isinstance(module, TemporalAggregator):  # after the layers that it holds
+            init.zeros_(module.projection.weight)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=module.embedding_dim**-0.5)
         elif isinstance(module, nn.LayerNorm):

@@ -1,6 +1,6 @@
 """What a forward pass reads and returns.
 
-Shape letters: B images, P patches, T tokens, R regions, U distinct region texts, D width.
+Shape letters: B samples of F frames (1 for images), P patches, T tokens, R regions, U distinct region texts, D width.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ class StepFacts(Protocol):
 class StepInputs(Protocol):
     """The fields of ``pipeline.data.batch.Batch`` that a forward pass reads."""
 
-    pixel_values: Tensor  # [B, P, 768], uint8 or in [-1, 1]
-    pixel_attention_mask: Tensor  # [B, P], 1 for a patch, 0 for padding
-    spatial_shapes: Tensor  # [B, 2], height and width in patches
+    num_frames: int  # F
+    pixel_values: Tensor  # [B F, P, 768], uint8 or in [-1, 1]
+    pixel_attention_mask: Tensor  # [B F, P], 1 for a patch, 0 for padding
+    spatial_shapes: Tensor  # [B F, 2], height and width in patches
     short_ids: Tensor  # [B, T_short]
     long_ids: Tensor  # [B, T_long]
-    boxes: Tensor  # [R, 4], normalised xyxy
-    region_image: Tensor  # [R], into B
+    boxes: Tensor  # [R F, 4], normalised xyxy; without area in frames where the region is not there
+    region_image: Tensor  # [R F], into B F
     region_ids: Tensor  # [U, T_short]
     facts: StepFacts | None  # None: what the host needs is read back from the tensors
 

@@ -32,6 +32,8 @@ WHOLE_NUMBERS = {  # field -> least, most; far beyond every published model
     "patch_size": (1, 1024),
     "image_size": (1, 1 << 14),
     "num_patches": (1, 1 << 20),
+    "temporal_layers": (0, 64),
+    "temporal_frames": (0, 512),
 }
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
@@ -76,6 +78,14 @@ def checked_tower(values: object, known: Collection[str], where: str) -> dict[st
     if heads and width and width % heads:
         raise StartError(f"{where}.hidden_size is {width}; it must be a multiple of num_attention_heads, {heads}")
     return kept
+
+
+def checked_temporal(values: dict[str, Any], file: str) -> dict[str, int]:
+    """What a configuration says of the temporal weights, {} where there are none. Raises as ``checked_tower``."""
+    found = checked_tower(values, ("temporal_layers", "temporal_frames"), file)
+    if bool(found.get("temporal_layers")) != bool(found.get("temporal_frames")):
+        raise StartError(f"{file}: temporal_layers and temporal_frames are {found}; both must be 0 or both above")
+    return found
 
 
 def _broken_rule(name: str, value: object) -> str | None:

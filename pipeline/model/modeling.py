@@ -48,6 +48,7 @@ class FGCLIP2(DualEncoder):
         self.longtext_head = nn.Linear(text.hidden_size, text.projection_size)
         self.boxtext_head = nn.Linear(text.hidden_size, text.projection_size)
         self.dense_feature_head = PoolingHead(vision)
+        self.temporal = self._make_temporal()
         self.logit_scale = nn.Parameter(torch.empty(1))
         self.logit_bias = nn.Parameter(torch.empty(1))
         self.logit_scale_finegraind = nn.Parameter(torch.empty(()))  # (sic) the public checkpoints' spelling

@@ -18,7 +18,16 @@ from torch import Tensor
 from transformers import Siglip2TextConfig, Siglip2VisionConfig
 
 from .configuration import START_REGION_SCALE, FGCLIP2Config, FGCLIP2TextConfig, FGCLIP2VisionConfig, stretched_length
-from .folder import StartError, check_depth, checked_tower, read_object, shown, stored_shapes, weight_files
+from .folder import (
+    StartError,
+    check_depth,
+    checked_temporal,
+    checked_tower,
+    read_object,
+    shown,
+    stored_shapes,
+    weight_files,
+)
 
 T = TypeVar("T")
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]  # of weights, by name
@@ -156,8 +165,9 @@ def read_config(folder: Path, config: FGCLIP2Config | None) -> tuple[FGCLIP2Conf
         # Written-out files leave defaults out, and the defaults of the two configurations are the same.
         text = {"keep_len": KEEP_LEN, **text}
         text["longtext_len"] = stretched_length(text.get("max_position_embeddings", 64), text["keep_len"])
+    temporal = {} if from_siglip else checked_temporal(values, file)
     try:
-        made = FGCLIP2Config(text_config=text, vision_config=vision)
+        made = FGCLIP2Config(text_config=text, vision_config=vision, **temporal)
     except ValueError as error:
         raise StartError(f"{file}: {error}") from error
     layers = {"text": made.text_config.num_hidden_layers, "vision": made.vision_config.num_hidden_layers}

@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.base.ranks import rank_cores
 from pipeline.data.images import ImageFault, decode_array
 from pipeline.data.manifest import Manifest
-from pipeline.data.records import RecordFault, walk_records
+from pipeline.data.records import RecordFault, frame_names, walk_records
 from pipeline.data.resolution import PATCH_SIZE, grid_of, level_of
 
 SAMPLED_SHARDS, SAMPLED_IMAGES = 4, 64
@@ -26,10 +26,11 @@ def images_per_second(manifest: Manifest, seconds: float) -> float:
     every = max(1, len(manifest.shards) // SAMPLED_SHARDS)
     for number in range(0, len(manifest.shards), every):
         try:
-            for found, sample in walk_records(Path(manifest.folder) / manifest.shards[number]):
+            for found, sample in walk_records(Path(manifest.folder) / manifest.shards[number], clips=True):
                 budget = level_of(sample.width, sample.height, manifest.patch_budgets)
                 rows, columns = grid_of(sample.width, sample.height, budget)
-                images.append((found.read(found.image_extension or ""), (columns * PATCH_SIZE, rows * PATCH_SIZE)))
+                name = found.image_extension or frame_names(found.members)[0]  # of a clip, its first frame
+                images.append((found.read(name), (columns * PATCH_SIZE, rows * PATCH_SIZE)))
                 if len(images) % SAMPLED_IMAGES == 0:
                     break
         except RecordFault:

@@ -161,11 +161,12 @@ def _measure(run: Run, start: Start, memory: MemoryCount, patient: dist.ProcessG
     evaluation = _evaluate(run, start, patient)
     means = reduce_metrics({**seconds, **checkpoint, **evaluation}, {})
     largest: list[Any] = [None] * run.rank_info.world_size
-    dist.all_gather_object(largest, (peak, weights, optimizer, held.count("boxes"), held.count("region_ids")))
+    dist.all_gather_object(largest, (peak, weights, optimizer, held.count("phrase_index"), held.count("region_ids")))
     peaks = [one[0] for one in largest if one[0] is not None]
     return Measured(
         patches=held.patches,
         images=held.unit.size,
+        frames=held.frames,
         micro_batches=held.unit.parts,
         regions=sum(one[3] for one in largest),
         region_texts=sum(one[4] for one in largest),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from pipeline.config import Stage1Settings
+from pipeline.data.levels import Level
 from pipeline.estimate.estimate import AtBudget, CheckpointCost, at_budget, checkpoint_cost
 from pipeline.estimate.inputs import read_data, read_zero, sharding_of
 from pipeline.estimate.memory import held_all_the_time
@@ -20,7 +21,8 @@ class Measured:
     """Of a dry run. Bytes are those of the rank that has most, seconds the mean over the ranks, by part."""
 
     patches: int  # of an image, padding included
-    images: int  # of the step, on all ranks
+    images: int  # of the step, on all ranks, or clips
+    frames: int  # of each; 1: images
     micro_batches: int  # a rank
     regions: int  # of the step, on all ranks; region_texts too
     region_texts: int
@@ -62,7 +64,8 @@ def estimated_of(start: Start, measured: Measured) -> Estimated | None:
     zero, world_size = int(read_zero(settings).get("stage", 0)), start.rank_info.world_size
     sharding = sharding_of(settings, config, world_size, zero, on_cpu=row.is_cpu)
     at = at_budget(
-        settings, config, data, start.division, measured.patches, 1.0, {zero: sharding}, zero, row
+        settings, config, data, start.division, Level(measured.patches, measured.frames), 1.0, {zero: sharding}, zero,
+        row,
     )  # fmt: skip
     weights, _, optimizer, _ = held_all_the_time(sharding)
     cost = checkpoint_cost(sharding, row)
@@ -82,8 +85,9 @@ def _as_it_runs(start: Start, measured: Measured, notes: list[str]) -> Stage1Set
 
 def format_table(measured: Measured, estimated: Estimated | None) -> str:
     """Lines for a terminal."""
+    what = f"clips of {measured.frames} frames, each" if measured.frames > 1 else "images"
     shape = (
-        f"the step: {measured.images} images of {measured.patches} patches, {measured.micro_batches} micro-batch(es) a "
+        f"the step: {measured.images} {what} of {measured.patches} patches, {measured.micro_batches} micro-batch(es) a "
         f"rank, {measured.regions} regions, {measured.region_texts} texts of regions"
     )
     rows = [("", "measured", "estimated", "ratio"), *_memory(measured, estimated), *_step(measured, estimated)]
@@ -120,8 +124,8 @@ def _memory(measured: Measured, estimated: Estimated | None) -> list[Cells]:
 def _step(measured: Measured, estimated: Estimated | None) -> list[Cells]:
     seconds, time = measured.seconds, estimated.at.time if estimated else None
     together = seconds["forward"] + seconds["losses"] + seconds["backward"]
-    rate = measured.images / measured.step_seconds
-    expected = measured.images / time.total if time else None
+    images = measured.images * measured.frames
+    rate, expected = images / measured.step_seconds, images / time.total if time else None
     rows = [
         *(_row(f"{name}, s", seconds[name], None) for name in ("forward", "losses", "backward")),
         _row("forward to backward, s", together, time.total - time.update if time else None),
@@ -132,7 +136,7 @@ def _step(measured: Measured, estimated: Estimated | None) -> list[Cells]:
         _row("images/s", rate, expected),
     ]
     if estimated:
-        size = estimated.bytes_a_sample
+        size = estimated.bytes_a_sample / measured.frames  # of an image
         rows.append(_row("to feed, MB/s", rate * size, None if expected is None else expected * size, 1e6))
     return rows
 

@@ -23,6 +23,7 @@ PLAN = (
     "train.seed",
     "train.global_batch_size",
     "data.patch_budgets",
+    "data.clip_frames",
     "data.one_budget_per_batch",
     "data.window_shards",
     "data.source_weights",
@@ -31,7 +32,7 @@ PLAN = (
     "data.last_batch_multiple",
 )
 # Of the checkpoint's weights: its own model is loaded, and which of them there are and have moments was chosen.
-MODEL = ("model.preset", "tune.")
+MODEL = ("model.preset", "model.region_frames", "model.temporal_layers", "tune.")
 # What changes from this step on, and how the line puts it.
 ALLOWED = {
     "train.precision": "the arithmetic changes",

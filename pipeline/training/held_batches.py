@@ -35,6 +35,11 @@ class HeldBatches:
         """P of the images, padding included."""
         return int(self._batches[0].pixel_attention_mask.shape[1])
 
+    @property
+    def frames(self) -> int:
+        """Of a clip; 1 for images."""
+        return self._batches[0].num_frames
+
     def count(self, name: str) -> int:
         """Rows of a tensor of :class:`Batch`, over the micro-batches."""
         return sum(len(getattr(batch, name)) for batch in self._batches)

@@ -102,7 +102,8 @@ def log_step(run: Run, result: StepResult, step_seconds: float, progress: Progre
     metrics |= effective_negatives(run.settings, metrics, result.pools, run.rank_info.world_size)
     speed, slow_ranks = run.speed.report()
     metrics |= speed
-    metrics["images_per_second"] = run.settings.train.global_batch_size / metrics["step_seconds"]
+    images = run.settings.train.global_batch_size * result.batches[0].num_frames  # those of a clip are its frames
+    metrics["images_per_second"] = images / metrics["step_seconds"]
     metrics["samples_seen"] = float(run.state.samples_seen)
     metrics["training_hours"] = run.state.seconds / 3600
     metrics["training_flops"] = run.state.flops

@@ -36,10 +36,11 @@ def _largest(
 ) -> Mapping[int, int]:
     chosen = settings.train.micro_batch_size
     if chosen == "auto":
-        fits = fitting()
-        if too_large := [budget for budget in budgets if not fits[budget]]:
+        fits, frames = fitting(), max(settings.data.clip_frames, default=1)
+        if too_large := [budget for budget in budgets if fits[budget] < frames]:
+            what = "image" if frames == 1 else f"clip of {frames} images"
             raise SettingsError(
-                f"train.micro_batch_size is auto, and by the estimate not one image of {max(too_large)} patches fits "
+                f"train.micro_batch_size is auto, and by the estimate not one {what} of {max(too_large)} patches fits "
                 "beside the model on a device; set model.gradient_checkpointing=true, take ZeRO 3 "
                 "(train.deepspeed_config=launch/zero3.json), more devices, or fewer patches (data.patch_budgets); "
                 "`python -m pipeline.estimate` shows what takes the room"
@@ -63,6 +64,8 @@ def division_notes(settings: Stage1Settings, division: Division) -> list[str]:
     if max(parts.values()) > 1 or division.largest is not None:
         each = ", ".join(f"{count} of up to {-(-most // count)} images at {budget}" for budget, count in parts.items())
         notes.append(f"micro-batches a rank, by patch budget: {each} ({train.accumulation})")
+    if division.largest is not None:
+        notes += _clip_notes(settings, division)
     if division.separate and max(parts.values()) > 1:
         notes.append(
             f"train.accumulation=separate: the {size} images of a step are up to {max(parts.values())} batches, so a "
@@ -87,6 +90,22 @@ def division_notes(settings: Stage1Settings, division: Division) -> list[str]:
                 f"of {size} images on {division.world_size} ranks; a step has one micro-batch of {most}; "
                 "lower it, or leave it out"
             )
+    return notes
+
+
+def _clip_notes(settings: Stage1Settings, division: Division) -> list[str]:
+    """How many clips make a micro-batch, whose size is counted in images."""
+    size, notes = settings.train.global_batch_size, []
+    for frames in settings.data.clip_frames:
+        counts = {budget: division.images(size, budget, frames) // frames for budget in settings.data.patch_budgets}
+        each = ", ".join(f"{count} at {budget}" for budget, count in counts.items())
+        notes.append(f"micro-batches of clips of {frames} frames hold, by patch budget, at most {each}")
+    largest = min((division.largest or {}).values(), default=0)
+    if settings.data.clip_frames and largest < settings.data.clip_frames[-1]:
+        notes.append(
+            f"warning: train.micro_batch_size is {settings.train.micro_batch_size} and a clip of "
+            f"{settings.data.clip_frames[-1]} frames is never divided: such a micro-batch holds more images"
+        )
     return notes
 
 

@@ -40,9 +40,13 @@ def recomputation_of(
     chosen = []
     for patches in settings.data.patch_budgets:
         pieces = pieces_of(settings, config, patches, products=False)
-        parts = division.parts(batch, patches)
-        work = work_of(settings, config, -(-images // parts), patches, data)
-        whole = None if parts == 1 or division.separate else work_of(settings, config, images, patches, data)
+        # of images or of clips, whichever make the larger micro-batch
+        frames = max((1, *settings.data.clip_frames), key=lambda count: division.images(batch, patches, count))
+        parts = division.parts(batch, patches, frames)
+        work = work_of(settings, config, division.images(batch, patches, frames), patches, data, frames)
+        whole = None
+        if parts > 1 and not division.separate:
+            whole = work_of(settings, config, images * frames, patches, data, frames)
         of_parts, width = replace(sharding, accumulation=parts), config.vision_config.hidden_size
         chosen.append((patches, least_recomputation(settings, pieces, work, of_parts, width, usable, whole)))
     return Recomputation(tuple(chosen))

@@ -35,6 +35,7 @@ def make_model(settings: Stage1Settings, tokenizer: Tokenizer, checkpoint: Path 
     check_images(settings, model.config)
     check_texts(settings, tokenizer, model.config)
     if not checkpoint:
+        settle_temporal(settings, model)
         add_lora(model, settings.tune)
     choose_trained(model, settings.tune, settings.trains_regions)
     if isinstance(model, FGCLIP1) and settings.model.region_projection == "frozen":
@@ -51,6 +52,31 @@ def new_model(settings: Stage1Settings, tokenizer: Tokenizer) -> DualEncoder:
         if settings.trains_regions and chosen.region_projection == "random":
             model.draw_region_projection()
     return model
+
+
+def settle_temporal(settings: Stage1Settings, model: DualEncoder) -> None:
+    """Give the model temporal weights where the stage trains regions of clips and the start has none.
+
+    Raises:
+        SettingsError: those of the start have fewer positions than frames are read, or are not wanted.
+    """
+    chosen, frames, start = settings.model, max(settings.data.clip_frames, default=0), settings.model.start_from
+    if not frames or not settings.trains_regions:
+        return
+    if model.temporal is None:
+        if chosen.region_frames == "transformer":
+            model.add_temporal(chosen.temporal_layers, frames)
+    elif chosen.region_frames == "mean":
+        raise SettingsError(
+            f"model.region_frames is mean, and model.start_from {start} has temporal weights; start from the model "
+            "that they were added to, or set model.region_frames=transformer"
+        )
+    elif model.config.temporal_frames < frames:
+        raise SettingsError(
+            f"data.clip_frames goes up to {frames}, and the temporal weights of model.start_from {start} have "
+            f"positions for {model.config.temporal_frames} frames; lower data.clip_frames, or start from the model "
+            "that they were added to"
+        )
 
 
 def _from_start_or_scratch(settings: Stage1Settings, tokenizer: Tokenizer) -> DualEncoder:

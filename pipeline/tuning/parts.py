@@ -11,12 +11,14 @@ from torch import nn
 
 from pipeline.config import SettingsError, TuneSettings
 
-NEW_HEADS = ("longtext_head.", "boxtext_head.", "dense_feature_head.", "roi_projection.")  # the last of FG-CLIP 1
+# roi_projection of FG-CLIP 1, temporal of models of clips
+NEW_HEADS = ("longtext_head.", "boxtext_head.", "dense_feature_head.", "roi_projection.", "temporal.")
 # What only the region losses reach; stage 1 would give these parameters no gradient at all.
 REGION_ONLY = (
     "boxtext_head.",
     "dense_feature_head.",
     "roi_projection.",
+    "temporal.",
     "logit_scale_finegraind",
     "logit_scale_hardneg",
 )

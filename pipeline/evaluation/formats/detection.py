@@ -143,7 +143,7 @@ def scene_detection(path: Path, language: str) -> DetectionSet:
         boxes, labels = [], []
         for region in one.sample.regions:
             accounting.take()
-            x1, y1, x2, y2 = region.box
+            x1, y1, x2, y2 = region.image_box
             bbox = [x1 * width, y1 * height, (x2 - x1) * width, (y2 - y1) * height]
             label = classes.index(region.phrase)
             annotations.append(
