@@ -59,6 +59,11 @@ def export_adapter(run: str | Path, out: str | Path, step: int | None = None) ->
     trained = read_weights(found.checkpoint)
     merged = exported_weights(found)
     base = FAMILIES[found.settings.model.family].start_from(start)
+    if added := sorted(merged.keys() - base.state_dict().keys()):
+        raise ExportError(
+            f"{run} added weights that {start} has no place for ({added[0]} and {len(added) - 1} more, which read "
+            "clips), and an adapter does not hold them; export the model, without --adapter"
+        )
     with write_folder_aside(out, durable=True) as partial:
         config = lora_config(base, found.settings.tune)
         heads = _trained_heads(merged, base.state_dict())

@@ -92,6 +92,7 @@ DATA = {
     "share of each source": "data.source_weights",
     "share of each language": "data.language_weights",
     "patch budgets": "data.patch_budgets",
+    "frames of clips": "data.clip_frames",
 }
 
 
@@ -171,7 +172,16 @@ def _about(config: Any) -> str:
         f"A two-tower vision-language model of width {vision.hidden_size} with {vision.num_hidden_layers} + "
         f"{text.num_hidden_layers} layers and {text.vocab_size} token ids: embeddings of images, of short texts "
         f"(up to {text.max_position_embeddings} ids), long texts (up to {text.longtext_len}), boxes and phrases, and "
-        "of every patch, in one space."
+        "of every patch, in one space." + _about_clips(config)
+    )
+
+
+def _about_clips(config: Any) -> str:
+    if not config.temporal_layers:
+        return ""
+    return (
+        f" A region of a clip is read over up to {config.temporal_frames} frames by a transformer of "
+        f"{config.temporal_layers} layers; a clip's embedding is the mean of its frames'."
     )
 
 
@@ -204,7 +214,7 @@ def _chosen(settings: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, 
         value: Any = settings
         for part in name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
-        if value is not None:
+        if value is not None and value != []:
             chosen[title] = value
     return chosen
 

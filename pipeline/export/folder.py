@@ -21,6 +21,7 @@ from pipeline.export.card import model_card, patch_budgets_of
 from pipeline.export.processor import write_processor
 from pipeline.model import EXPORTED_CLIP_MODULES, EXPORTED_MODULES, DualEncoder, FamilyConfig, FGCLIP1Config
 from pipeline.model import configuration as model_package
+from pipeline.model.embeddings import unit
 from pipeline.model.families import load_trained, model_of_config
 
 MAX_SHARD_SIZE = "5GB"
@@ -149,6 +150,10 @@ def probe(model: DualEncoder) -> dict[str, Tensor]:
     dense = model.dense_features(states, mask)
     boxes = torch.tensor([[0.1, 0.2, 0.7, 0.9], [0.0, 0.0, 1.0, 1.0]])
     found = {"image": image, "region": model.pool_regions(dense, grids, boxes, torch.tensor([0, 1]))[0]}
+    if model.temporal is not None:
+        per_frame = unit(torch.randn(2, model.config.temporal_frames, image.shape[1], generator=generator))
+        visible = torch.arange(model.config.temporal_frames).expand(2, -1) != torch.tensor([[0], [1]])
+        found["clip region"] = model.aggregate_regions(per_frame, visible)[0]
     for kind in ("short", "long", "region"):
         length = text.longtext_len if kind == "long" else text.max_position_embeddings
         ids = torch.randint(0, text.vocab_size, (2, length), generator=generator)

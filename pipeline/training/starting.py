@@ -131,7 +131,22 @@ def make_teacher(settings: Stage1Settings, tokenizer: Tokenizer, device: torch.d
 def describe_start(settings: Stage1Settings, tokenizer: Tokenizer) -> str:
     """Lines for the terminal of a run that begins from weights."""
     notes = [describe_new_parts(str(settings.model.start_from)), check_tokenizer(settings, tokenizer)]
+    notes.append(_describe_temporal(settings))
     return "\n".join(f"start: {note}" for note in notes if note)
+
+
+def _describe_temporal(settings: Stage1Settings) -> str | None:
+    """Where the temporal weights of a run on clips come from; None where it trains none."""
+    chosen, frames = settings.model, max(settings.data.clip_frames, default=0)
+    if not frames or not settings.trains_regions or chosen.region_frames == "mean":
+        return None
+    folder = find_model(str(chosen.start_from))
+    if read_object(folder / "config.json").get("temporal_layers"):
+        return f"the temporal weights of {folder} are taken"
+    return (
+        f"new: temporal weights of {chosen.temporal_layers} layers for {frames} frames, with which a region of a clip "
+        "begins as the mean over its frames"
+    )
 
 
 def check_tokenizer(settings: Stage1Settings, tokenizer: Tokenizer) -> str | None:

@@ -18,10 +18,11 @@ GRIDS = ((4, 5), (2, 7), (3, 3), (5, 4))
 PATCHES = 20
 
 
-def micro_batches(images: Sequence[ToyImage], division: Division, rank: int) -> list[Batch]:
-    """This rank's micro-batches of a global batch."""
-    parts = division.parts(len(images), PATCHES)
-    return [batch_of(images[division.part(len(images), rank, part, parts)]) for part in range(parts)]
+def micro_batches(images: Sequence[ToyImage], division: Division, rank: int, frames: int = 1) -> list[Batch]:
+    """This rank's micro-batches of a global batch of images, or of clips of so many frames."""
+    parts = division.parts(len(images), PATCHES, frames)
+    cuts = [images[division.part(len(images), rank, part, parts)] for part in range(parts)]
+    return [batch_of(cut) if frames == 1 else clips_of(cut, frames) for cut in cuts]
 
 
 def batch_of(images: Sequence[ToyImage]) -> Batch:
@@ -46,6 +47,28 @@ def batch_of(images: Sequence[ToyImage]) -> Batch:
         hard_mask=torch.nn.functional.pad(toy.hard_mask, (0, absent)),
     )
     return replace(batch, facts=facts_of(batch))
+
+
+def clips_of(images: Sequence[ToyImage], frames: int) -> Batch:
+    """The same texts and regions over frames that differ; a region is not in every frame, nor one without area."""
+    batch = batch_of(images)
+    pixels = batch.pixel_values
+    shift = torch.arange(frames)[None, :, None, None] * 0.1
+    regions = [region for image in images for region in image.regions]
+    absent = [[bool(_draw(r.feature + f, 1, torch.rand) < 0.4) for f in range(frames)] for r in regions]
+    boxes = batch.boxes[:, None] + 0.03 * torch.arange(frames)[None, :, None]
+    boxes[torch.tensor(absent, dtype=torch.bool).reshape(-1, frames)] = 0
+    boxes[[number for number, region in enumerate(regions) if not region.valid]] = 0
+    made = replace(
+        batch,
+        pixel_values=(pixels[:, None] * (1 - shift)).flatten(0, 1),
+        pixel_attention_mask=batch.pixel_attention_mask.repeat_interleave(frames, 0),
+        spatial_shapes=batch.spatial_shapes.repeat_interleave(frames, 0),
+        boxes=boxes.flatten(0, 1),
+        region_image=(batch.region_image[:, None] * frames + torch.arange(frames)).flatten(),
+        num_frames=frames,
+    )
+    return replace(made, facts=facts_of(made))
 
 
 _NONE = torch.zeros(2)

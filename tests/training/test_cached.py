@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PARTS = (1, 2, 3, 8)  # with 8 of them some are empty
 TOLERANCE = 1e-5
 REGION_LOSS = {"hard_inbatch_weight": 0.3, "memory_bank_size": 20, "memory_bank_start_step": 1}
+CLIPS, FRAMES = 3, 2  # instead of a stage: stage 2 on clips
 STEPS = 2  # τ and the bank show in the second
 
 Found = dict[str, Tensor]
@@ -48,8 +49,11 @@ def settings_of(stage: int, exchange: str = "ring", **train: Any) -> Stage1Setti
     return Stage2Settings.model_validate(values | {"region_loss": REGION_LOSS})
 
 
-def model_of(stage: int) -> FGCLIP2:
+def model_of(stage: int, frames: int = 1) -> FGCLIP2:
     model = small_model().train()
+    if frames > 1:
+        model.add_temporal(1, frames)
+        torch.nn.init.normal_(model.temporal.projection.weight, std=0.2)  # as if it had trained
     if stage == 1:
         choose_trained(model, TuneSettings(), with_regions=False)
     return model
@@ -63,9 +67,9 @@ def averaged(found: Found, group: dist.ProcessGroup | None) -> Found:
     return {name: part.view_as(value) for (name, value), part in zip(found.items(), parts, strict=True)}
 
 
-def steps_of(stage: int, exchange: str, parts: int, group: dist.ProcessGroup | None) -> list[Found]:
+def steps_of(stage: int, exchange: str, parts: int, group: dist.ProcessGroup | None, frames: int = 1) -> list[Found]:
     """Two steps without an update: losses, counts, gradients, τ and bank, alike on all ranks of the group."""
-    settings, model = settings_of(stage, exchange), model_of(stage)
+    settings, model = settings_of(stage, exchange), model_of(stage, frames)
     losses, rank, steps = StageLosses(settings, group), dist.get_rank(group), []
     division = Division(dist.get_world_size(group), parts)
 
@@ -77,7 +81,7 @@ def steps_of(stage: int, exchange: str, parts: int, group: dist.ProcessGroup | N
 
     for step in range(STEPS):
         model.zero_grad()
-        batches = micro_batches(images_of(step), division, rank)
+        batches = micro_batches(images_of(step), division, rank, frames)
         computed = losses_of_slice(forward, batches, parts, losses)
         difference = backward_of_slice(computed, forward, backward)
         losses.state.advance(step + 1)
@@ -147,6 +151,15 @@ def every_layout() -> dict[tuple[int, str, int, int], list[tuple[float, str]]]:
                     if dist.get_rank() == 0:
                         wanted = [{n: v for n, v in step.items() if n != "difference"} for step in alone[stage]]
                         found[stage, exchange, size, parts] = list(map(worst_of, steps, wanted))
+        if size == 1:
+            alone[CLIPS] = steps_of(2, "gather", 1, group, FRAMES)
+        for parts in (1, 3):
+            steps = steps_of(2, "gather", parts, group, FRAMES)
+            if dist.get_rank() == 0:
+                found[CLIPS, "gather", size, parts] = [
+                    worst_of(*({n: v for n, v in one.items() if n != "difference"} for one in pair))
+                    for pair in zip(steps, alone[CLIPS], strict=True)
+                ]
     if dist.get_rank() == 0:
         first, second = alone[2]
         assert float(first["margin"]) != 0 and len(second["bank"]) > len(first["bank"]) > 0
@@ -164,6 +177,13 @@ def test_losses_gradients_margin_and_bank_do_not_depend_on_ranks_and_micro_batch
     for size in (1, 2, 3):
         for parts in PARTS:
             for step, worst in enumerate(layouts[stage, exchange, size, parts]):
+                assert worst[0] <= TOLERANCE, f"{worst}: {size} ranks, {parts} micro-batches, step {step + 1}"
+
+
+def test_clips_in_micro_batches_on_several_ranks_give_what_one_rank_gives_at_once(layouts):
+    for size in (1, 2, 3):
+        for parts in (1, 3):
+            for step, worst in enumerate(layouts[CLIPS, "gather", size, parts]):
                 assert worst[0] <= TOLERANCE, f"{worst}: {size} ranks, {parts} micro-batches, step {step + 1}"
 
 
