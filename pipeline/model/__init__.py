@@ -27,6 +27,7 @@ EXPORTED_MODULES = (
     "start",
     "temporal",
     "towers",
+    "video",
 )
 EXPORTED_CLIP_MODULES = (*EXPORTED_MODULES, "clip_configuration", "clip_modeling", "clip_start", "clip_towers")
 

@@ -23,16 +23,17 @@ from .checkpointing import EVERY_LAYER, Recomputation
 from .configuration import START_REGION_SCALE
 from .contrast import ContrastOutput
 from .embeddings import Embeddings, Scales, StepInputs, unit
-from .inference import Inference, TextKind
+from .inference import TextKind
 from .layout import RegionLayout, region_layout
 from .regions import pool_regions
 from .scratch import start_vision_from_scratch
 from .start import Shapes, stretch_table
-from .temporal import TemporalAggregator, masked_mean
+from .temporal import TemporalAggregator
 from .towers import PoolingHead
+from .video import VideoInference
 
 
-class DualEncoder(Inference):
+class DualEncoder(VideoInference):
     """Two towers whose embeddings meet in one space."""
 
     # The towers are typed in the families; every parameter of a head is used by the module that this returns.
@@ -44,7 +45,6 @@ class DualEncoder(Inference):
     logit_bias: nn.Parameter
     logit_scale_finegraind: nn.Parameter  # (sic) the public checkpoints' spelling
     logit_scale_hardneg: nn.Parameter
-    temporal: TemporalAggregator | None  # of models that were trained on regions of clips
 
     @classmethod
     def from_scratch(cls, config: Any) -> Self:
@@ -176,48 +176,6 @@ class DualEncoder(Inference):
         if self.temporal is not None:
             region = region + 0.0 * self._aggregated_stand_in(region, 1).sum()
         return region, valid
-
-    def aggregate_frames(self, embeds: Tensor) -> Tensor:
-        """Unit embeddings of the frames of clips [B, F, D] -> [B, D] unit float32: their mean."""
-        return embeds[:, 0] if embeds.shape[1] == 1 else unit(embeds.mean(dim=1))
-
-    def aggregate_regions(self, per_frame: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit features of regions in frames [R, F, D], [R, F] bool -> regions [R, D] unit float32, valid [R] bool.
-
-        A region that is in no frame gives a row of 0, ``valid`` False and no gradient. One frame is taken as it is; a
-        model without temporal weights gives the masked mean.
-
-        Raises:
-            ValueError: more frames than the temporal weights have positions.
-        """
-        valid = visible.any(dim=1)
-        if per_frame.shape[1] == 1:
-            return per_frame[:, 0], valid
-        if self.temporal is None:
-            return unit(masked_mean(per_frame, visible), valid), valid
-        if not len(per_frame):  # the temporal weights are in the graph all the same
-            return per_frame.sum(dim=1) + self._aggregated_stand_in(per_frame, per_frame.shape[1])[:0], valid
-        return unit(self.temporal(per_frame, visible), valid), valid
-
-    def _aggregated_stand_in(self, like: Tensor, frames: int) -> Tensor:
-        """[1, D]: what the temporal weights make of a region that is nowhere, with them in its graph."""
-        assert self.temporal is not None
-        nothing = like.new_zeros(1, frames, like.shape[-1])
-        return self.temporal(nothing, torch.ones(1, frames, dtype=torch.bool, device=like.device))
-
-    def add_temporal(self, layers: int, max_frames: int) -> None:
-        """Give the model fresh temporal weights, with which a region of a clip is the masked mean of its frames."""
-        self.config.temporal_layers, self.config.temporal_frames = layers, max_frames
-        self.temporal = self._make_temporal()
-        if self.temporal is not None:
-            self.temporal.apply(self._init_weights)
-
-    def _make_temporal(self) -> TemporalAggregator | None:
-        """Of the configuration's size; None where it has none."""
-        config = self.config
-        if not config.temporal_layers:
-            return None
-        return TemporalAggregator(config.text_config.projection_size, config.temporal_layers, config.temporal_frames)
 
     def pool_regions(
         self,

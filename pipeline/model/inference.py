@@ -93,7 +93,7 @@ class Inference(PreTrainedModel):
 
         ``max_num_patches`` None: the smallest of ``patch_budgets`` that holds each image's own patches.
         """
-        images = _as_list(images)
+        images = as_list(images)
         parts: dict[int, Tensor] = {}
         budgets = [max_num_patches or self._patch_budget(image) for image in images]
         for budget in sorted(set(budgets)):
@@ -132,7 +132,7 @@ class Inference(PreTrainedModel):
         Raises:
             ValueError: a box without area, outside the image, not finite, or not of four numbers.
         """
-        image = _as_list(image)[0]
+        image = as_list(image)[0]
         checked = normalised_boxes(boxes, image.size, box_format).to(self.device)
         if not len(checked):
             return RegionFeatures(self._nothing(), checked)
@@ -157,7 +157,7 @@ class Inference(PreTrainedModel):
         max_num_patches: int | None = None,
     ) -> DenseMap:
         """Cosine of every patch of one image with every phrase."""
-        image = _as_list(image)[0]
+        image = as_list(image)[0]
         phrases = (phrases,) if isinstance(phrases, str) else tuple(phrases)
         texts = self.encode_text(phrases, kind=kind).embeds
         pixels, mask, grids = self._pixels([image], max_num_patches or self._patch_budget(image))
@@ -311,7 +311,8 @@ def _checked_budgets(budgets: Any) -> tuple[int, ...]:
     return found
 
 
-def _as_list(images: Image | Sequence[Image]) -> list[Image]:
+def as_list(images: Image | Sequence[Image]) -> list[Image]:
+    """Images in a list. Raises ``ValueError`` for what is no PIL image."""
     in_list: list[Image] = list(images) if isinstance(images, Sequence) else [images]
     for number, image in enumerate(in_list):
         if not hasattr(image, "convert"):

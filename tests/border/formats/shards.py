@@ -166,7 +166,7 @@ def read_indexed(folder: Path) -> list[tuple[str, bytes, Sample]]:
             for shard, ordinal in zip(batch.shards, batch.ordinals, strict=True):
                 row = reader.row(int(shard), batch.language, int(ordinal))
                 raw = reader.read(int(shard), row)
-                found.append((raw.key, raw.image, raw.sample))
+                found.append((raw.key, raw.images[0], raw.sample))
     finally:
         reader.close()
     return found
