@@ -29,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = benchmark_parser("benchmarks.exits", __doc__, example)
     parser.add_argument("--run", type=Path, required=True, help="a run of stage 2 on scenes")
     parser.add_argument("--data", type=Path, required=True, help="test scenes")
-    parser.add_argument("--out", type=Path, default=Path("exits"), help="folder for the exports (default: exits)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/exits"), help="folder for the exports (default: runs/exits)"
+    )
     arguments = parser.parse_args(argv)
     folders = {"transformers": export_run(arguments.run, arguments.out / "fgclip2")}
     for weights in WEIGHTS:

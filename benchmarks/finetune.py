@@ -2,8 +2,8 @@
 
 The table (new colours, two new shapes, German beside English) becomes shards by `data_tools build table`. Each way of
 training is a run of stages/stage1.py on one process with the same batches. One table at the end: retrieval on the new
-and on the old set before and after, what trains, its memory, and seconds. What is measured is kept under --out, and the
-same command goes on from there.
+and on the old set before and after, what trains, its memory, and seconds; then what of it was promised and whether it
+holds. What is measured is kept under --out, and the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "LoRA": (*LORA, LORA_RATE),
     "LoRA, teacher": (*LORA, LORA_RATE, "teacher.weight=TEACHER"),
 }
+MOST_STATE, MOST_FORGOTTEN, MOST_SECONDS, CORES = 0.5, 1 / 3, 240.0, 2  # what is promised (docs/finetune.md)
 FLOAT = 4  # bytes; a trained number has a weight, a gradient, two moments and DeepSpeed's float32 copy
 
 
@@ -54,9 +55,12 @@ class Result:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = benchmark_parser("benchmarks.finetune", __doc__, "  python -m benchmarks.finetune --demo demo --rows 2000")
-    parser.add_argument("--demo", type=Path, default=Path("demo"), help="what launch/demo.sh made (default: demo)")
-    parser.add_argument("--out", type=Path, default=Path("finetune"), help="folder for table, shards and runs")
+    parser = benchmark_parser("benchmarks.finetune", __doc__, "  python -m benchmarks.finetune --rows 2000 --steps 60")
+    where = "what launch/demo.sh made (default: runs/demo)"
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help=where)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/finetune"), help="folder for all of it (default: runs/finetune)"
+    )
     parser.add_argument("--rows", type=int, default=20_000, help="of the table (default: 20000)")
     parser.add_argument("--steps", type=int, default=300, help="of each run, of 64 pairs (default: 300)")
     parser.add_argument("--rate", type=float, default=3e-4, help="peak learning rate (default: 3e-4)")
@@ -71,25 +75,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     shards = _shards(arguments.out, arguments.rows)
-    kept = arguments.out / f"results-{arguments.rows}-{arguments.steps}.json"
-    results = {name: Result(**values) for name, values in (read_object(kept) if kept.is_file() else {}).items()}
-    for way in ("before", *(arguments.way or WAYS)):
-        if way not in results:
+    results = {}
+    for way in ("before", *WAYS):
+        kept = _kept(way, arguments)
+        if kept.is_file():
+            results[way] = Result(**read_object(kept))
+        elif way == "before" or way in (arguments.way or WAYS):
             results[way] = _measured(way, start, arguments, shards)
-            write_json(kept, {name: asdict(result) for name, result in results.items()})
-        _show(results[way])
-    in_order = [results[way] for way in ("before", *WAYS) if way in results]
+            write_json(kept, asdict(results[way]))
+            _show(results[way])
+    in_order = list(results.values())
     _table(in_order)
+    for line in marks(results):
+        print(line)
     if arguments.json:
         write_json(arguments.json, [asdict(result) for result in in_order])
     return 0
+
+
+def _kept(way: str, arguments: argparse.Namespace) -> Path:
+    """Where a way's result lies: under the numbers that it depends on."""
+    numbers = [arguments.rows] if way == "before" else [arguments.rows, arguments.steps, arguments.rate]
+    if "TEACHER" in "".join(WAYS.get(way, ())):
+        numbers.append(arguments.teacher)
+    return arguments.out / ("-".join([_folder_name(way), *(f"{number:g}" for number in numbers)]) + ".json")
+
+
+def _folder_name(way: str) -> str:
+    return way.replace(",", "").replace(" ", "_")
 
 
 def _measured(way: str, start: Path, arguments: argparse.Namespace, shards: Path) -> Result:
     old = arguments.demo / "data" / "test"
     if way == "before":
         return Result(way, *scores(start, shards / "held-out", old))
-    run = arguments.out / way.replace(",", "").replace(" ", "_")
+    run = arguments.out / _folder_name(way)
     settings = [word.replace("TEACHER", str(arguments.teacher)) for word in WAYS[way]]
     measured = _train(run, start, arguments, shards / "train", settings)
     trained, total = counts(run)
@@ -170,14 +190,45 @@ def _show(result: Result) -> None:
 def _table(results: Sequence[Result]) -> None:
     before = results[0]
     columns = ("way", "new set, R@1", "old set, R@1", "forgotten", "trained", "state, MB", "peak, MB", "seconds")
-    print("\n| " + " | ".join((*columns, "processor seconds")) + " |")
-    print("|---" * (len(columns) + 1) + "|")
+    print("\n| " + " | ".join((*columns, "processor seconds", "of them a core")) + " |")
+    print("|---" * (len(columns) + 2) + "|")
     for one in results:
         lost = before.old - one.old
         print(
             f"| {one.way} | {one.new:.3f} | {one.old:.3f} | {lost:.3f} | {one.trained:,} | {one.state_megabytes:.1f} | "
-            f"{one.peak_megabytes:.0f} | {one.seconds:.0f} | {one.processor_seconds:.0f} |"
+            f"{one.peak_megabytes:.0f} | {one.seconds:.0f} | {one.processor_seconds:.0f} | "
+            f"{one.processor_seconds / CORES:.0f} |"
         )
+
+
+def marks(results: Mapping[str, Result]) -> list[str]:
+    """Each promise that the results can be held to, with its figure and whether it holds."""
+    lines = []
+    runs = [result for way, result in results.items() if way != "before"]
+    if runs:
+        slowest = max(result.processor_seconds / CORES for result in runs)
+        lines.append(
+            f"the slowest took {slowest:.0f} processor seconds a core of {CORES}; it must be below {MOST_SECONDS:.0f}: "
+            + _holds(slowest < MOST_SECONDS)
+        )
+    if {"full", "LoRA"} <= set(results):
+        share = results["LoRA"].state_megabytes / results["full"].state_megabytes
+        lines.append(
+            f"LoRA's weights, gradients and optimizer are {share:.3f} of full's; they must be at most "
+            f"{MOST_STATE}: {_holds(share <= MOST_STATE)}"
+        )
+    if {"LoRA", "LoRA, teacher"} <= set(results):
+        lost, with_teacher = (results["before"].old - results[way].old for way in ("LoRA", "LoRA, teacher"))
+        share = with_teacher / lost if lost > 0 else float("nan")
+        lines.append(
+            f"with the teacher the old set loses {with_teacher:.3f}, without {lost:.3f}: {share:.3f} of it; it must "
+            f"be at most {MOST_FORGOTTEN:.3f}: {_holds(share <= MOST_FORGOTTEN)}"
+        )
+    return lines
+
+
+def _holds(does: bool) -> str:
+    return "holds" if does else "does NOT hold"
 
 
 if __name__ == "__main__":

@@ -128,8 +128,19 @@ class IndexedLoader(Loader):
         )
 
 
-def _check_negatives(manifests: Sequence[Manifest], weights: Mapping[str, float]) -> None:
-    """A loss with a weight and no member would be 0 at every step of a run that looks well."""
+def check_members(manifests: Sequence[Manifest], weights: Mapping[str, float]) -> None:
+    """Raise IndexProblem where stage 2 has nothing to train on, or a loss with a weight nobody to be counted over.
+
+    Such a loss would be 0 at every step of a run that looks well.
+
+    Args:
+        weights: of the losses whose members are regions with negatives, by the names of their settings.
+    """
+    if not any(manifest.regions.any() for manifest in manifests):
+        raise IndexProblem(
+            f"no sample of {', '.join(manifest.folder for manifest in manifests)} has a region, and stage 2 trains on "
+            "them; give shards made with boxes (see docs/data_tools.md)"
+        )
     weighted = {name: weight for name, weight in weights.items() if weight > 0}
     if weighted and not any(manifest.negatives.any() for manifest in manifests):
         counts = ", ".join(f"{m.folder}: {int(m.regions.sum()):,} regions, 0 negatives" for m in manifests)
@@ -148,13 +159,8 @@ def make_indexed_loader(reading: Reading) -> IndexedLoader:
     """
     settings = reading.settings
     manifests = [_manifest(folder, settings) for folder in settings.shards]
-    if reading.with_regions and not any(manifest.regions.any() for manifest in manifests):
-        raise IndexProblem(
-            f"no sample of {', '.join(settings.shards)} has a region, and stage 2 trains on them; "
-            "give shards made with boxes (see docs/data_tools.md)"
-        )
     if reading.with_regions:
-        _check_negatives(manifests, reading.of_negatives or {})
+        check_members(manifests, reading.of_negatives or {})
     plan = Plan(manifests, settings, reading.seed, reading.global_batch_size)
     here = reading.local_world_size or 1
     share = NodeShare(plan.copy(), manifests, reading.rank // here * here, here, reading.division)

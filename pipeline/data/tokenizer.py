@@ -1,8 +1,9 @@
-"""Texts to ids, as the text tower wants them: lower-cased, an end token, padded on the right with id 0.
+"""Texts to ids, as the text tower wants them: lower-cased, an end token, padded on the right.
 
 FG-CLIP 2's tower pools the last position whatever the text's length, so padding takes part and no attention mask
-exists. CLIP's is causal and pools the end token: padding takes no part, and its own tokenizer, which pads with the end
-token, begins every text with a start token.
+exists: SigLIP 2 pads with id 0, the first SigLIP with its end token, and a tokenizer says which it is of. CLIP's is
+causal and pools the end token: padding takes no part, and its own tokenizer, which pads with that token, begins every
+text with a start token.
 Shape letters: N texts, T tokens.
 """
 
@@ -24,7 +25,7 @@ from pipeline.base.border import one_line
 from pipeline.base.files import write_bytes
 
 SENTENCEPIECE_FILE = "tokenizer.model"
-PAD_ID = 0  # the towers were trained with it; it is not a setting
+PAD_ID = 0  # SigLIP 2's, and of this project's own tokenizers
 # A longer text would be cut to fewer tokens than this many characters make anyway, and cutting it first keeps the
 # cost of a damaged caption bounded. Assumption: no token of such vocabularies stands for more than 32 characters.
 CHARACTERS_PER_TOKEN = 32
@@ -78,6 +79,7 @@ class Tokenizer:
         self._backend.no_truncation()
         self.end_id: int = pretrained.eos_token_id
         self.start_id: int | None = pretrained.bos_token_id if is_of_clip(pretrained) else None
+        self.pad_id: int = PAD_ID if is_of_clip(pretrained) else pretrained.pad_token_id
 
     def __reduce__(
         self,
@@ -91,11 +93,14 @@ class Tokenizer:
 
     def digest(self) -> str:
         """What tells this vocabulary from others: of the ids of a few texts, whatever files it was read from."""
-        return hashlib.sha256(json.dumps(self.token_lists(DIGEST_TEXTS, PROBE_LENGTH)).encode()).hexdigest()
+        ids: list[Any] = self.token_lists(DIGEST_TEXTS, PROBE_LENGTH)
+        if self.pad_id != PAD_ID:  # which digests written before do not name
+            ids = [*ids, self.pad_id]
+        return hashlib.sha256(json.dumps(ids).encode()).hexdigest()
 
     def __call__(self, texts: Sequence[str], length: int) -> Tensor:
         """Ids [N, length] int64; a text that is too long loses its last words, never its end token."""
-        ids = np.full((len(texts), length), PAD_ID, dtype=np.int64)
+        ids = np.full((len(texts), length), self.pad_id, dtype=np.int64)
         for row, tokens in zip(ids, self.token_lists(texts, length), strict=True):
             row[: len(tokens)] = tokens
         return torch.from_numpy(ids)
@@ -197,13 +202,13 @@ def is_of_clip(pretrained: Any) -> bool:
 
 
 def _check(pretrained: Any, folder: Path, model: bytes | None) -> None:
-    if pretrained.pad_token_id != PAD_ID and not is_of_clip(pretrained):
-        raise TokenizerError(
-            f"the padding id of {folder} is {pretrained.pad_token_id}; the text tower needs {PAD_ID}, "
-            "so train the tokenizer with pad_id=0"
-        )
     if pretrained.eos_token_id is None:
         raise TokenizerError(f"the tokenizer in {folder} has no end token; train it with eos_id=1")
+    if pretrained.pad_token_id not in (PAD_ID, pretrained.eos_token_id) and not is_of_clip(pretrained):
+        raise TokenizerError(
+            f"the padding id of {folder} is {pretrained.pad_token_id}; text towers know {PAD_ID} (SigLIP 2) and the "
+            f"end token, {pretrained.eos_token_id} (SigLIP), so train the tokenizer with pad_id=0"
+        )
     size = len(pretrained)
     if model is not None:
         expected = _processor(model).get_piece_size()

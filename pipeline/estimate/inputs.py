@@ -160,6 +160,7 @@ def sharding_of(settings: Stage1Settings, config: FGCLIP2Config, ranks: int, sta
         SettingsError: train.deepspeed_config cannot be read.
     """
     model = model_without_data(config)
+    whole = sum(parameter.numel() for parameter in model.parameters())
     with torch.device("meta"):
         add_lora(model, settings.tune)
     choose_trained(model, settings.tune, settings.trains_regions)
@@ -176,6 +177,7 @@ def sharding_of(settings: Stage1Settings, config: FGCLIP2Config, ranks: int, sta
         prefetch_bucket=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
         max_reuse=int(zero.get("stage3_max_reuse_distance", 1e9)),
         on_cpu=on_cpu,
+        taught=whole if settings.teacher.weight else 0,
     )
 
 

@@ -68,6 +68,7 @@ class Sharding:
     max_reuse: int = 1_000_000_000
     on_cpu: bool = False
     accumulation: int = 1
+    taught: int = 0  # parameters of a teacher, which lies whole on every device
 
     @property
     def share(self) -> float:
@@ -159,14 +160,14 @@ def batch_bytes(work: Work) -> float:
 
 def held_all_the_time(sharding: Sharding) -> tuple[float, float, float, float]:
     """Weights, gradients, optimizer and buffers that are there all the time."""
-    frozen = FLOAT * (sharding.total - sharding.trained)
+    frozen, teacher = FLOAT * (sharding.total - sharding.trained), FLOAT * sharding.taught
     optimizer = 3 * sharding.share  # the float32 copy and two moments
     if sharding.stage < 3:
         between = 0.0
         if sharding.accumulation > 1:  # what earlier micro-batches left
             between = FLOAT * sharding.trained if sharding.stage == 1 else sharding.share
-        return FLOAT * sharding.trained + frozen, between, optimizer, 0.0
-    return sharding.share + frozen / sharding.ranks, sharding.share, optimizer, sharding.bucket
+        return FLOAT * sharding.trained + frozen, between, optimizer, teacher
+    return sharding.share + frozen / sharding.ranks, sharding.share, optimizer, sharding.bucket + teacher
 
 
 def _gathered(sharding: Sharding) -> tuple[float, float]:

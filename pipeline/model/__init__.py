@@ -29,7 +29,14 @@ EXPORTED_MODULES = (
     "towers",
     "video",
 )
-EXPORTED_CLIP_MODULES = (*EXPORTED_MODULES, "clip_configuration", "clip_modeling", "clip_start", "clip_towers")
+EXPORTED_CLIP_MODULES = (
+    *EXPORTED_MODULES,
+    "clip_configuration",
+    "clip_modeling",
+    "clip_start",
+    "clip_towers",
+    "open_clip_start",
+)
 
 __all__ = [
     "EXPORTED_CLIP_MODULES",

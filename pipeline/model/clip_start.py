@@ -1,4 +1,4 @@
-"""Where the weights of an FG-CLIP 1 come from: a CLIP folder of transformers, or an earlier run of this family.
+"""Where the weights of an FG-CLIP 1 come from: a CLIP folder of transformers or open_clip, or an earlier run.
 
 As start.py does for FG-CLIP 2: everything is compared by name and shape before anything is loaded.
 """
@@ -16,15 +16,21 @@ from transformers import CLIPTextConfig, CLIPVisionConfig
 from .clip_configuration import KEEP_LEN, FGCLIP1Config, FGCLIP1TextConfig
 from .configuration import stretched_length
 from .folder import (
+    CONFIG,
+    OPEN_CLIP,
+    OPEN_CLIP_CONFIG,
     StartError,
     check_depth,
     checked_temporal,
     checked_tower,
+    is_open_clip,
+    read_model_config,
     read_object,
     shown,
     stored_shapes,
     weight_files,
 )
+from .open_clip_start import open_clip_config, open_clip_shapes, open_clip_weights
 from .start import (
     LONG_TABLES,
     REGION_SCALES,
@@ -55,35 +61,49 @@ def clip_configuration_of(folder: str | Path, vocab_size: int | None = None) -> 
     """Where the model of ``folder`` lies, its configuration, and whether it is a CLIP.
 
     Args:
-        folder: a run (its ``final/`` is taken), or a folder of FG-CLIP 1 or CLIP.
+        folder: a run (its ``final/`` is taken), or a folder of FG-CLIP 1, of transformers' CLIP or of open_clip.
         vocab_size: the number of ids of the tokenizer that will be used with it; None: not checked.
 
     Raises:
         StartError: no model there, one of another kind, or one of another tokenizer.
     """
     found = find_model(folder)
-    values, file = read_object(found / "config.json"), f"{found}/config.json"
+    values = read_model_config(found)
     kind = shown(values.get("model_type"))
-    if kind not in ("clip", "fgclip1"):
+    if kind not in ("clip", "fgclip1", OPEN_CLIP):
         raise StartError(
-            f"{found} holds a model of type {kind!r}; model.family=fgclip1 starts from clip or fgclip1. For SigLIP 2 "
-            "and FG-CLIP 2 set model.family=fgclip2"
+            f"{found} holds a model of type {kind!r}; model.family=fgclip1 starts from clip, open_clip or fgclip1. For "
+            "SigLIP 2 and FG-CLIP 2 set model.family=fgclip2"
         )
-    text = checked_tower(values.get("text_config") or {}, TEXT_FIELDS, f"{file}: text_config")
-    vision = checked_tower(values.get("vision_config") or {}, VISION_FIELDS, f"{file}: vision_config")
-    width = checked_tower(values, {"projection_dim"}, file).get("projection_dim", 512)
-    if kind == "clip":
-        text |= _of_clip(text)
-    vision |= _normalisation(found)
-    temporal = {} if kind == "clip" else checked_temporal(values, file)
+    fields = _of_open_clip(found) if kind == OPEN_CLIP else _of_transformers(found, values, kind == "clip")
     try:
-        config = FGCLIP1Config(text_config=text, vision_config=vision, projection_dim=width, **temporal)
+        config = FGCLIP1Config(**fields)
     except ValueError as error:
-        raise StartError(f"{file}: {error}") from error
+        raise StartError(f"{found / (OPEN_CLIP_CONFIG if kind == OPEN_CLIP else CONFIG)}: {error}") from error
     layers = {"text": config.text_config.num_hidden_layers, "vision": config.vision_config.num_hidden_layers}
     check_depth(layers, stored_shapes(weight_files(found)), found)
     check_vocabulary(config.text_config, vocab_size, found)
-    return found, config, kind == "clip"
+    return found, config, kind != "fgclip1"
+
+
+def _of_transformers(folder: Path, values: Mapping[str, Any], from_clip: bool) -> dict[str, Any]:
+    """What FGCLIP1Config takes, of a config.json with ``values``."""
+    file, images = folder / CONFIG, folder / "preprocessor_config.json"
+    text = checked_tower(values.get("text_config") or {}, TEXT_FIELDS, f"{file}: text_config")
+    vision = checked_tower(values.get("vision_config") or {}, VISION_FIELDS, f"{file}: vision_config")
+    width = checked_tower(values, {"projection_dim"}, str(file)).get("projection_dim", 512)
+    text |= _of_clip(text) if from_clip else {}
+    vision |= _normalisation(read_object(images) if images.is_file() else {}, images, ("image_mean", "image_std"))
+    temporal = {} if from_clip else checked_temporal(values, str(file))
+    return {"text_config": text, "vision_config": vision, "projection_dim": width, **temporal}
+
+
+def _of_open_clip(folder: Path) -> dict[str, Any]:
+    """What FGCLIP1Config takes, of an open_clip_config.json."""
+    found, file = open_clip_config(folder), folder / OPEN_CLIP_CONFIG
+    vision = found["vision"] | _normalisation(found["preprocessing"], file, ("mean", "std"))
+    text = found["text"] | _of_clip(found["text"])
+    return {"text_config": text, "vision_config": vision, "projection_dim": found["projection_dim"]}
 
 
 def _of_clip(text: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,12 +116,13 @@ def _of_clip(text: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _normalisation(folder: Path) -> dict[str, list[float]]:
-    """What pixels are normalised by, from the folder's image processor; {} where there is none."""
-    file = folder / "preprocessor_config.json"
-    values = read_object(file) if file.is_file() else {}
+def _normalisation(values: Mapping[str, Any], file: Path, names: tuple[str, str]) -> dict[str, list[float]]:
+    """What pixels are normalised by, of the ``values`` in ``file`` under these names; {} where it does not say."""
     found = {}
-    for name, least, most in (("image_mean", 0.0, 1.0), ("image_std", LEAST_SPREAD, MOST_SPREAD)):
+    for field, name, least, most in (
+        ("image_mean", names[0], 0.0, 1.0),
+        ("image_std", names[1], LEAST_SPREAD, MOST_SPREAD),
+    ):
         given = values.get(name)
         if given is None:
             continue
@@ -110,7 +131,7 @@ def _normalisation(folder: Path) -> dict[str, list[float]]:
             raise StartError(
                 f"{file}: {name} is {shown(repr(given))}; it must be three numbers from {least:g} to {most:g}"
             )
-        found[name] = [float(one) for one in given]
+        found[field] = [float(one) for one in given]
     return found
 
 
@@ -122,7 +143,10 @@ def clip_weights(folder: Path, shapes: Shapes, config: FGCLIP1Config, from_clip:
     """
     added = (*COPIED_PROJECTIONS, *LONG_TABLES, *REGION_SCALES, "logit_bias")
     may_miss = [name for name in shapes if name.startswith(added)] if from_clip else []
-    weights = checked_weights(folder, shapes, may_miss, without_counters, without_counters)
+    if is_open_clip(folder):
+        weights = checked_weights(folder, shapes, may_miss, open_clip_shapes, open_clip_weights)
+    else:
+        weights = checked_weights(folder, shapes, may_miss, without_counters, without_counters)
     if from_clip:
         add_copies(weights, COPIED_PROJECTIONS)
         add_shared_parts(weights, config.text_config.keep_len)

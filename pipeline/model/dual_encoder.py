@@ -193,7 +193,7 @@ class DualEncoder(VideoInference):
         return unit(pooled, valid), valid
 
     def encode_ids(self, ids: Tensor, kind: TextKind) -> Tensor:
-        """[N, T] ids, lower-cased text padded on the right with 0, -> [N, D] unit float32."""
+        """[N, T] ids of a tokenizer of the model -> [N, D] unit float32."""
         return unit(self.text_head(kind)(self.text_model(ids, long=kind == "long")))
 
     def scales(self) -> Scales:

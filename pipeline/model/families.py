@@ -10,22 +10,22 @@ from .clip_modeling import FGCLIP1
 from .clip_start import what_is_new_to_clip
 from .configuration import FGCLIP2Config
 from .dual_encoder import DualEncoder
-from .folder import read_object
+from .folder import OPEN_CLIP, read_model_config
 from .modeling import FGCLIP2
 from .start import find_model, what_is_new
 
 FamilyConfig: TypeAlias = FGCLIP1Config | FGCLIP2Config
-OF_CLIP = ("clip", "fgclip1")  # model types
+OF_CLIP = ("clip", "fgclip1", OPEN_CLIP)  # model types
 FAMILIES: dict[str, type[FGCLIP1] | type[FGCLIP2]] = {"fgclip1": FGCLIP1, "fgclip2": FGCLIP2}
 
 
 def family_of(folder: str | Path) -> str:
-    """The family that the model of a folder starts, by its config.json: ``fgclip1`` for a CLIP, else ``fgclip2``.
+    """The family that the model of a folder starts, by its configuration: ``fgclip1`` for a CLIP, else ``fgclip2``.
 
     Raises:
         StartError: no model there.
     """
-    return "fgclip1" if read_object(find_model(folder) / "config.json").get("model_type") in OF_CLIP else "fgclip2"
+    return "fgclip1" if read_model_config(find_model(folder)).get("model_type") in OF_CLIP else "fgclip2"
 
 
 def load_trained(folder: str | Path) -> DualEncoder:

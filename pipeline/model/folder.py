@@ -15,6 +15,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers.activations import ACT2FN
 
+CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
+OPEN_CLIP = "open_clip"  # the model type of a folder that has the latter alone
 MAX_JSON_BYTES = 8 << 20  # assumption: ten times the largest index of a public model
 MAX_HEADER_BYTES = 16 << 20  # of a safetensors file: a hundred thousand tensors
 WHOLE_NUMBERS = {  # field -> least, most; far beyond every published model
@@ -106,8 +108,26 @@ def _broken_rule(name: str, value: object) -> str | None:
     return None if isinstance(value, bool) else "it must be true or false"
 
 
+def is_open_clip(folder: Path) -> bool:
+    """Whether a folder is open_clip's alone; many hold a model for both, and transformers' files are read then."""
+    return not (folder / CONFIG).is_file() and (folder / OPEN_CLIP_CONFIG).is_file()
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder; of one of open_clip its own file, with a ``model_type`` that it does not have.
+
+    Raises:
+        StartError: as :func:`read_object`.
+    """
+    if is_open_clip(folder):
+        return read_object(folder / OPEN_CLIP_CONFIG) | {"model_type": OPEN_CLIP}
+    return read_object(folder / CONFIG)
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a folder's weights: those its index names, else every safetensors, else .bin files.
+
+    Where open_clip's files lie beside those of transformers, the folder's configuration says which are meant.
 
     Raises:
         StartError: an index that is none, or that names files of other folders.
@@ -120,7 +140,9 @@ def weight_files(folder: Path) -> list[Path]:
             if not names or any(Path(name).name != name or not name.isprintable() for name in names):
                 raise StartError(f"{index} has no weight_map of file names beside it; download it again")
             return [folder / name for name in sorted(names)]
-    return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*pytorch_model*.bin"))
+    wanted = is_open_clip(folder)
+    return [file for file in found if file.name.startswith(OPEN_CLIP) == wanted] or found
 
 
 def stored_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]] | None:

@@ -169,15 +169,16 @@ class Inference(PreTrainedModel):
     # --- what those need -------------------------------------------------------------------------------------------
 
     def text_ids(self, texts: str | Sequence[str], kind: TextKind = "short") -> Tensor:
-        """Ids [N, T] as the text tower was trained: lower-cased, an end token, padded on the right with 0."""
+        """Ids [N, T] as the text tower was trained: lower-cased, an end token, padded on the right."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         for number, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"texts[{number}] is {text!r}; it must be a string with something in it")
         text_config = self.config.text_config
         length = text_config.longtext_len if kind == "long" else text_config.max_position_embeddings
-        ids = torch.zeros(len(texts), length, dtype=torch.int64)
         tokenizer = self.tokenizer
+        padding = 0 if self.start_ids else tokenizer.pad_token_id or 0  # CLIP's takes no part
+        ids = torch.full((len(texts), length), padding, dtype=torch.int64)
         for row, text in zip(ids, texts, strict=True):
             some = text[: length * CHARACTERS_PER_ID].lower()
             # "<eos>" in a caption is text, not an end: special tokens are split like other words

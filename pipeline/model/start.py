@@ -19,11 +19,14 @@ from transformers import Siglip2TextConfig, Siglip2VisionConfig
 
 from .configuration import START_REGION_SCALE, FGCLIP2Config, FGCLIP2TextConfig, FGCLIP2VisionConfig, stretched_length
 from .folder import (
+    CONFIG,
+    OPEN_CLIP,
     StartError,
     check_depth,
     checked_temporal,
     checked_tower,
-    read_object,
+    is_open_clip,
+    read_model_config,
     shown,
     stored_shapes,
     weight_files,
@@ -129,7 +132,8 @@ def find_model(folder: str | Path, without_config: bool = False) -> Path:
     """The folder that holds the model: ``folder`` itself or its ``final``."""
     folder = Path(folder)
     for candidate in (folder, folder / "final"):
-        if (candidate / "config.json").is_file() or (without_config and weight_files(candidate)):
+        has_config = (candidate / CONFIG).is_file() or is_open_clip(candidate)
+        if has_config or (without_config and weight_files(candidate)):
             return candidate
     if not folder.is_dir():
         raise StartError(f"{folder} does not exist; give a local folder: a run, an FG-CLIP 2 or a SigLIP 2 checkpoint")
@@ -138,15 +142,17 @@ def find_model(folder: str | Path, without_config: bool = False) -> Path:
             f"{folder} is a run that has not ended: it has checkpoints but no final folder; "
             f"make one of them with `python -m pipeline.export {folder} --out DIR` and give DIR"
         )
-    raise StartError(f"{folder} holds no config.json; give a run, an FG-CLIP 2 or a SigLIP 2 checkpoint's folder")
+    raise StartError(f"{folder} holds no {CONFIG}; give a run, an FG-CLIP 2 or a SigLIP 2 checkpoint's folder")
 
 
 def read_config(folder: Path, config: FGCLIP2Config | None) -> tuple[FGCLIP2Config, bool]:
     """The configuration of a folder, and whether its model is a SigLIP 2."""
-    if config is not None and not (folder / "config.json").is_file():
+    if config is not None and not (folder / CONFIG).is_file():
         return config, False
-    values, file = read_object(folder / "config.json"), f"{folder}/config.json"
+    values, file = read_model_config(folder), f"{folder}/{CONFIG}"
     kind, text = shown(values.get("model_type")), values.get("text_config")
+    if kind == OPEN_CLIP:
+        raise StartError(f"{folder} holds a CLIP of open_clip, which starts with model.family=fgclip1")
     if not isinstance(text, dict) or not isinstance(values.get("vision_config"), dict):
         raise StartError(f"{file} is of model type {kind!r} without text_config and vision_config")
     from_siglip = kind in ("siglip2", "siglip")

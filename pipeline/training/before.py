@@ -7,6 +7,7 @@ from pathlib import Path
 from pipeline.base.border import shown
 from pipeline.base.run_folder import RunFolder
 from pipeline.config import SettingsError, Stage1Settings
+from pipeline.data.indexed import check_members
 from pipeline.data.manifest import IndexProblem, load_manifest
 from pipeline.data.tokenizer import TokenizerError, load_tokenizer
 from pipeline.evaluation.registry import find_task
@@ -14,8 +15,9 @@ from pipeline.evaluation.results import EvaluationError
 from pipeline.export.folder import ExportError, check_export_folder
 from pipeline.model import PRESETS
 from pipeline.model.clip_configuration import CLIP_PRESETS
-from pipeline.model.start import StartError, find_model
+from pipeline.model.start import StartError
 from pipeline.training.engine import deepspeed_config
+from pipeline.training.starting import check_model
 
 
 def check_inputs(settings: Stage1Settings) -> None:
@@ -31,19 +33,30 @@ def check_inputs(settings: Stage1Settings) -> None:
     is_new = not RunFolder.at(settings.train.run_folder).exists()
     start = settings.model.start_from
     try:
-        if not Path(settings.tokenizer.path).is_dir():
-            load_tokenizer(settings.tokenizer.path)
-        if start and is_new:  # a resume reads its checkpoint
-            find_model(start)
+        tokenizer = load_tokenizer(settings.tokenizer.path)
         known = CLIP_PRESETS if settings.model.family == "fgclip1" else PRESETS
         if not start and settings.model.preset not in known:
             raise SettingsError(f"model.preset is {settings.model.preset!r}; it must be one of {', '.join(known)}")
-        streamed = [] if settings.data.streaming else settings.data.shards
-        for folder in (*streamed, *settings.evaluation.shards):
-            if "://" not in folder:  # a store may be away for a while; the loader waits for it
-                load_manifest(folder)
+        if is_new:  # a resume reads its checkpoint
+            check_model(settings, tokenizer)
+        check_shards(settings)
     except (TokenizerError, StartError, IndexProblem, FileNotFoundError) as error:
         raise SettingsError(str(error)) from error
+
+
+def check_shards(settings: Stage1Settings) -> None:
+    """Read the manifests of local shards; a remote store may be away for a while, and the loader waits for it.
+
+    Raises:
+        IndexProblem, FileNotFoundError: no shards there, or a loss with a weight would have no members in them.
+    """
+    folders = [] if settings.data.streaming else settings.data.shards
+    manifests = [load_manifest(folder) for folder in folders if "://" not in folder]
+    if settings.trains_regions and manifests and len(manifests) == len(folders):
+        check_members(manifests, settings.losses_of_negatives)
+    for folder in settings.evaluation.shards:
+        if "://" not in folder:
+            load_manifest(folder)
 
 
 def check_run_folder(settings: Stage1Settings) -> None:

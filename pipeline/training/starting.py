@@ -10,19 +10,19 @@ from pipeline.checkpoint.record import CheckpointError
 from pipeline.checkpoint.tensors import CheckpointTensors
 from pipeline.config import SettingsError, Stage1Settings, TuneSettings
 from pipeline.data.resolution import PATCH_SIZE
-from pipeline.data.tokenizer import TOKENIZER_DIGEST, VOCABULARIES, Tokenizer, load_tokenizer
+from pipeline.data.tokenizer import CLIP_FILES, TOKENIZER_DIGEST, VOCABULARIES, Tokenizer, load_tokenizer
 from pipeline.model import (
     FGCLIP1,
-    FGCLIP2,
     DualEncoder,
     FamilyConfig,
     FGCLIP1Config,
     clip_preset_config,
     preset_config,
 )
+from pipeline.model.clip_start import clip_configuration_of
 from pipeline.model.families import FAMILIES, describe_new_parts, model_of_config, read_saved_config
-from pipeline.model.folder import read_object
-from pipeline.model.start import find_model
+from pipeline.model.folder import read_model_config
+from pipeline.model.start import configuration_of, find_model
 from pipeline.training.teacher import Teacher
 from pipeline.tuning.lora import add_lora
 from pipeline.tuning.parts import choose_trained
@@ -80,16 +80,41 @@ def settle_temporal(settings: Stage1Settings, model: DualEncoder) -> None:
 
 
 def _from_start_or_scratch(settings: Stage1Settings, tokenizer: Tokenizer) -> DualEncoder:
+    config, family = starting_config(settings, tokenizer), FAMILIES[settings.model.family]
+    if settings.model.start_from:
+        return family.start_from(settings.model.start_from, vocab_size=tokenizer.vocab_size)
+    return family.from_scratch(config)
+
+
+def starting_config(settings: Stage1Settings, tokenizer: Tokenizer) -> FamilyConfig:
+    """The configuration of the model that a run begins with, of its start or of its preset; no weight is read.
+
+    Raises:
+        StartError, SettingsError: the start holds no such model, or the tokenizer or the patches are not its own.
+    """
     chosen, rows = settings.model, tokenizer.vocab_size
+    is_clip = chosen.family == "fgclip1"
     if chosen.start_from:
-        model = FAMILIES[chosen.family].start_from(chosen.start_from, vocab_size=rows)
-        check_patches(model.config, chosen.start_from)
+        read = clip_configuration_of if is_clip else configuration_of
+        config: FamilyConfig = read(chosen.start_from, rows)[1]
+        check_patches(config, chosen.start_from)
         check_tokenizer(settings, tokenizer)
-        return model
-    if chosen.family == "fgclip1":
-        config = clip_preset_config(chosen.preset, rows, tokenizer.end_id, tokenizer.start_id)
-        return FGCLIP1.from_scratch(config)
-    return FGCLIP2.from_scratch(preset_config(chosen.preset, rows))
+        return config
+    if is_clip:
+        return clip_preset_config(chosen.preset, rows, tokenizer.end_id, tokenizer.start_id)
+    return preset_config(chosen.preset, rows)
+
+
+def check_model(settings: Stage1Settings, tokenizer: Tokenizer) -> None:
+    """Raise what :func:`make_model` would raise for a new run, without reading or drawing a weight."""
+    config = starting_config(settings, tokenizer)
+    check_images(settings, config)
+    check_texts(settings, tokenizer, config)
+    with torch.device("meta"):
+        model = model_of_config(config)
+        settle_temporal(settings, model)
+        add_lora(model, settings.tune)
+    choose_trained(model, settings.tune, settings.trains_regions)
 
 
 def model_of(checkpoint: Path, tune: TuneSettings) -> DualEncoder:
@@ -141,7 +166,7 @@ def _describe_temporal(settings: Stage1Settings) -> str | None:
     if not frames or not settings.trains_regions or chosen.region_frames == "mean":
         return None
     folder = find_model(str(chosen.start_from))
-    if read_object(folder / "config.json").get("temporal_layers"):
+    if read_model_config(folder).get("temporal_layers"):
         return f"the temporal weights of {folder} are taken"
     return (
         f"new: temporal weights of {chosen.temporal_layers} layers for {frames} frames, with which a region of a clip "
@@ -161,8 +186,9 @@ def check_tokenizer(settings: Stage1Settings, tokenizer: Tokenizer) -> str | Non
     if settings.model.start_from is None:
         return None
     folder = find_model(settings.model.start_from)
-    theirs = read_object(folder / "config.json").get(TOKENIZER_DIGEST)
-    if theirs is None and any((folder / name).is_file() for name in VOCABULARIES[:2]):
+    theirs = read_model_config(folder).get(TOKENIZER_DIGEST)
+    of_clip = all((folder / name).is_file() for name in CLIP_FILES)
+    if theirs is None and (of_clip or any((folder / name).is_file() for name in VOCABULARIES[:2])):
         theirs = load_tokenizer(folder).digest()
     if theirs is None:
         return (

@@ -28,6 +28,9 @@ def test_an_epoch_is_told_by_the_settings_of_a_stage(shards, tmp_path, capsys):
     assert "en at 128 patches: 3 batches, 0 samples over" in text
     assert "zh at 256 patches: 2 batches, 4 samples over" in text
     assert "batch 1: " in text and "分片" in text
+    dashed = [f"--data.shards={shards}", *(f"--{word}" for word in overrides[1:])]  # one folder without brackets
+    assert main(["--config", str(saved), *dashed, "--batches", "2"]) == 0
+    assert capsys.readouterr().out == text
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,19 @@ def test_a_run_that_fits_ends_with_0_and_its_json_holds_every_part(material: Mat
         assert words in printed
 
 
+def test_a_teacher_lies_whole_on_every_device(material: Material, tmp_path: Path):
+    overrides = settings(material, "model.preset=tiny", "data.patch_budgets=[48]", "train.global_batch_size=16")
+    found = []
+    for weight in (0, 5):  # a start that is not there: the preset is taken
+        out = tmp_path / f"{weight}.json"
+        more = [f"teacher.weight={weight}", f"model.start_from={tmp_path / '老师'}", "--json", str(out)]
+        assert main(["stage1", "--devices", "2", "--device", "h200", *overrides, *more]) == 0
+        found.append(json.loads(out.read_text(encoding="utf-8")))
+    for stage in ("1", "2", "3"):
+        without, taught = (record["budgets"][0]["memory"][stage]["total"] for record in found)
+        assert taught - without == 4 * found[0]["parameters"]
+
+
 def test_a_run_that_cannot_fit_ends_with_1_and_says_what_would(material: Material, capsys):
     overrides = settings(material, "model.preset=so400m", "train.global_batch_size=4096", "model.start_from=null")
     assert main(["stage2", "--devices", "2", "--device", "rtx4090", *overrides]) == 1

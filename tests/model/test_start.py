@@ -7,8 +7,23 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPModel, Siglip2Config, Siglip2Model, SiglipConfig, SiglipModel
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.normalizers import Lowercase, Replace, Sequence, Strip
+from tokenizers.pre_tokenizers import Metaspace
+from transformers import (
+    AutoProcessor,
+    CLIPConfig,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    Siglip2Config,
+    Siglip2Model,
+    SiglipConfig,
+    SiglipModel,
+)
 
+from pipeline.data.tokenizer import load_tokenizer
+from pipeline.export.folder import export_model
 from pipeline.model import FGCLIP2
 from pipeline.model.start import StartError, what_is_new
 from tests.model.material import VOCABULARY, WIDTH, small_batch, small_config, small_model
@@ -47,6 +62,19 @@ def test_a_siglip2_folder_gives_its_towers_stretched_tables_and_copied_heads(tmp
     assert torch.equal(weights["dense_feature_head.mlp.fc1.weight"], theirs["vision_model.head.mlp.fc1.weight"])
     assert model.scales().finegrained.item() == pytest.approx(100, rel=1e-5)
     assert model.scales().global_bias.item() == -16, "the checkpoint's own scalars stay"
+
+
+@torch.no_grad()
+def test_a_start_from_siglip2_gives_the_sources_embeddings_on_any_grid(tmp_path):
+    siglip, batch = siglip_folder(tmp_path), small_batch(0, 0)
+    model = FGCLIP2.start_from(tmp_path, vocab_size=VOCABULARY).eval()
+    images = (batch.pixel_values, batch.pixel_attention_mask, batch.spatial_shapes)
+    ids = torch.randint(0, VOCABULARY, (5, 24), generator=torch.Generator().manual_seed(0))
+    named = dict(zip(("pixel_values", "pixel_attention_mask", "spatial_shapes"), images, strict=True))
+    theirs = siglip(input_ids=ids, **named)
+    normalised = [torch.nn.functional.normalize(rows, dim=1) for rows in (theirs.image_embeds, theirs.text_embeds)]
+    assert (model.encode_vision(*images)[1] - normalised[0]).abs().max() < 1e-4
+    assert (model.encode_ids(ids, "short") - normalised[1]).abs().max() < 1e-4
 
 
 def test_a_started_model_trains(tmp_path):
@@ -184,6 +212,36 @@ def fixed_resolution_folder(folder, side=4):
         siglip.logit_bias.fill_(-16.0)
     siglip.save_pretrained(folder)
     return siglip
+
+
+def first_siglips_tokenizer(folder):
+    """A tokenizer of the first SigLIP's kind: it pads with its end token and reads no punctuation."""
+    words = ["<pad>", "</s>", "<unk>", "▁", "▁a", "▁red", "▁cup", "一只", "红色的", "杯子"]
+    words += [f"▁word{number}" for number in range(VOCABULARY - len(words))]
+    backend = Tokenizer(Unigram([(word, -1.0 - number) for number, word in enumerate(words)], unk_id=2))
+    backend.normalizer = Sequence([Lowercase(), Replace(Regex(r"[!-/:-@\[-`{-~]"), ""), Strip()])
+    backend.pre_tokenizer = Metaspace()
+    saved = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="</s>", eos_token="</s>", unk_token="<unk>")
+    saved.save_pretrained(folder)
+    return load_tokenizer(folder)
+
+
+@torch.no_grad()
+def test_the_first_siglip_starts_with_its_own_tokenizer_which_pads_with_the_end_token(tmp_path):
+    siglip, tokenizer = fixed_resolution_folder(tmp_path), first_siglips_tokenizer(tmp_path)
+    wanted = torch.tensor([[4, 5, 6] + [1] * 21, [3, 7, 8, 9] + [1] * 20])
+    texts = ["A red, cup!", "一只红色的杯子"]
+    assert torch.equal(tokenizer(texts, 24), wanted)
+    model = FGCLIP2.load(tmp_path)
+    assert torch.equal(model.text_ids(texts), wanted)
+    theirs = torch.nn.functional.normalize(siglip.get_text_features(input_ids=wanted).pooler_output, dim=1)
+    assert (model.encode_text(texts).embeds - theirs).abs().max() < 1e-4
+    export_model(model, tokenizer, tmp_path / "export", {})
+    processor = AutoProcessor.from_pretrained(tmp_path / "export")
+    assert processor(text=texts, padding="max_length")["input_ids"] == wanted.tolist()
+    assert torch.equal(load_tokenizer(tmp_path / "export")(texts, 24), wanted)
+    padded_otherwise = wanted.masked_fill(torch.arange(24) > 4, 0)
+    assert (model.encode_ids(padded_otherwise, "short") - theirs).abs().max() > 1e-3, "padding takes part"
 
 
 @torch.no_grad()

@@ -6,10 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import OptimizerSettings, SettingsError, Stage1Settings, as_overrides, load_settings
+from pipeline.config import (
+    OptimizerSettings,
+    SettingsError,
+    Stage1Settings,
+    Stage2Settings,
+    as_overrides,
+    load_settings,
+)
+from pipeline.data.index import index_folder
+from pipeline.data.tokenizer import load_tokenizer
+from pipeline.export.folder import export_model
 from pipeline.training.before import check_inputs
 from pipeline.training.optimizer import rate_notes
+from tests.data.shards import write_shards
 from tests.end_to_end.runs import Material
+from tests.model.material import small_model, small_tokenizer
+from tests.model.test_clip import clip_folder
 
 
 @pytest.mark.parametrize(
@@ -24,6 +37,10 @@ from tests.end_to_end.runs import Material
         ("model.start_from={tmp}", ["config.json"]),
         ("model.preset=huge", ["huge", "tiny"]),
         ("train.keep_best=x evaluation.every_steps=null", ["train.keep_best is x"]),
+        ("tune.text=lora tune.lora_layers=[q_proj,门控]", ["门控", "there are fc1, fc2"]),
+        ("tune.vision=last_n tune.last_n=9", ["tune.last_n is 9", "layers"]),
+        ("tune.vision=frozen tune.text=frozen tune.heads=frozen tune.scales=frozen", ["all frozen"]),
+        ("model.family=fgclip1", ["data.patch_budgets=[64]", "keep_aspect_ratio=false"]),
     ],
 )
 def test_wrong_names_stop_a_run_before_it_has_a_folder(
@@ -32,10 +49,37 @@ def test_wrong_names_stop_a_run_before_it_has_a_folder(
     asked = ("evaluation.every_steps=5", "evaluation.tasks=[scenes]", f"evaluation.data={material.test}")
     chosen = material.settings(tmp_path / "run", *asked)
     check_inputs(load_settings(Stage1Settings, None, chosen))  # without the fault nothing is wrong
-    settings = load_settings(Stage1Settings, None, [*chosen, *override.format(tmp=tmp_path).split()])
     with pytest.raises(SettingsError) as raised:
-        check_inputs(settings)
+        check_inputs(load_settings(Stage1Settings, None, [*chosen, *override.format(tmp=tmp_path).split()]))
     assert all(word in str(raised.value) for word in words), raised.value
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_does_not_fit_stops_a_run_before_it_has_a_folder(material: Material, tmp_path: Path):
+    clip_folder(tmp_path / "clip")
+    chosen = material.settings(tmp_path / "run", f"model.start_from={tmp_path / '模型'}")
+    settings = load_settings(Stage1Settings, None, [*chosen, f"model.start_from={tmp_path / 'clip'}"])
+    with pytest.raises(SettingsError, match="'clip'.*model.family=fgclip1"):
+        check_inputs(settings)
+    size = load_tokenizer(material.folder / "tokenizer").vocab_size
+    own = small_tokenizer(tmp_path / "own")  # another vocabulary: the start's own size, and other words
+    export_model(small_model(text_vocab_size=own.vocab_size), own, tmp_path / "模型", {})
+    with pytest.raises(SettingsError, match=f"tokenizer has {size} ids.*was trained with {own.vocab_size}"):
+        check_inputs(load_settings(Stage1Settings, None, chosen))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_without_members_stops_stage_2_before_it_has_a_folder(material: Material, tmp_path: Path):
+    write_shards(tmp_path / "片", [[("en", 128)] * 9], regions=1)
+    for path in (tmp_path / "片").glob("*.tar"):
+        path.write_bytes(path.read_bytes().replace(b'"negatives"', b'"negativex"'))
+    index_folder(tmp_path / "片")
+    chosen = material.settings(tmp_path / "run", f"data.shards={tmp_path / '片'}")
+    with pytest.raises(SettingsError, match="region_loss.fgt_weight is 0.5.*片.*0 negatives.*weights to 0"):
+        check_inputs(load_settings(Stage2Settings, None, chosen))
+    without = [f"region_loss.{name}_weight=0" for name in ("fgt", "cmr", "tic")]
+    check_inputs(load_settings(Stage2Settings, None, [*chosen, *without]))
+    check_inputs(load_settings(Stage1Settings, None, chosen))
     assert not (tmp_path / "run").exists()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.base.commands import command_parser, run_command
-from pipeline.config import SettingsError, Stage2Settings, load_settings
+from pipeline.config import SettingsError, Stage2Settings, as_overrides, load_settings
 from pipeline.data.manifest import IndexProblem, load_manifest
 from pipeline.data.plan.plan import Plan
 from pipeline.data.plan.report import first_batches, report
@@ -25,7 +25,7 @@ exit status: 0, or 2 where settings or shards do not fit
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the plan of one epoch; the exit status."""
-    arguments = _parser().parse_intermixed_args(argv)
+    arguments = _parser().parse_intermixed_args(as_overrides(sys.argv[1:] if argv is None else argv))
     return run_command(lambda: _print_plan(arguments), (SettingsError, IndexProblem, OSError))
 
 

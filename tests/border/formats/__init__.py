@@ -26,6 +26,7 @@ MODULES = {
     "tracking": "runs",
     "model": "models",
     "clip": "models",
+    "open_clip": "models",
     "tokenizer": "models",
     "instances": "annotations",
     "captions": "annotations",

@@ -18,6 +18,8 @@ from pipeline.model.folder import StartError
 from tests.border.damage import Damage, damage_bytes, damage_document
 from tests.border.formats import Format
 from tests.model.material import CAPTIONS, VOCABULARY, small_model, small_tokenizer
+from tests.model.test_open_clip import open_clip_values, open_clip_weights
+from tests.model.test_open_clip import write as write_open_clip
 
 MODEL_ERRORS = (StartError, TokenizerError, EvaluationError)
 NUMBERS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "intermediate_size")
@@ -103,9 +105,24 @@ def read_clips(folder: Path) -> Any:
     return [*(load_model(folder / name) for name in ("clip", "siglip")), FGCLIP1.start_from(folder / "clip")]
 
 
+def make_open_clip(folder: Path) -> None:
+    write_open_clip(folder, open_clip_values(), open_clip_weights(64, 16, ""))
+
+
+def damage_open_clip(rng: random.Random, base: Path) -> Damage:
+    file = rng.choice(("open_clip_config.json", "open_clip_config.json", "open_clip_model.safetensors"))
+    if file.endswith(".json") and rng.random() < 0.5:
+        tower, name = rng.choice(("text_cfg", "vision_cfg")), rng.choice(("width", "layers", "heads", "head_width"))
+        return Damage(file, [["set", ["model_cfg", tower, name], rng.choice(HUGE_NUMBERS)]])
+    return damage_document(rng, file, (base / file).read_bytes())
+
+
 FORMATS = {
     "model": Format("model folders", make_model, damage_model, read_model, MODEL_ERRORS, check_model, 384),
     "clip": Format("CLIP's and SigLIP's folders", make_clips, damage_clips, read_clips, MODEL_ERRORS, None, 384),
+    "open_clip": Format(
+        "open_clip's folders", make_open_clip, damage_open_clip, FGCLIP1.start_from, (StartError,), None, 384
+    ),
     "tokenizer": Format(
         "tokenizers", make_tokenizer, damage_tokenizer, read_tokenizer, (TokenizerError,), check_tokenizer, 384
     ),
