@@ -94,7 +94,7 @@ def _of_transformers(folder: Path, values: Mapping[str, Any], from_clip: bool) -
     width = checked_tower(values, {"projection_dim"}, str(file)).get("projection_dim", 512)
     text |= _of_clip(text) if from_clip else {}
     vision |= _normalisation(read_object(images) if images.is_file() else {}, images, ("image_mean", "image_std"))
-    temporal = {} if from_clip else checked_temporal(values, str(file))
+    temporal = {} if from_clip else checked_temporal(dict(values), str(file))
     return {"text_config": text, "vision_config": vision, "projection_dim": width, **temporal}
 
 
