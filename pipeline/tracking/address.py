@@ -126,11 +126,18 @@ def lineage_tags(settings: Stage1Settings) -> dict[str, str]:
     return tags | ({"continues.run_id": found[1]} if found[1] else {})
 
 
-def page_of(address: RunAddress, experiment_id: str, run_id: str) -> tuple[str | None, str]:
+def page_of(
+    address: RunAddress, experiment_id: str, run_id: str, workspace: str | None = None
+) -> tuple[str | None, str]:
     """The command that shows a store (None for a server, which is up), and the address of the run's page.
 
     Without ``workflowType`` MLflow opens an experiment on its page for generative models, which is empty.
+
+    Args:
+        workspace: of Databricks, whose pages have addresses of their own.
     """
+    if workspace is not None:
+        return None, f"{workspace}/ml/experiments/{experiment_id}/runs/{run_id}"
     local = sqlite_path(address.uri) is not None
     server = f"http://127.0.0.1:{UI_PORT}" if local else address.uri.rstrip("/")
     page = f"{server}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"

@@ -1,7 +1,8 @@
 """Models of an MLflow run: a logged model for each kept checkpoint and for the export, with signature and metrics.
 
-Everything is found again before it is made, so calling twice makes nothing twice. A model's files are its MLmodel and,
-where the settings ask for it, its weights; otherwise the folder in which the weights are is noted.
+Everything is found again before it is made, and what was left half made is completed, so calling twice makes nothing
+twice and leaves nothing out. A model's files are its MLmodel and, where the settings ask for it, its weights; otherwise
+the folder in which the weights are is noted.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from mlflow.types import ColSpec, Schema, TensorSpec
 
 from pipeline.tracking.data_sets import DataSet
 from pipeline.tracking.interface import TrackedModel
+from pipeline.tracking.limits import metric_name, quoted
 from pipeline.tracking.local_log import Entry
 from pipeline.tracking.metric_names import grouped_metrics
-from pipeline.tracking.store import Store, metric_name, quoted
+from pipeline.tracking.store import Store
 
 CHECKPOINT = "checkpoint"
 EXPORT = "export"
@@ -42,12 +44,11 @@ def sync_checkpoints(
         data: what the run trains on, linked with those metrics.
     """
     known = {model.name: model for model in run_models(store) if model.tags.get("kind") == CHECKPOINT}
-    wanted = {model.name for model in checkpoints}
+    wanted, noted = {model.name for model in checkpoints}, _outputs(store)
     for model in checkpoints:
-        if model.name not in known:
-            made = _create(store, model, CHECKPOINT, None)
-            if entry is not None and entry.step == model.step:
-                link_metrics(store, made.model_id, entry, data)
+        made = _completed(store, known.get(model.name), model, CHECKPOINT, None, noted)
+        if entry is not None and entry.step == model.step and not made.metrics:
+            link_metrics(store, made.model_id, entry, data)
     for name, logged in known.items():
         if name not in wanted:
             store.client.delete_logged_model(logged.model_id)
@@ -65,8 +66,8 @@ def log_export(
 ) -> None:
     """The exported model; with ``register_as`` also a version of a registered model that ``alias`` points to."""
     known = [m for m in run_models(store) if m.tags.get("kind") == EXPORT and m.tags.get(STEP_TAG) == str(model.step)]
-    made = known[0] if known else _create(store, model, EXPORT, upload)
-    if entry is not None and not known:
+    made = _completed(store, known[0] if known else None, model, EXPORT, upload, _outputs(store))
+    if entry is not None and not made.metrics:
         link_metrics(store, made.model_id, entry, data)
     if register_as:
         _register(store, made, register_as, alias)
@@ -106,13 +107,36 @@ def signature_of(width: int) -> ModelSignature:
     return ModelSignature(inputs, Schema([TensorSpec(np.dtype(np.float32), (-1, width), "embedding")]))
 
 
+def _completed(
+    store: Store, made: LoggedModel | None, model: TrackedModel, kind: str, upload: bool | None, noted: Container[str]
+) -> LoggedModel:
+    """The model with its files, and noted as an output of the run; ``made`` may lack either, or be None.
+
+    Args:
+        upload: None: a checkpoint, which only this project reads.
+        noted: the models that are outputs already.
+    """
+    made = made or _create(store, model, kind, upload)
+    if made.status != LoggedModelStatus.READY:
+        _upload(store, made.model_id, model, upload)
+        store.client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
+    if made.model_id not in noted:
+        store.client.log_outputs(store.run_id, [LoggedModelOutput(made.model_id, model.step)])
+    return made
+
+
+def _outputs(store: Store) -> set[str]:
+    """The models that the store has as outputs of the run."""
+    outputs = store.client.get_run(store.run_id).outputs
+    return {output.model_id for output in (outputs.model_outputs if outputs else [])}
+
+
 def _create(store: Store, model: TrackedModel, kind: str, upload: bool | None) -> LoggedModel:
-    """``upload`` None: a checkpoint, which only this project reads."""
     run = store.client.get_run(store.run_id)
     tags = {"kind": kind, STEP_TAG: str(model.step), FOLDER_TAG: str(model.folder.resolve())}
     if upload is None:
         tags["mlflow.model.isExternal"] = "true"
-    made = store.client.create_logged_model(
+    return store.client.create_logged_model(
         run.info.experiment_id,
         name=model.name,
         source_run_id=store.run_id,
@@ -120,17 +144,17 @@ def _create(store: Store, model: TrackedModel, kind: str, upload: bool | None) -
         params={name: str(value)[:250] for name, value in model.parameters.items()},
         model_type=MODEL_TYPE,
     )
+
+
+def _upload(store: Store, model_id: str, model: TrackedModel, upload: bool | None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        description = Model(model_id=made.model_id, run_id=store.run_id, signature=signature_of(model.width))
+        description = Model(model_id=model_id, run_id=store.run_id, signature=signature_of(model.width))
         if upload is not None:
             _add_weights(folder / "model", model.folder, upload)
             description.add_flavor("python_function", loader_module=LOADER, data="model")
         description.save(str(folder / "MLmodel"))
-        store.client.log_model_artifacts(made.model_id, temporary)
-    store.client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
-    store.client.log_outputs(store.run_id, [LoggedModelOutput(made.model_id, model.step)])
-    return made
+        store.client.log_model_artifacts(model_id, temporary)
 
 
 def _add_weights(target: Path, source: Path, upload: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,16 @@ from pydantic import TypeAdapter
 from pipeline.base.border import one_line, read_typed
 from pipeline.base.files import write_json, write_text
 from pipeline.base.run_folder import RunFolder
-from pipeline.tracking.address import find_run
-from pipeline.tracking.data_sets import any_set
+from pipeline.tracking.address import RunAddress, find_run
+from pipeline.tracking.data_sets import DataSet, any_set
+from pipeline.tracking.interface import RefusedError
 from pipeline.tracking.local_log import Entry, read_entries
 from pipeline.tracking.metric_names import grouped_metrics
 from pipeline.tracking.score_table import scores_section, with_scores
 
 SCORES_FILE = "scores.json"
 FACTS_FILE = "score_facts.json"
+ATTEMPTS, PAUSE_SECONDS = 3, 2.0  # assumption: a proxy that restarts is back within them
 _SCORES: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])  # nested by task; JSON's own depth is the bound
 
 
@@ -47,9 +49,7 @@ def log_scores(
     Returns:
         Whether MLflow has them. False, with a line on stderr, where there is no run or its store does not answer.
     """
-    # here, because MLflow takes seconds to import
-    from pipeline.tracking.logged_models import link_metrics, run_models
-    from pipeline.tracking.store import STORE_ERRORS, Store
+    from pipeline.tracking.store import STORE_ERRORS  # here, because MLflow takes seconds to import
 
     try:
         found = find_run(folder)
@@ -63,16 +63,8 @@ def log_scores(
             return _refuse(f"{run_folder} has no MLflow run yet")
         step = _step_of(Path(folder), run_folder) if step is None else step
         values = grouped_metrics({f"score/{name}": value for name, value in flatten_scores(scores).items()})
-        entry = Entry(step, time.time(), values)
-        store = Store.connect(address, run_id, {}, {}, status=None)
-        store.write([entry])
-        sets = [any_set(path) for path in data]
-        store.log_data(sets)
-        for model in run_models(store):
-            if model.tags.get("step") == str(step):
-                link_metrics(store, model.model_id, entry, sets)
-        for file in files:
-            store.log_artifact(file, "evaluation")
+        told = Entry(step, time.time(), values), [any_set(path) for path in data], files
+        _insisting(lambda: _tell_store(address, run_id, *told))
     except STORE_ERRORS as error:
         return _refuse(one_line(error, 300))
     return True
@@ -91,10 +83,40 @@ def log_table(folder: str | Path, name: str, columns: Sequence[str], rows: Seque
         if found is None or found[1] is None:
             return _refuse(f"{folder} belongs to no tracked run")
         _, run_id, address = found
-        Store.connect(address, run_id, {}, {}, status=None).log_table(name, columns, rows)
+        _insisting(lambda: Store.connect(address, run_id, {}, {}, status=None).log_table(name, columns, rows))
     except STORE_ERRORS as error:
         return _refuse(one_line(error, 300))
     return True
+
+
+def _tell_store(
+    address: RunAddress, run_id: str, entry: Entry, data: Sequence[DataSet], files: Sequence[str | Path]
+) -> None:
+    """Doing it twice changes nothing, so an attempt of which a part arrived is made again."""
+    from pipeline.tracking.logged_models import link_metrics, run_models
+    from pipeline.tracking.store import Store
+
+    store = Store.connect(address, run_id, {}, {}, status=None)
+    store.write([entry])
+    store.log_data(data)
+    for model in run_models(store):
+        if model.tags.get("step") == str(entry.step):
+            link_metrics(store, model.model_id, entry, data)
+    for file in files:
+        store.log_artifact(file, "evaluation")
+
+
+def _insisting(call: Callable[[], None]) -> None:
+    """A few attempts: no thread goes on for an evaluation that has ended. Raises the last one's error."""
+    from pipeline.tracking.store import STORE_ERRORS
+
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return call()
+        except STORE_ERRORS as error:
+            if attempt == ATTEMPTS or isinstance(error, RefusedError):
+                raise
+            time.sleep(PAUSE_SECONDS)
 
 
 def flatten_scores(scores: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -2,6 +2,10 @@
 
 MLflow makes its HTTP sessions in one place, which has no setting for this; the sessions get a hook of ``requests``,
 which sees each answer before its body is read.
+
+The sessions also repeat fewer requests. MLflow repeats every one whose answer is an error of a proxy or is cut off,
+although the server may have done what was asked: a run would be made twice, and one of them never end. Here only what
+may be done twice is repeated at once; of the rest the caller first asks the server what became of it.
 """
 
 from __future__ import annotations
@@ -20,10 +24,11 @@ from pipeline.base.border import BorderError, shown
 MAX_ANSWER_BYTES = 32 << 20
 MAX_ANSWER_SECONDS = 60.0  # from the first byte to the last; MLflow's own limit is between bytes
 CHUNK_BYTES = 64 << 10
+REPEATABLE = frozenset({"GET", "HEAD", "PUT"})  # PUT: a file of the same content in the same place
 
 
 def bound_answers() -> None:
-    """From now on MLflow's sessions refuse long, slow and compressed answers and redirects to other hosts."""
+    """From now on MLflow's sessions refuse long, slow and compressed answers and redirects, and repeat no change."""
     make = request_utils._get_request_session
     if getattr(make, "__module__", "") == __name__:
         return
@@ -33,6 +38,8 @@ def bound_answers() -> None:
         if bounded not in made.hooks["response"]:
             made.hooks["response"].append(bounded)
             made.headers["Accept-Encoding"] = "identity"
+            for adapter in made.adapters.values():
+                adapter.max_retries = adapter.max_retries.new(allowed_methods=REPEATABLE)
         return made
 
     request_utils._get_request_session = session

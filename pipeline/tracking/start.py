@@ -58,7 +58,8 @@ def _store_opener(
     registration = uuid.uuid4().hex  # one for all attempts: an attempt whose answer was lost may have made the run
 
     def open_store() -> Store:
-        from pipeline.tracking.store import Store  # imports MLflow
+        from pipeline.tracking.store import Store  # both import MLflow
+        from pipeline.tracking.study import join_study
 
         nonlocal registration
         address = run_address(settings, run_folder)
@@ -76,7 +77,7 @@ def _store_opener(
         )
         store.takes_all = settings.tracking.metrics == "all"
         if settings.tracking.group:
-            store.join_group(settings.tracking.group)
+            join_study(store, settings.tracking.group)
         store.load_held()
         store.start_system_metrics()
         save_run(run_folder, address, store.run_id)

@@ -1,7 +1,8 @@
 """The MLflow side of tracking: finds or makes the run, knows which steps it holds, writes what is missing.
 
-Everything here may fail (a locked, full or vanished store); callers catch :data:`STORE_ERRORS` and try again. Writing
-twice is safe: MLflow keeps one row for equal (run, name, step, time, value), so a batch of unknown fate is sent again.
+Everything here may fail (a locked, full or vanished store, a proxy that cuts answers off); callers catch
+:data:`STORE_ERRORS` and try again. Writing twice is safe: MLflow keeps one row for equal (run, name, step, time,
+value), so a batch of unknown fate is sent again; a store that promises no such thing is asked first what it has.
 """
 
 from __future__ import annotations
@@ -17,44 +18,47 @@ from pathlib import Path
 from typing import Any
 
 from alembic.util import CommandError
+from google.protobuf.json_format import Error as JsonFormatError
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import (
-    MLFLOW_DATASET_CONTEXT,
-    MLFLOW_LOGGED_IMAGES,
-    MLFLOW_PARENT_RUN_ID,
-)
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_LOGGED_IMAGES
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.tracking.address import RunAddress, page_of
 from pipeline.tracking.data_sets import DataSet
 from pipeline.tracking.database import prepare_database, probe, remove_stray_folder
+from pipeline.tracking.databricks import is_databricks, workspace
 from pipeline.tracking.images import FOLDER, SavedImage
 from pipeline.tracking.interface import RefusedError
+from pipeline.tracking.limits import (
+    METRICS_PER_BATCH,
+    PARAMS_PER_BATCH,
+    TAGS_PER_BATCH,
+    Limits,
+    limited_tags,
+    limits_of,
+    metric_name,
+)
 from pipeline.tracking.local_log import Entry
 from pipeline.tracking.metric_names import is_usual
-from pipeline.tracking.parameters import shorten
 from pipeline.tracking.server_answers import bound_answers
 
-STORE_ERRORS = (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error, OSError, ValueError)
+# json_format.Error: an answer in JSON that is not the server's, as a proxy's own page
+STORE_ERRORS = (MlflowException, SQLAlchemyError, CommandError, JsonFormatError, sqlite3.Error, OSError, ValueError)
 TABLES_TAG = "mlflow.loggedArtifacts"
-METRICS_PER_BATCH = 1000  # mlflow.utils.validation, 3.17: the most that one log_batch takes
-PARAMS_PER_BATCH = 100
 HTTP_LIMITS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",  # seconds without a byte; assumption: a healthy server answers within one
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # a header could ask for a year
+    "MLFLOW_DATABRICKS_ENDPOINT_HTTP_RETRY_TIMEOUT": "15",  # its own client goes on for 500 s
 }
 REGISTRATION = "registration"  # tag
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # of MLflow's page, beside generative ones
-MAX_NAME_LENGTH = 250
-MAX_TAG_LENGTH = 8000
 _TABLES: TypeAdapter[list[dict[str, str]]] = TypeAdapter(list[dict[str, str]])
-FORBIDDEN_IN_NAMES = re.compile(r"[^/\w.\- ]")
 
 
 @dataclass
@@ -66,6 +70,12 @@ class Store:
     client: MlflowClient
     takes_all: bool = True  # False: only the usual metrics
     held: dict[str, set[int]] = field(default_factory=dict)
+    in_doubt: bool = False  # whether a batch was sent whose answer never came
+
+    @property
+    def limits(self) -> Limits:
+        """What this kind of store takes."""
+        return limits_of(self.address.uri)
 
     @classmethod
     def connect(
@@ -90,14 +100,14 @@ class Store:
         quieten_mlflow()
         prepare_database(address.uri)
         probe(address.uri)
-        client = MlflowClient(address.uri)
+        client, params = MlflowClient(address.uri), limits_of(address.uri).parameters(params)
         store = cls._reopen(address, client, run_id, status) if run_id else None
         if store is None:
             experiment = _experiment(client, address)
             store = cls._registered(address, client, experiment, registration, status) if registration else None
         if store is None:
             tags = tags | ({REGISTRATION: registration} if registration else {})
-            run = client.create_run(experiment, run_name=address.run_name, tags=_limited(tags))
+            run = client.create_run(experiment, run_name=address.run_name, tags=limited_tags(tags))
             store = cls(address, run.info.run_id, client)
             store.log_params(params)
         else:
@@ -155,9 +165,13 @@ class Store:
     def write(self, entries: Iterable[Entry]) -> None:
         """Write entries in as few calls as the store's limits allow."""
         probe(self.address.uri)
+        if self.in_doubt and not self.limits.keeps_one_of_equal:
+            self.load_held()
         rows = [row for entry in entries for row in self.missing(entry)]
+        self.in_doubt = True
         for start in range(0, len(rows), METRICS_PER_BATCH):
             self._log_batch(metrics=rows[start : start + METRICS_PER_BATCH])
+        self.in_doubt = False
 
     def _log_batch(self, **rows: Any) -> None:
         try:
@@ -168,17 +182,17 @@ class Store:
             raise
 
     def log_params(self, params: dict[str, str]) -> None:
-        """Write parameters, a hundred at a time."""
-        rows = [Param(metric_name(name), value) for name, value in params.items()]
+        """Write parameters, a hundred at a time; names and values are such as the store takes."""
+        rows = [Param(name, value) for name, value in params.items()]
         for start in range(0, len(rows), PARAMS_PER_BATCH):
             self._log_batch(params=rows[start : start + PARAMS_PER_BATCH])
 
     def set_tags(self, tags: dict[str, str]) -> None:
-        """Set tags, cut to the store's limit."""
+        """Set tags, cut to the store's limit, a hundred at a time."""
         probe(self.address.uri)
-        rows = [RunTag(name, value) for name, value in _limited(tags).items()]
-        if rows:
-            self._log_batch(tags=rows)
+        rows = [RunTag(name, value) for name, value in limited_tags(tags).items()]
+        for start in range(0, len(rows), TAGS_PER_BATCH):
+            self._log_batch(tags=rows[start : start + TAGS_PER_BATCH])
 
     def log_data(self, data: Sequence[DataSet]) -> None:
         """Note data sets as inputs of the run; the store keeps each once."""
@@ -199,33 +213,11 @@ class Store:
             self.log_artifact(path, FOLDER)
         self.set_tags({MLFLOW_LOGGED_IMAGES: "True"})
 
-    def join_group(self, name: str) -> None:
-        """Stand under the parent run of a study, which is made where there is none.
-
-        Two runs may make it in the same moment; all of them then take the oldest.
-        """
-        probe(self.address.uri)
-        experiment = self.client.get_run(self.run_id).info.experiment_id
-
-        def oldest() -> str | None:
-            found = self.client.search_runs(
-                [experiment], filter_string=f"tags.study = {quoted(name)}", order_by=["attributes.start_time ASC"]
-            )
-            return min(found, key=lambda run: (run.info.start_time, run.info.run_id)).info.run_id if found else None
-
-        parent = oldest()
-        if parent is None:
-            made = self.client.create_run(experiment, run_name=name, tags={"study": name}).info.run_id
-            self.client.set_terminated(made)
-            parent = oldest() or made
-            if parent != made:
-                self.client.delete_run(made)
-        self.set_tags({MLFLOW_PARENT_RUN_ID: parent})
-
     def page(self) -> tuple[str | None, str]:
         """The command that shows the store, if there is need of one, and the address of this run's page."""
         experiment = self.client.get_run(self.run_id).info.experiment_id
-        return page_of(self.address, experiment, self.run_id)
+        uri = self.address.uri
+        return page_of(self.address, experiment, self.run_id, workspace(uri) if is_databricks(uri) else None)
 
     def log_artifact(self, path: str | Path, folder: str | None) -> None:
         """Copy a file into the run's artifacts."""
@@ -268,11 +260,6 @@ def _tables(tag: str) -> list[dict[str, str]]:
         return []
 
 
-def metric_name(name: str) -> str:
-    """``name`` with what MLflow refuses replaced; letters of every script stay."""
-    return FORBIDDEN_IN_NAMES.sub("_", name).strip("/")[:MAX_NAME_LENGTH]
-
-
 def quieten_mlflow() -> None:
     """No migrations and no traces of a full disk on the terminal, no telemetry, and a new connection for each write.
 
@@ -302,19 +289,3 @@ def _experiment(client: MlflowClient, address: RunAddress) -> str:
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return found.experiment_id
-
-
-def _limited(tags: dict[str, str]) -> dict[str, str]:
-    return {metric_name(name): shorten(str(value), MAX_TAG_LENGTH) for name, value in tags.items()}
-
-
-def quoted(text: str) -> str:
-    """``text`` as a value of a search, in quotes; MLflow's searches know no escapes.
-
-    Raises:
-        RefusedError: the text has both kinds of quotes.
-    """
-    if "'" in text and '"' in text:
-        raise RefusedError(f"{text!r} has single and double quotes, which MLflow cannot search for; leave one kind out")
-    mark = '"' if "'" in text else "'"
-    return f"{mark}{text}{mark}"

@@ -16,6 +16,7 @@ from pipeline.export.folder import ExportError, check_export_folder
 from pipeline.model import PRESETS
 from pipeline.model.clip_configuration import CLIP_PRESETS
 from pipeline.model.start import StartError
+from pipeline.tracking.databricks import check_names
 from pipeline.training.engine import deepspeed_config
 from pipeline.training.starting import check_model
 
@@ -30,6 +31,7 @@ def check_inputs(settings: Stage1Settings) -> None:
     check_run_folder(settings)
     deepspeed_config(settings.train, settings.optimizer.gradient_clip_norm, world_size=1)
     check_evaluation(settings)
+    check_names(settings.tracking)
     is_new = not RunFolder.at(settings.train.run_folder).exists()
     start = settings.model.start_from
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from types import ModuleType
 
 
@@ -17,4 +18,6 @@ def load_deepspeed(device_type: str) -> ModuleType:
     import deepspeed  # not at the top: it probes compilers and reads DS_ACCELERATOR when it is imported
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # It calls torch's collectives by the names that they had before 2.13, and each rank would say so at each of them.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     return deepspeed

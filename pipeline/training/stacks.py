@@ -69,7 +69,8 @@ class Stacks:
 def prepare_nccl(run_folder: str | Path) -> None:
     """Switch NCCL's flight recorder on; before the process group is made. What the user has set stays."""
     folder = RunFolder.at(run_folder).stacks
-    os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", str(NCCL_ENTRIES))
+    if "TORCH_NCCL_TRACE_BUFFER_SIZE" not in os.environ:  # the name before torch 2.9, still read
+        os.environ.setdefault("TORCH_FR_BUFFER_SIZE", str(NCCL_ENTRIES))
     os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(folder / "nccl-rank-"))
 

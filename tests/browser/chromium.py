@@ -41,23 +41,30 @@ def browser() -> Iterator[Any]:
 
 
 class Watched:
-    """A page whose console errors and requests are kept. ``allowed``: the beginning of addresses that it may ask."""
+    """A page whose console errors and requests are kept; what it asks elsewhere is not sent.
 
-    def __init__(self, opened: Any, address: str, width: int, allowed: str) -> None:
+    Args:
+        allowed: the beginning of addresses that it may ask.
+        known: parts of messages that are not the project's.
+    """
+
+    def __init__(self, opened: Any, address: str, width: int, allowed: str, known: tuple[str, ...] = ()) -> None:
         self.page = opened.new_page(viewport={"width": width, "height": 900})
         self.problems: list[str] = []
+        self._known, mine = known, (allowed, "data:", "blob:")
+        self.page.route(lambda asked: not asked.startswith(mine), lambda route: route.abort())
         self.page.on("console", lambda message: self._said(message))
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-        self.page.on("request", lambda request: self._asked(request.url, allowed))
+        self.page.on("request", lambda request: self._asked(request.url, mine))
         self.page.on("dialog", lambda dialog: (self.problems.append("a dialog opened"), dialog.dismiss()))
         self.page.goto(address)
 
     def _said(self, message: Any) -> None:
-        if message.type in ("error", "warning"):
+        if message.type in ("error", "warning") and not any(part in message.text for part in self._known):
             self.problems.append(message.text)
 
-    def _asked(self, address: str, allowed: str) -> None:
-        if not address.startswith((allowed, "data:", "blob:")):
+    def _asked(self, address: str, allowed: tuple[str, ...]) -> None:
+        if not address.startswith(allowed):
             self.problems.append(f"asked {address}")
 
     def until(self, expression: str, limit_seconds: float = 60.0) -> None:
@@ -67,11 +74,11 @@ class Watched:
             assert time.monotonic() < end, f"never true: {expression}"
             time.sleep(0.05)
 
-    def check(self, name: str) -> None:
-        """Nothing went wrong, and the page is as wide as its window."""
+    def check(self, name: str, may_scroll: bool = False) -> None:
+        """Nothing went wrong, and the page is as wide as its window (``may_scroll``: or wider)."""
         if folder := os.environ.get("SCREENSHOTS"):
             width = self.page.viewport_size["width"]
             self.page.screenshot(path=Path(folder) / f"{name}-{width}.png", full_page=True)
         assert self.problems == []
         overflow = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert overflow <= 0, f"{name} is {overflow} pixels wider than its window"
+        assert may_scroll or overflow <= 0, f"{name} is {overflow} pixels wider than its window"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 
@@ -9,6 +10,7 @@ import pytest
 import uvicorn
 
 from pipeline.base.run_folder import RunFolder
+from pipeline.embed.read import Embeddings
 from pipeline.explore.app import make_app
 from pipeline.report.page import run_page
 from pipeline.tracking.compare.__main__ import main as compare
@@ -64,6 +66,7 @@ def test_the_comparison_is_sorted_filtered_and_drawn_over_samples(chromium, tmp_
     for width in WIDTHS:
         watched = Watched(chromium, page.as_uri(), width, page.as_uri())
         drawn(watched, "optimizer steps")
+        assert EVIL in watched.page.inner_text("main") and "b<i>" in watched.page.inner_text("main")
         watched.check("compare")
         watched.page.select_option("#axis", "samples")
         drawn(watched, "samples")
@@ -80,16 +83,24 @@ def test_the_comparison_is_sorted_filtered_and_drawn_over_samples(chromium, tmp_
         watched.check("compare-samples")
 
 
-def test_the_report_shows_events_and_pictures(chromium, run, tmp_path):
-    page = tmp_path / "report.html"
-    page.write_text(run_page(RunFolder.at(run)), encoding="utf-8")
+def test_the_report_shows_events_and_pictures_and_names_with_html_as_text(chromium, run, tmp_path):
+    page, folder = tmp_path / "report.html", run.rename(run.with_name(f"跑步 {EVIL}"))
+    settings = folder / "settings.yaml"
+    named = settings.read_text(encoding="utf-8").replace("shards: []", f"shards: ['数据 {EVIL}']")
+    assert EVIL in named
+    settings.write_text(named, encoding="utf-8")
+    (folder / "scores.json").write_text(json.dumps({f"scenes {EVIL}": {"hard": 0.5}}), encoding="utf-8")
+    page.write_text(run_page(RunFolder.at(folder)), encoding="utf-8")
     for width in WIDTHS:
         watched = Watched(chromium, page.as_uri(), width, page.as_uri())
         drawn(watched, "optimizer steps")
+        shown = watched.page.inner_text("body")
+        assert all(words in shown for words in (f"跑步 {EVIL}", f"数据 {EVIL}", f"scenes {EVIL}", "silent <b>"))
         watched.check("report")
 
 
-def test_the_explorer_answers_in_both_languages_by_mouse(chromium, served):
+def test_the_explorer_answers_in_both_languages_by_mouse(chromium, served, monkeypatch):
+    monkeypatch.setattr(Embeddings, "text", lambda self, row: f"标题 {EVIL}" if row == 0 else None)
     for width in WIDTHS:
         watched = Watched(chromium, served, width, served)
         page = watched.page
@@ -98,7 +109,8 @@ def test_the_explorer_answers_in_both_languages_by_mouse(chromium, served):
             page.click("#search button")
             page.wait_for_selector(".hits li")
             assert page.locator(".hits").count() == 2 and page.locator(".hits li").count() == 8
-        assert EVIL in page.inner_text("#results"), "a name with HTML in it is text"
+        shown = page.inner_text("#results")
+        assert f"标题 {EVIL}" in shown and f"{EVIL}.jpg" in shown, "a caption and a key with HTML in them are text"
         page.locator(".hits button").first.click()
         watched.until("document.getElementById('image').naturalWidth > 0")
         frame = page.locator("#image").bounding_box()

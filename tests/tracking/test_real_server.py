@@ -1,17 +1,14 @@
-"""Against a real ``mlflow server`` that asks for name and password."""
+"""Against a real ``mlflow server`` that asks for name and password, over sqlite and over PostgreSQL."""
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,30 +17,45 @@ from PIL import Image
 
 from pipeline.config import Stage1Settings, dump_settings
 from pipeline.report.__main__ import main as report
+from pipeline.tracking import scores
 from pipeline.tracking.compare.__main__ import main as compare
 from pipeline.tracking.start import start_tracking
 from pipeline.tracking.sync import main as sync
-from tests.tracking.test_tracker import settings_of
+from tests.tracking import failing_proxy as faults
+from tests.tracking.postgres import free_port, postgres
+from tests.tracking.served_store import wait_for
+from tests.tracking.test_tracker import quick, settings_of
+from tests.tracking.tracked_through import check, track
+
+__all__ = ["quick"]  # a fixture
 
 pytestmark = pytest.mark.long
 
 NAME, PASSWORD = "admin", "a-long-password-1"
-START_SECONDS = 180
+ANSWER_SECONDS = 5  # of a request; a server that is slower on a busy machine is asked again
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Addresses of databases."""
+
+    runs: str
+    users: str
 
 
 @contextmanager
-def server(folder: Path, store: str, port: int) -> Iterator[str]:
+def server(folder: Path, stores: Stores, port: int) -> Iterator[str]:
     """An ``mlflow server`` with basic-auth; its address."""
     folder.mkdir(exist_ok=True)
     auth = folder / "auth.ini"
     auth.write_text(
-        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder}/auth.db\nadmin_username = {NAME}\n"
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {stores.users}\nadmin_username = {NAME}\n"
         f"admin_password = {PASSWORD}\nauthorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
         encoding="utf-8",
     )
     environment = os.environ | {"MLFLOW_AUTH_CONFIG_PATH": str(auth), "MLFLOW_FLASK_SERVER_SECRET_KEY": "for this test"}
     words = [
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--artifacts-destination",
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", stores.runs, "--artifacts-destination",
         str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port), "--app-name", "basic-auth",
         "--workers", "1",
     ]  # fmt: skip
@@ -57,32 +69,24 @@ def server(folder: Path, store: str, port: int) -> Iterator[str]:
             process.wait(30)
 
 
-def wait_for(address: str, process: subprocess.Popen, log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
-    raise AssertionError(f"the server did not answer:\n{log.read_text(errors='replace')[-3000:]}")
+@pytest.fixture(params=["sqlite", "postgresql"])
+def stores(request, tmp_path) -> Iterator[Stores]:
+    """Where a server keeps its runs, and its users."""
+    if request.param == "postgresql":
+        with postgres() as databases:
+            yield Stores(databases["tracking"], databases["users"])
+    else:
+        yield Stores(f"sqlite:///{tmp_path / 'server.db'}", f"sqlite:///{tmp_path / 'users.db'}")
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def test_a_run_reaches_a_server_with_password_also_after_it_was_gone(tmp_path, monkeypatch, capsys):
+def test_a_run_reaches_a_server_with_password_also_after_it_was_gone(tmp_path, monkeypatch, capsys, stores):
     pytest.importorskip("flask_wtf", reason="the basic-auth app needs mlflow[auth]")
-    store = f"sqlite:///{tmp_path / 'server.db'}"
     port, run = free_port(), tmp_path / "跑步"
     address = f"http://127.0.0.1:{port}"
     settings = settings_of(Stage1Settings, f"tracking.uri={address}")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", NAME)
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
-    with server(tmp_path / "server", store, port):
+    with server(tmp_path / "server", stores, port):
         refused = start_tracking(settings, run)
         refused.log(1, {"loss": 3.0})
         refused.end(timeout_seconds=5)
@@ -97,7 +101,7 @@ def test_a_run_reaches_a_server_with_password_also_after_it_was_gone(tmp_path, m
     tracker.end(timeout_seconds=3)
     assert tracker.lost
     (run / "settings.yaml").write_text(dump_settings(settings), encoding="utf-8")
-    with server(tmp_path / "server", store, port):
+    with server(tmp_path / "server", stores, port):
         assert sync([str(run)]) == 0
         points = MlflowClient(address).get_metric_history(tracker.run_id, "loss/total")
         assert sorted(point.step for point in points) == [1, 2, 3, 4, 5], "each once"
@@ -106,3 +110,27 @@ def test_a_run_reaches_a_server_with_password_also_after_it_was_gone(tmp_path, m
         shown = capsys.readouterr().out
         assert "loss/total" in shown and f"MLflow: {address}/#/experiments/" in shown
         assert PASSWORD not in shown and PASSWORD not in (run / "tracking.json").read_text(encoding="utf-8")
+
+
+def test_every_kind_of_request_meets_every_fault_of_a_proxy(tmp_path, monkeypatch, quick):
+    pytest.importorskip("flask_wtf", reason="the basic-auth app needs mlflow[auth]")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", NAME)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(ANSWER_SECONDS))
+    monkeypatch.setattr(scores, "ATTEMPTS", 200)
+    monkeypatch.setattr(scores, "PAUSE_SECONDS", 0.1)
+    all_of_them = [
+        faults.REFUSED, faults.SILENT, faults.TORN, faults.BAD_GATEWAY, faults.BAD_GATEWAY_DONE, faults.UNAVAILABLE,
+        faults.LATE, faults.LOGIN, faults.HANGING,
+    ]  # fmt: skip
+    with (
+        postgres() as databases,
+        server(tmp_path / "server", Stores(databases["tracking"], databases["users"]), free_port()) as address,
+        faults.failing_proxy(address, all_of_them) as proxy,
+    ):
+        run_id = track(proxy.address, tmp_path)
+        check(MlflowClient(address), run_id)
+        met = dict(proxy.met)
+    print(met)
+    for kind in ("POST /api/2.0/mlflow/runs/create", "POST /api/2.0/mlflow/runs/log-batch", "PUT artifacts"):
+        assert sum(count for name, count in met.items() if name.startswith(kind)) >= len(all_of_them), kind

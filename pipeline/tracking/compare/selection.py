@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.base.border import one_line
 from pipeline.tracking.compare.runs import RunView, address_in_words, runs_of_folder, runs_of_store
+from pipeline.tracking.limits import quoted
 
 MOST_RUNS = 200  # of a search; a page of more is not read by anybody
 
@@ -56,7 +57,7 @@ def _search(selection: Selection, uri: str | None) -> list[str]:
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
-    from pipeline.tracking.store import quieten_mlflow, quoted
+    from pipeline.tracking.store import quieten_mlflow
 
     quieten_mlflow()
     client = MlflowClient(uri)
