@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks.reporting import Row, benchmark_parser, report
 from pipeline.base.commands import run_command
+from pipeline.base.run_folder import RunFolder
 
 START = 1.7e9  # seconds since 1970 of the first step
 STEP_SECONDS = 2.0
@@ -93,7 +94,7 @@ def of_comparison(arguments: argparse.Namespace, opened: Any) -> Iterator[Row]:
         if not run.exists():
             weight = f"region_loss.cmr_weight={number // 3 / 10}"
             make_run(run, weight, seed=number % 3, scores={"scenes": {"hard": 0.5 + number / 100}})
-            with open(run / "metrics.jsonl", "w", encoding="utf-8") as file:
+            with open(RunFolder.at(run).metrics, "w", encoding="utf-8") as file:
                 file.writelines(
                     one.to_line() for one in entries(metric_names(arguments.metrics), arguments.steps, number)
                 )

@@ -1,4 +1,4 @@
-"""A proxy before a tracking server that fails in the middle: every kind of request meets every fault once."""
+"""A proxy before a tracking server that fails in the middle: every kind of request meets every fault of it once."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class Fault:
     headers: tuple[tuple[str, str], ...] = ()
     share: float = 0.0  # of the true answer that arrives before the cut
     hangs: bool = False  # the connection stays open and nothing comes
+    only: str = ""  # met by requests alone whose kind has this in it
 
 
 REFUSED = Fault("cut before it was passed on", forwarded=False)
 SILENT = Fault("done, and no answer", forwarded=True)
 TORN = Fault("half of the answer", forwarded=True, share=0.5)
 BAD_GATEWAY = Fault("502", forwarded=False, status=502)
-BAD_GATEWAY_DONE = Fault("502 of what was done", forwarded=True, status=502)
 UNAVAILABLE = Fault("503 for a year", forwarded=False, status=503, headers=(("Retry-After", "31536000"),))
 LATE = Fault("504 of what was done", forwarded=True, status=504)
 LOGIN = Fault("a page to log in", forwarded=False, status=302, headers=(("Location", "http://127.0.0.2:9/login"),))
-HANGING = Fault("done, and silence", forwarded=True, hangs=True)
+HANGING = Fault("done, and silence", forwarded=True, hangs=True, only="/runs/")
 
 
 @dataclass
@@ -55,11 +55,11 @@ class Proxy:
         """The next one for requests of this kind; None when they have met all."""
         kind = f"{method} {kind_of(path)}"
         with self.lock:
-            number = self.met[kind]
-            if number >= len(self.faults):
+            number, of_kind = self.met[kind], [fault for fault in self.faults if fault.only in kind]
+            if number >= len(of_kind):
                 return None
             self.met[kind] += 1
-        return self.faults[number]
+        return of_kind[number]
 
 
 def kind_of(path: str) -> str:

@@ -112,6 +112,7 @@ def test_a_run_reaches_a_server_with_password_also_after_it_was_gone(tmp_path, m
         assert PASSWORD not in shown and PASSWORD not in (run / "tracking.json").read_text(encoding="utf-8")
 
 
+@pytest.mark.timeout(3600)  # some two hundred faults, and a wait after each
 def test_every_kind_of_request_meets_every_fault_of_a_proxy(tmp_path, monkeypatch, quick):
     pytest.importorskip("flask_wtf", reason="the basic-auth app needs mlflow[auth]")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", NAME)
@@ -120,8 +121,8 @@ def test_every_kind_of_request_meets_every_fault_of_a_proxy(tmp_path, monkeypatc
     monkeypatch.setattr(scores, "ATTEMPTS", 200)
     monkeypatch.setattr(scores, "PAUSE_SECONDS", 0.1)
     all_of_them = [
-        faults.REFUSED, faults.SILENT, faults.TORN, faults.BAD_GATEWAY, faults.BAD_GATEWAY_DONE, faults.UNAVAILABLE,
-        faults.LATE, faults.LOGIN, faults.HANGING,
+        faults.REFUSED, faults.SILENT, faults.TORN, faults.BAD_GATEWAY, faults.LATE, faults.UNAVAILABLE, faults.LOGIN,
+        faults.HANGING,
     ]  # fmt: skip
     with (
         postgres() as databases,
@@ -132,5 +133,6 @@ def test_every_kind_of_request_meets_every_fault_of_a_proxy(tmp_path, monkeypatc
         check(MlflowClient(address), run_id)
         met = dict(proxy.met)
     print(met)
-    for kind in ("POST /api/2.0/mlflow/runs/create", "POST /api/2.0/mlflow/runs/log-batch", "PUT artifacts"):
-        assert sum(count for name, count in met.items() if name.startswith(kind)) >= len(all_of_them), kind
+    for kind in ("POST /api/2.0/mlflow/runs/create", "POST /api/2.0/mlflow/runs/log-batch"):
+        assert met[kind] == len(all_of_them), kind
+    assert met["PUT artifacts"] == len(all_of_them) - 1, "it never hangs"
