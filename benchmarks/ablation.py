@@ -87,7 +87,8 @@ def score(run: Path, settings: tuple[str, ...], seed: int, arguments: argparse.N
         train = ["bash", "launch/stage.sh", "stage2", "--config", "launch/demo/stage2.yaml", *PAPER_WEIGHTS, *settings,
                  f"train.seed={seed}", f"train.max_steps={arguments.steps}", f"train.run_folder={run}",
                  f"data.shards=[{demo / 'data' / 'train'}]", f"tokenizer.path={demo / 'tokenizer'}",
-                 f"model.start_from={demo / 'stage1'}", f"tracking.continues={demo / 'stage1'}"]  # fmt: skip
+                 f"model.start_from={demo / 'stage1'}", f"tracking.continues={demo / 'stage1'}",
+                 "evaluation.pictures_every_steps=null"]  # fmt: skip
         evaluate = [sys.executable, "-m", "pipeline.evaluation", "scenes", str(run),
                     "--data", str(demo / "data" / "test"), "--json", str(scores)]  # fmt: skip
         log = run.with_suffix(".log")
