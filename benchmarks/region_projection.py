@@ -28,7 +28,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks.reporting import Row, report
-from pipeline.config import RegionLossSettings
+from pipeline.base.run_folder import RunFolder
+from pipeline.config import Stage2Settings, read_saved_settings
 from pipeline.data.images import decode_image
 from pipeline.data.reader import iterate_shards
 from pipeline.drawing.save import save_picture
@@ -116,7 +117,10 @@ def _run(command: list[str], log: Path, environment: dict[str, str]) -> None:
 
 def region_loss(run: Path) -> Curve:
     """The weighted FGV and FGT, which are all that trains the projection with CMR, by logged step."""
-    logged, weights = read_curves(run), RegionLossSettings()
+    logged, settings = read_curves(run), read_saved_settings(RunFolder.at(run).settings)
+    if not isinstance(settings, Stage2Settings):
+        raise SystemExit(f"error: {run} is no run of stage 2; give another --out")
+    weights = settings.region_loss
     steps, fgv = logged["loss/fgv"]
     by_step = dict(zip(*logged["loss/fgt"], strict=True))
     pairs = [(step, weights.fgv_weight * value + weights.fgt_weight * by_step[step])
