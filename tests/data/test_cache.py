@@ -59,7 +59,7 @@ def rows(*extents: tuple[int, int, bytes]) -> ShardIndex:
     ones = np.ones(len(extents), dtype=np.int64)
     keys = [str(number) for number in range(len(extents))]
     return ShardIndex("s", keys, **columns, width=ones, height=ones, languages=("en",), language=ones - 1,
-                      num_regions=ones - 1, num_negatives=ones - 1)  # fmt: skip
+                      num_regions=ones - 1, num_negatives=ones - 1, num_frames=ones)  # fmt: skip
 
 
 def of(number: int, start: int, end: int) -> tuple[ShardIndex, int, int, int]:
@@ -304,8 +304,8 @@ def test_remote_shards_give_the_same_batches_as_local_ones(tmp_path, tokenizer):
 
 
 def test_two_machines_share_the_pieces_between_them(tmp_path, tokenizer):
-    folder = write_shards(tmp_path / "shards", [[("en", 128), ("zh", 128)] * 64 for _ in range(4)])
-    manifest, _ = index_folder(folder, piece_bytes=16_000)
+    folder = write_shards(tmp_path / "shards", [[("en", 128), ("zh", 128)] * 32 for _ in range(4)])
+    manifest, _ = index_folder(folder, piece_bytes=8_000)
     local = read_keys(str(folder), tokenizer, 0, tmp_path / "none")
     assert read_keys(f"file://{folder}", tokenizer, 0, tmp_path / "cache", world=2) == local
     # one cache served both ranks, which were each alone on their machine by the loader's word
