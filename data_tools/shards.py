@@ -28,13 +28,29 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """One sample as it goes into a tar. ``extra_members`` are further files, ``{"mask.png": bytes}``."""
+    """One sample as it goes into a tar. ``extra_members`` are further files, ``{"mask.png": bytes}``.
+
+    A clip has ``frames``, each as ``extension`` says, and no ``image``.
+    """
 
     key: str
     image: bytes
     extension: str
     sample: Sample
     extra_members: Mapping[str, bytes] = field(default_factory=dict)
+    frames: tuple[bytes, ...] = ()
+
+    def members(self) -> dict[str, bytes]:
+        """What is stored, by extension: the image or the frames, and the record."""
+        pictures = {self.extension: self.image}
+        if self.sample.frames is not None:
+            pictures = {frame_name(number, self.extension): frame for number, frame in enumerate(self.frames)}
+        return {**pictures, "json": self.sample.to_bytes()}
+
+
+def frame_name(number: int, extension: str) -> str:
+    """What follows the key in the name of a clip's frame, as "007.jpg"."""
+    return f"{number:03d}.{extension}"
 
 
 def shard_path(folder: Path, prefix: str, number: int) -> Path:
@@ -70,7 +86,10 @@ class _TarFile:
         if record.extension not in IMAGE_EXTENSIONS:
             allowed = ", ".join(IMAGE_EXTENSIONS)
             raise ShardError(f"{where}: image extension {record.extension!r}; it must be one of {allowed}")
-        own = {record.extension: record.image, "json": record.sample.to_bytes()}
+        if len(record.frames) != len(record.sample.frames or ()):
+            times = len(record.sample.frames or ())
+            raise ShardError(f"{where}: {len(record.frames)} frames for {times} times; a clip has one time a frame")
+        own = record.members()
         taken = sorted({*own, "__key__"} & set(record.extra_members))
         if taken:
             raise ShardError(f"{where}: its further member {taken[0]!r} has the name of one that is there; rename it")

@@ -8,6 +8,7 @@ examples:
   python -m data_tools build folder --images photographs --language en --out shards/photographs \\
       --then "captions --server http://host:8000/v1 --model qwen --concurrency 64" --then phrases \\
       --then "boxes --detector models/grounding-dino" --then negatives
+  python -m data_tools build video --videos movies --table captions.csv --language en --out shards/clips
   python -m data_tools build folder --help
 
 A build is a source and the steps after it. Each step can be run by itself (python -m data_tools captions --help), is
@@ -31,6 +32,7 @@ SOURCES = {
     "folder": ("data_tools.sources.folder", "a folder of images, with captions beside them or without"),
     "img2dataset": ("data_tools.sources.img2dataset", "the output folders of img2dataset"),
     "table": ("data_tools.sources.table", "a CSV, TSV, JSON-lines or Parquet table, or a Hugging Face data set"),
+    "video": ("data_tools.sources.video", "a folder of videos with a table of captions, and tracks of MOT or COCO-VID"),
     "webdataset": ("data_tools.sources.webdataset", "WebDataset tars of images and captions"),
 }
 

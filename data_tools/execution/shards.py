@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_tools.shards import Record
-from pipeline.data.records import Fault, walk_tar
+from pipeline.data.records import Fault, frame_names, walk_tar
 from pipeline.data.schema import IMAGE_EXTENSIONS, Sample, SampleError, parse_sample
 
 
@@ -82,16 +82,32 @@ def read_members(path: Path) -> Iterator[tuple[str, dict[str, bytes]] | Drop]:
 
 
 def _record(key: str, members: dict[str, bytes], shard: str) -> Record | Drop:
-    extension = next((e for e in IMAGE_EXTENSIONS if e in members), None)
-    if extension is None or "json" not in members:
-        missing = "an image" if extension is None else "KEY.json"
-        return Drop(key, "incomplete_sample", f"{shard}: sample {key} lacks {missing}; it has {sorted(members)}")
     try:
+        frames = frame_names(members, key=key, shard=shard)
+        extension = next((e for e in IMAGE_EXTENSIONS if e in members), None)
+        if not (frames or extension) or "json" not in members:
+            missing = "KEY.json" if frames or extension else "an image"
+            return Drop(key, "incomplete_sample", f"{shard}: sample {key} lacks {missing}; it has {sorted(members)}")
         sample = parse_sample(members["json"], key=key, shard=shard, captions_required=False)
     except SampleError as error:
         return Drop(key, error.kind, str(error))
+    if sample.frames is not None:
+        return _clip_record(key, members, sample, frames, shard)
+    if extension is None:
+        return Drop(key, "incomplete_sample", f"{shard}: sample {key} has frames, but its record no times of them")
     extra = {name: data for name, data in members.items() if name not in (extension, "json")}
     return Record(key, members[extension], extension, sample, extra)
+
+
+def _clip_record(key: str, members: dict[str, bytes], sample: Sample, frames: list[str], shard: str) -> Record | Drop:
+    if len(frames) != sample.num_frames:
+        told = f"{shard}: sample {key} has {len(frames)} frames, and its record {sample.num_frames} times"
+        return Drop(key, "missing_frame" if frames else "no_frames", told)
+    extensions = {name.rpartition(".")[2] for name in frames}
+    if len(extensions) > 1:
+        return Drop(key, "mixed_frames", f"{shard}: sample {key} has frames of {' and '.join(sorted(extensions))}")
+    extra = {name: data for name, data in members.items() if name not in (*frames, "json")}
+    return Record(key, b"", extensions.pop(), sample, extra, tuple(members[name] for name in frames))
 
 
 def tar_shards(folder: str | Path) -> list[TarShard]:

@@ -3,28 +3,32 @@
 examples:
   python -m data_tools scenes --out data/scenes
   python -m data_tools scenes --out data/scenes --train-images 8000 --test-images 1000 --seed 0 --workers 2
+  python -m data_tools scenes --clips --out data/clips --train-clips 4000 --test-clips 500 --anomaly-videos 100
 
 Writes OUT/train/*.tar and OUT/test/*.tar with index and manifest, OUT/test/fgovd/{hard,medium,easy,trivial}.jsonl, and
 OUT/scenes.json. Half of the images are English, half Chinese. The same seed gives the same bytes whatever the number
 of workers. Interrupted, the same command goes on; finished, it says so and returns.
+
+With --clips the shapes move: clips of eight frames with captions and regions that only motion tells apart, normal ones
+and ones with an anomaly (a collision, a sudden turn, an object that appears), with OUT/test/phrases/{motion,mixed,
+looks}.jsonl; and OUT/anomaly, longer videos with a label a frame (docs/video.md).
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from data_tools.execution.jobs import InProcess, Job
-from data_tools.execution.local import LocalExecutor
-from data_tools.execution.progress import Progress
 from data_tools.scenes.attributes import ATTRIBUTES, BACKGROUNDS, COLOURS, PATTERNS, SHAPES, SIZES, UNSEEN_TRIPLES
+from data_tools.scenes.clips.layout import CLIP_SPLITS
+from data_tools.scenes.clips.make import write_clips
 from data_tools.scenes.drawing import draw_scene, mask_value
 from data_tools.scenes.fgovd import fgovd_rows, write_rows
+from data_tools.scenes.jobs import Folder, Split, draw_all
 from data_tools.scenes.language import (
     long_caption,
     long_phrase,
@@ -35,122 +39,74 @@ from data_tools.scenes.language import (
     training_negatives,
 )
 from data_tools.scenes.layout import Scene, make_scene, scene_random
-from data_tools.shards import Record, shard_path, write_shard
-from pipeline.base.border import read_object
-from pipeline.base.files import remove_leftovers, write_json
+from data_tools.shards import Record
 from pipeline.data.records import walk_folder, walk_records
 from pipeline.data.schema import Region, Sample
 
 GENERATOR_VERSION = 3  # raise it when the same settings give other scenes: stale folders are then refused
 SUMMARY = "scenes.json"
 PLAN = "scenes-begun.json"  # the settings of a job under way
+DEFAULT_IMAGES = {"train_images": 8000, "test_images": 1000}
+DEFAULT_CLIPS = {"train_clips": 4000, "test_clips": 500, "anomaly_videos": 100}
 MAX_IMAGES_PER_SHARD = {"train": 500, "test": 250}
-MIN_SHARDS = 4  # of a split, so that small folders too can be read by several processes
-
-
-@dataclass(frozen=True)
-class ShardTask:
-    """One shard's images: ``numbers`` within the split."""
-
-    path: Path
-    split: str
-    first: int
-    last: int  # exclusive
-    seed: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder to write to")
-    parser.add_argument("--train-images", type=int, default=8000)
-    parser.add_argument("--test-images", type=int, default=1000)
+    parser.add_argument("--train-images", type=int, help=f"(default: {DEFAULT_IMAGES['train_images']})")
+    parser.add_argument("--test-images", type=int, help=f"(default: {DEFAULT_IMAGES['test_images']})")
+    parser.add_argument("--clips", action="store_true", help="moving shapes instead of still images")
+    parser.add_argument("--train-clips", type=int, help=f"(default: {DEFAULT_CLIPS['train_clips']})")
+    parser.add_argument("--test-clips", type=int, help=f"(default: {DEFAULT_CLIPS['test_clips']})")
+    parser.add_argument("--anomaly-videos", type=int, help=f"(default: {DEFAULT_CLIPS['anomaly_videos']})")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=None, help="processes (default: this machine's cores)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    for name in ("train_images", "test_images"):
-        value = getattr(arguments, name)
-        if value < 2:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} is {value}; it must be at least 2, one image a language")
+    numbers = _numbers(arguments)
     if arguments.seed < 0:
         raise ValueError(f"--seed is {arguments.seed}; it must be 0 or more")
     out: Path = arguments.out
-    settings = {
-        "train_images": arguments.train_images,
-        "test_images": arguments.test_images,
-        "seed": arguments.seed,
-        "version": GENERATOR_VERSION,
-    }
-    if (out / SUMMARY).is_file() and _read(out / SUMMARY).get("settings") == settings:
+    folder = Folder(out, SUMMARY, PLAN)
+    if arguments.clips:
+        by_split = dict(zip(CLIP_SPLITS, numbers.values(), strict=True))
+        return write_clips(folder, by_split, arguments.seed, arguments.workers)
+    settings = {**numbers, "seed": arguments.seed, "version": GENERATOR_VERSION}
+    if folder.is_complete(settings):
         print(f"{out} is complete with these settings; nothing to do")
         return 0
-    _begin(out, settings)
+    folder.begin(settings)
     started = time.monotonic()
-    _draw_all(out, settings, arguments.workers)
-    from pipeline.data.index import index_folder  # here, so that --help answers without loading pyarrow
-
-    for split in MAX_IMAGES_PER_SHARD:
-        index_folder(out / split)
+    splits = {name: Split(settings[f"{name}_images"], most) for name, most in MAX_IMAGES_PER_SHARD.items()}
+    draw_all(out, splits, arguments.seed, make_record, arguments.workers, "scenes")
     samples = [(found.key, sample) for path in walk_folder(out / "test") for found, sample in walk_records(path)]
     rows = fgovd_rows(samples, arguments.seed)
     write_rows(out / "test" / "fgovd", rows)
-    write_json(out / SUMMARY, summary(settings, rows))
-    (out / PLAN).unlink(missing_ok=True)
+    folder.finish(summary(settings, rows))
     print(f"{out}: done in {time.monotonic() - started:.1f} s, {len(rows['hard'])} test objects")
     return 0
 
 
-def _begin(out: Path, settings: dict[str, int]) -> None:
-    """Note the settings, so that shards of two different jobs never mix in one folder."""
-    for name in (SUMMARY, PLAN):
-        if (out / name).is_file() and (found := _read(out / name).get("settings")) != settings:
-            raise ValueError(f"{out / name} names other settings, {found}; choose another --out or delete that folder")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / PLAN, {"settings": settings})
+def _numbers(arguments: argparse.Namespace) -> dict[str, int]:
+    """How many images, or clips and videos, of each split.
 
-
-def _draw_all(out: Path, settings: dict[str, int], workers: int | None) -> None:
-    jobs = []
-    for split, most in MAX_IMAGES_PER_SHARD.items():
-        (out / split).mkdir(exist_ok=True)
-        total = settings[f"{split}_images"]
-        per_shard = min(most, -(-total // MIN_SHARDS))
-        for shard, first in enumerate(range(0, total, per_shard)):
-            path = shard_path(out / split, split, shard)
-            remove_leftovers(path, of_all=True)
-            if not path.is_file():
-                task = ShardTask(path, split, first, min(first + per_shard, total), settings["seed"])
-                jobs.append(Job(f"{split}/{path.name}", task))
-    if not jobs:
-        return
-    executor = InProcess() if workers == 1 or len(jobs) == 1 else LocalExecutor(workers)
-    shown = Progress("scenes", len(jobs))
-    for result in executor.run(DrawShards(), jobs, shown.add):
-        if result.error is not None:
-            raise OSError(f"{result.error}; run the same command again to go on")
-        shown.job(skipped=False)
-    shown.end()
-
-
-class DrawShards:
-    """The work of one job: draw and write one shard."""
-
-    def open(self, worker: int) -> None:
-        """Nothing is loaded."""
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def do(self, job: Job, progress: Callable[[int], None]) -> int:
-        task: ShardTask = job.payload
-
-        def records() -> Iterator[Record]:
-            for number in range(task.first, task.last):
-                yield make_record(task.seed, task.split, number)
-                progress(1)
-
-        return write_shard(task.path, records())
+    Raises:
+        ValueError: an option of the other kind was given, or a number is too small.
+    """
+    asked, other = (DEFAULT_CLIPS, DEFAULT_IMAGES) if arguments.clips else (DEFAULT_IMAGES, DEFAULT_CLIPS)
+    for name in other:
+        if getattr(arguments, name) is not None:
+            rule = "is of still images; leave --clips out" if arguments.clips else "is of clips; give --clips too"
+            raise ValueError(f"--{name.replace('_', '-')} {rule}")
+    numbers = {name: getattr(arguments, name) for name in asked}
+    numbers = {name: asked[name] if value is None else value for name, value in numbers.items()}
+    for name, value in numbers.items():
+        least = 0 if name == "anomaly_videos" else 2
+        if value < least:
+            rule = "it must be 0 or more" if least == 0 else "it must be at least 2, one a language"
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; {rule}")
+    return numbers
 
 
 def make_record(seed: int, split: str, number: int) -> Record:
@@ -248,7 +204,3 @@ def _mask_classes() -> dict[str, Any]:
             "class_of_value": class_of_value,
         }
     return read
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_object(path)

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_tools.scenes.attributes import BACKGROUNDS, COLOURS, PATTERNS, SHAPES
+from data_tools.scenes.attributes import BACKGROUNDS, COLOURS, PATTERNS, SHAPES, Look
 from data_tools.scenes.layout import PlacedObject, Scene
 
 OVERSAMPLING = 4  # shapes are drawn this much larger and reduced: antialiasing
@@ -33,23 +33,16 @@ class Drawing:
 
 def draw_scene(scene: Scene, random: np.random.Generator, with_mask: bool = False) -> Drawing:
     """Draw one scene. Pixels are equal for equal arguments, on any machine of one Pillow version."""
-    tint = np.array(BACKGROUNDS[scene.background][1], np.float32)
-    canvas = np.empty((scene.height, scene.width, 3), np.float32)
-    canvas[:] = tint + random.integers(-3, 4, 3)
+    canvas = blank(scene.width, scene.height, BACKGROUNDS[scene.background][1], random)
     classes = np.zeros((scene.height, scene.width), np.uint8)
     boxes = []
     for placed in scene.objects:
-        inside, share = _stencil(placed, random)
+        inside, share = stencil(placed, random)
         side = inside.shape[0]
         top, left = placed.y - side // 2, placed.x - side // 2
-        window = (slice(top, top + side), slice(left, left + side))
-        colour = np.array(COLOURS[placed.look.colour][1], np.float32) + random.integers(
-            -COLOUR_JITTER, COLOUR_JITTER + 1, 3
-        )
-        surface = colour * share[..., None] + LIGHT * (1 - share[..., None])
-        canvas[window] += (surface - canvas[window]) * inside[..., None]
+        set_down(canvas, inside, share, drawn_colour(placed.look, random), top, left)
         solid = inside >= 0.5
-        classes[window][solid] = mask_value(placed.look.shape, placed.look.colour)
+        classes[top : top + side, left : left + side][solid] = mask_value(placed.look.shape, placed.look.colour)
         rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
         boxes.append(
             (
@@ -59,13 +52,40 @@ def draw_scene(scene: Scene, random: np.random.Generator, with_mask: bool = Fals
                 (top + int(rows[-1]) + 1) / scene.height,
             )
         )
-    canvas += random.normal(0, NOISE_DEVIATION, canvas.shape[:2]).astype(np.float32)[..., None]
-    image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
     return Drawing(
-        _encoded(image, "JPEG", quality=JPEG_QUALITY, subsampling=0),
+        encoded_jpeg(canvas, random),
         tuple(boxes),
         _encoded(Image.fromarray(classes), "PNG") if with_mask else None,
     )
+
+
+def blank(width: int, height: int, tint: tuple[int, int, int], random: np.random.Generator) -> np.ndarray:
+    """A background [height, width, 3] of grey levels, its tint a little changed."""
+    canvas = np.empty((height, width, 3), np.float32)
+    canvas[:] = np.array(tint, np.float32) + random.integers(-3, 4, 3)
+    return canvas
+
+
+def drawn_colour(look: Look, random: np.random.Generator) -> np.ndarray:
+    """The look's colour, a little changed: [3] grey levels."""
+    return np.array(COLOURS[look.colour][1], np.float32) + random.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, 3)
+
+
+def set_down(
+    canvas: np.ndarray, inside: np.ndarray, share: np.ndarray, colour: np.ndarray, top: int, left: int
+) -> None:
+    """Paint what ``stencil`` gave onto ``canvas``, its upper left corner at those pixels."""
+    side = inside.shape[0]
+    window = (slice(top, top + side), slice(left, left + side))
+    surface = colour * share[..., None] + LIGHT * (1 - share[..., None])
+    canvas[window] += (surface - canvas[window]) * inside[..., None]
+
+
+def encoded_jpeg(canvas: np.ndarray, random: np.random.Generator) -> bytes:
+    """The canvas under noise as a JPEG; the canvas is changed."""
+    canvas += random.normal(0, NOISE_DEVIATION, canvas.shape[:2]).astype(np.float32)[..., None]
+    image = Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
+    return _encoded(image, "JPEG", quality=JPEG_QUALITY, subsampling=0)
 
 
 def mask_value(shape: int, colour: int) -> int:
@@ -79,7 +99,7 @@ def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return stream.getvalue()
 
 
-def _stencil(placed: PlacedObject, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def stencil(placed: PlacedObject, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """How much of each pixel the object covers, and how much of that is in its own colour: two [side, side] arrays."""
     side = placed.diameter + placed.diameter % 2  # even, so that the centre falls between pixels
     radius = placed.diameter / 2

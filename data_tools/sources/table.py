@@ -138,6 +138,21 @@ class TableData:
                 found = found.cast_column(name, datasets.Image(decode=False))
         return found
 
+    def rows_and_columns(self) -> tuple[Any, list[str]]:
+        """The data set, and the names of its columns.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        from datasets.exceptions import DatasetGenerationError
+
+        try:
+            found = self.open()
+        except (DatasetGenerationError, ValueError, OSError) as error:
+            reason = " ".join(str(error.__cause__ or error).split())[:200]
+            raise ValueError(f"{self.files[0]} cannot be read as {self.kind} ({reason})") from error
+        return found, list(found.features or next(iter(found), {}))
+
 
 @dataclass(frozen=True)
 class TableShard:
@@ -163,7 +178,7 @@ class TableShard:
         found = self.data.open()
         rows = found if self.last is None else found.select(range(self.first, self.last))
         for number, row in enumerate(rows, start=self.first):
-            if self.held_out and (_place(self.reader.image_name(row)) < self.held_out) != self.wants_held_out:
+            if self.held_out and (place_of(self.reader.image_name(row)) < self.held_out) != self.wants_held_out:
                 continue
             record = self.reader.record(row, number)
             if isinstance(record, Record) and record.key in seen:
@@ -178,7 +193,7 @@ def build(options: TableOptions, out: Path, execution: ExecutionOptions) -> int:
     Raises:
         ValueError: the table cannot be read, or a column is missing or of another type.
     """
-    files, kind = _files(options.table)
+    files, kind = table_files(options.table)
     cache = str(out / WORK / "table")
     data = TableData(files, kind, options.split, cache, options.streaming)
     columns, number_of_rows = _checked(data, options)
@@ -207,7 +222,12 @@ def build(options: TableOptions, out: Path, execution: ExecutionOptions) -> int:
     return status
 
 
-def _files(tables: tuple[Path, ...]) -> tuple[tuple[str, ...], str]:
+def table_files(tables: tuple[Path, ...]) -> tuple[tuple[str, ...], str]:
+    """The files of ``--table``, and of what kind they are.
+
+    Raises:
+        ValueError: they are of several kinds, or of none.
+    """
     paths = list(tables)
     if len(paths) == 1 and paths[0].is_dir():
         if any((paths[0] / name).is_file() for name in ("dataset_info.json", "dataset_dict.json", "state.json")):
@@ -222,16 +242,10 @@ def _files(tables: tuple[Path, ...]) -> tuple[tuple[str, ...], str]:
 
 def _checked(data: TableData, options: TableOptions) -> tuple[Columns, int]:
     """The columns, and the number of rows; 0 where they are streamed."""
-    from datasets.exceptions import DatasetGenerationError
-
-    try:
-        found = data.open()
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
-        raise ValueError(f"{data.files[0]} cannot be read as {data.kind} ({reason})") from error
-    features = found.features or {name: None for name in next(iter(found), {})}
+    found, names = data.rows_and_columns()
+    features = found.features or {}
     asked = dict(options.columns)
-    columns = Columns.chosen({**asked, "language": options.language_column}, options.keep, list(features))
+    columns = Columns.chosen({**asked, "language": options.language_column}, options.keep, names)
     if options.language is not None and options.language_column is None:
         columns = Columns(**{**vars(columns), "language": None})
     for part in ("short_caption", "long_caption"):
@@ -261,7 +275,7 @@ def _as_it_is(record: Record) -> Record | Drop:
     return record
 
 
-def _place(name: bytes) -> float:
+def place_of(name: bytes) -> float:
     """A number from 0 to 1 that depends on the image's name or bytes alone."""
     return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
 

@@ -55,26 +55,39 @@ class Columns:
         Raises:
             ValueError: a column is not there, with the nearest name; or there is neither image nor caption.
         """
-        for part, name in [*asked.items(), *((f"keep {column}", column) for column in keep)]:
-            if name is not None and name not in present:
-                near = difflib.get_close_matches(name, present, n=1, cutoff=0)
-                meant = f"did you mean {near[0]!r}? " if near else ""
-                raise ValueError(f"column {name!r} for {part} is not in the table; {meant}It has: {', '.join(present)}")
+        check_present({**asked, **{f"keep {column}": column for column in keep}}, present)
         own = {field.name: field.default for field in fields(cls) if field.name != "keep"}
         found: dict[str, Any] = {
             part: asked.get(part) or (name if name in present else None) for part, name in own.items()
         }
         columns = cls(**found, keep=tuple(keep))
-        if columns.image is None:
+        columns.check(present)
+        return columns
+
+    def check(self, present: Sequence[str]) -> None:
+        """Raises ValueError where what every row needs has no column."""
+        if self.image is None:
             raise ValueError(f"which column holds the images? Give --image COLUMN; the table has: {', '.join(present)}")
-        if columns.short_caption is None and columns.long_caption is None:
+        self.check_captions(present)
+        if (self.boxes is None) != (self.phrases is None):
+            raise ValueError("--boxes and --phrases go together: a box without a phrase cannot be trained on")
+
+    def check_captions(self, present: Sequence[str]) -> None:
+        """Raises ValueError where no column holds captions."""
+        if self.short_caption is None and self.long_caption is None:
             raise ValueError(
                 "which column holds the captions? Give --short-caption or --long-caption COLUMN; the table has: "
                 f"{', '.join(present)}"
             )
-        if (columns.boxes is None) != (columns.phrases is None):
-            raise ValueError("--boxes and --phrases go together: a box without a phrase cannot be trained on")
-        return columns
+
+
+def check_present(asked: Mapping[str, str | None], present: Sequence[str]) -> None:
+    """Raises ValueError, with the nearest name, where a column that was asked for a part is not in the table."""
+    for part, name in asked.items():
+        if name is not None and name not in present:
+            near = difflib.get_close_matches(name, present, n=1, cutoff=0)
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"column {name!r} for {part} is not in the table; {meant}It has: {', '.join(present)}")
 
 
 @dataclass(frozen=True)
@@ -179,13 +192,13 @@ class RowReader:
     def _regions(self, row: Mapping[str, Any], width: int, height: int) -> list[dict[str, Any]]:
         names = self.columns
         if names.regions is not None:
-            found = _values(row[names.regions], names.regions)
+            found = cell_list(row[names.regions], names.regions)
             return [{k: v for k, v in region.items() if v not in (None, [])} if isinstance(region, dict) else region
                     for region in found]  # fmt: skip
         if names.boxes is None or names.phrases is None:
             return []
-        boxes, phrases = _values(row[names.boxes], names.boxes), _values(row[names.phrases], names.phrases)
-        more = {part: _values(row[column], column) for part, column in
+        boxes, phrases = cell_list(row[names.boxes], names.boxes), cell_list(row[names.phrases], names.phrases)
+        more = {part: cell_list(row[column], column) for part, column in
                 (("negatives", names.negatives), ("category", names.categories)) if column is not None}  # fmt: skip
         for part, values in {"phrases": phrases, **more}.items():
             if len(values) != len(boxes) and values:
@@ -224,7 +237,7 @@ class RowReader:
             raise RowProblem("bad_source", f"one of {', '.join(kept)} is {error}") from error
 
 
-def _values(value: Any, column: str) -> list[Any]:
+def cell_list(value: Any, column: str) -> list[Any]:
     """A list, or the JSON of one, as the cells of CSV hold it; nothing is the empty list."""
     if isinstance(value, str) and value.strip():
         value = _parsed(value, column)

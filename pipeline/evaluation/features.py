@@ -26,7 +26,7 @@ from torch import Tensor
 from pipeline.base.files import write_aside
 from pipeline.data.images import ImageFault, decode_image
 from pipeline.evaluation.finite import require_finite
-from pipeline.evaluation.formats.items import ImageItem, RegionRow
+from pipeline.evaluation.formats.items import ClipItem, ImageItem, RegionRow
 from pipeline.evaluation.models.base import EncodedImages, EvaluationModel, Prepared
 from pipeline.evaluation.progress import ProgressLine
 from pipeline.evaluation.ranks import Ranks
@@ -107,7 +107,11 @@ def encode_set(
 
 
 def usable_rows(
-    rows: Sequence[RegionRow], span: range, features: SetFeatures, items: Sequence[ImageItem], accounting: Accounting
+    rows: Sequence[RegionRow],
+    span: range,
+    features: SetFeatures,
+    items: Sequence[ImageItem] | Sequence[ClipItem],
+    accounting: Accounting,
 ) -> list[int]:
     """The rows of ``span`` whose image was read and whose box gave a vector; the others are retracted and counted."""
     keep = []

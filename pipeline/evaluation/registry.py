@@ -66,6 +66,24 @@ TASKS = {
         "classes of patches without training, mIoU",
         "DIR --data VOC2012 --format voc --calibrate",
     ),
+    "clip-retrieval": Task(
+        "clip_retrieval",
+        "ClipRetrievalOptions",
+        "clip to text and text to clip, recall at 1, 5, 10",
+        "runs/my/stage2 --data shards/clips/test --language en",
+    ),
+    "clip-regions": Task(
+        "clip_regions",
+        "ClipRegionOptions",
+        "a region of a clip against one true phrase and altered ones, in looks or in motion",
+        "runs/my/stage2 --data data/clips/test --json scores.json",
+    ),
+    "anomaly": Task(
+        "anomaly",
+        "AnomalyOptions",
+        "abnormal frames of videos from prompts: AUC and AP over frames",
+        "DIR --data Temporal_Anomaly_Annotation_for_Testing_Videos.txt --videos Videos --protocol anomaly",
+    ),
     "dense-maps": Task(
         "dense_maps",
         "DenseMapOptions",

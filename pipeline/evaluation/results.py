@@ -46,6 +46,12 @@ class Accounting:
         self.rows -= count
         self.skip(reason, where, count)
 
+    def leave_out(self, what: str, where: str, count: int) -> None:
+        """``count`` rows that were taken are outside of the set that was asked for: they are no lost rows of it."""
+        self.rows -= count
+        self.evaluated -= count
+        self.note(what, where, count)
+
     def note(self, what: str, where: str, count: int = 1) -> None:
         if count:
             self.notes[what] += count

@@ -8,6 +8,7 @@ altered phrase changes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,39 @@ def _row(record: Any, where: str, accounting: Accounting) -> RegionRow | None:
     if absent:
         accounting.skip("missing_field", f"{where}: {', '.join(absent)}")
         return None
-    if not _is_box(record["bbox"]) or not all(_is_size(record[name]) for name in ("width", "height")):
+    if not is_pixel_box(record["bbox"]) or not all(is_size(record[name]) for name in ("width", "height")):
         accounting.skip(
             "bad_box", f"{where}: {quoted(record['bbox'])} of {quoted(record['width'])}x{quoted(record['height'])}"
         )
         return None
+    phrases = row_phrases(record, where, accounting)
+    if phrases is None:
+        return None
+    box, clipped = normalise_box(record["bbox"], record["width"], record["height"])
+    if box is None:
+        accounting.skip("box_outside_image", f"{where}: {record['bbox']} of {record['width']}x{record['height']}")
+        return None
+    phrases.note(where, accounting)
+    accounting.note("box_clipped", f"{where}: {record['bbox']}", int(clipped))
+    return RegionRow(-1, box, phrases.texts, tags=phrases.tags)
+
+
+@dataclass(frozen=True)
+class Phrases:
+    """The phrases of a row, the true one first. ``num_empty``: wrong ones that were left out; ``tags``: its groups."""
+
+    texts: tuple[str, ...]
+    num_empty: int
+    tags: dict[str, Any]
+
+    def note(self, where: str, accounting: Accounting) -> None:
+        """Count what of the row is not as published."""
+        accounting.note("empty_negatives_left_out", where, self.num_empty)
+        accounting.note("fewer_than_10_negatives", where, int(len(self.texts) < 11))
+
+
+def row_phrases(record: dict[str, Any], where: str, accounting: Accounting) -> Phrases | None:
+    """The phrases of a row; None, and counted, where it lacks the true one or all wrong ones."""
     true, wrong = _texts(record["pos_expression"]), _texts(record["neg_expression"])
     if not true or not true[0].strip():
         accounting.skip("empty_phrase", f"{where}: pos_expression")
@@ -81,23 +110,16 @@ def _row(record: Any, where: str, accounting: Accounting) -> RegionRow | None:
     if not kept:
         accounting.skip("no_negatives", where)
         return None
-    box, clipped = normalise_box(record["bbox"], record["width"], record["height"])
-    if box is None:
-        accounting.skip("box_outside_image", f"{where}: {record['bbox']} of {record['width']}x{record['height']}")
-        return None
-    accounting.note("empty_negatives_left_out", where, len(wrong) - len(kept))
-    accounting.note("fewer_than_10_negatives", where, int(len(kept) < 10))
-    accounting.note("box_clipped", f"{where}: {record['bbox']}", int(clipped))
     tags: dict[str, Any] = {
         name: record[name] for name in ("language", "combination") if isinstance(record.get(name), str)
     }
     changed = record.get("neg_attribute")
     if isinstance(changed, list) and len(changed) == len(wrong) and all(isinstance(name, str) for name in changed):
         tags["changed"] = tuple(name for name, text in zip(changed, wrong, strict=True) if text.strip())
-    return RegionRow(-1, box, (true[0], *kept), tags=tags)
+    return Phrases((true[0], *kept), len(wrong) - len(kept), tags)
 
 
-def _is_box(value: Any) -> bool:
+def is_pixel_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(_is_pixel(v) for v in value)
 
 
@@ -105,7 +127,7 @@ def _is_pixel(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_PIXEL
 
 
-def _is_size(value: Any) -> bool:
+def is_size(value: Any) -> bool:
     return _is_pixel(value) and value > 0
 
 

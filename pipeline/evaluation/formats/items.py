@@ -63,6 +63,39 @@ class RegionRow:
     tags: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ClipItem:
+    """A clip on disk: its frames in order. ``times`` in seconds, ``labels`` 0 or 1 a frame where the set has them."""
+
+    key: str
+    frames: tuple[ImageItem, ...]
+    times: tuple[float, ...] = ()
+    labels: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ClipRow(RegionRow):
+    """A region of a clip: ``image`` counts into the clips, ``boxes`` are one a frame, None where it is not there.
+
+    ``frames``: the numbers of the frames that the row is about; None: as many as the clip is sampled to.
+    """
+
+    boxes: tuple[tuple[float, float, float, float] | None, ...] = ()
+    frames: tuple[int, ...] | None = None
+
+
+def clip_row(
+    clip: int,
+    boxes: Sequence[tuple[float, float, float, float] | None],
+    texts: tuple[str, ...] = (),
+    frames: tuple[int, ...] | None = None,
+    tags: dict[str, Any] | None = None,
+) -> ClipRow:
+    """A row of a region that is there in some frame; its ``box`` is that of the first one."""
+    first = next(box for box in boxes if box is not None)
+    return ClipRow(clip, first, texts, tags=tags or {}, boxes=tuple(boxes), frames=frames)
+
+
 @dataclass
 class RegionSet:
     """Images with boxes. ``classes``: the names that ``label`` counts into, where the set has labels."""

@@ -78,6 +78,7 @@ class _Summary(BaseModel):
     classes: dict[str, list[str]] = {}
     region_templates: dict[str, list[str]] = {}
     masks: dict[str, _Masks] = {}
+    anomaly_prompts: dict[str, dict[str, list[list[str]]]] | None = None
 
 
 _SUMMARY: TypeAdapter[_Summary] = TypeAdapter(_Summary)
@@ -111,6 +112,11 @@ def scene_classes(folder: ShardFolder, path: Path) -> dict[str, list[str]]:
     for one in folder.samples:
         names[one.sample.language] += [r.category for r in one.sample.regions if r.category is not None]
     return {language: sorted(set(categories)) for language, categories in names.items()}
+
+
+def scene_prompts(path: Path) -> dict[str, dict[str, list[list[str]]]] | None:
+    """Prompts of what is normal and abnormal in clips, by language; None where scenes.json has none."""
+    return _summary(path).anomaly_prompts
 
 
 def scene_masks(path: Path, form: str = "auto") -> tuple[SegmentationSet, dict[str, list[str]]]:

@@ -98,6 +98,28 @@ class EvaluationModel(ABC):
     def pool_regions(self, features: EncodedImages, boxes: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes [R, 4] normalised xyxy of images [R]: ``(embeds [R, D], valid [R])``."""
 
+    def aggregate_frames(self, embeds: Tensor) -> Tensor:
+        """[C, F, D] unit vectors of C clips' frames: [C, D] unit norm, the clips'."""
+        return torch.nn.functional.normalize(embeds.mean(1), dim=-1)
+
+    def aggregate_regions(self, per_frame: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, F, D] unit vectors of regions in frames, [R, F] where they are there: ``(embeds [R, D], valid [R])``.
+
+        The mean over the frames where a region is there; models with a temporal transformer have their own.
+        """
+        weights = visible.unsqueeze(-1).to(per_frame.dtype)
+        mean = (per_frame * weights).sum(1) / weights.sum(1).clamp(min=1)
+        return torch.nn.functional.normalize(mean, dim=-1), visible.any(1)
+
+    @property
+    def most_frames(self) -> int | None:
+        """Frames of a clip that ``aggregate_regions`` takes at most; None: any number."""
+        return None
+
+    def frames_path(self) -> str:
+        """How frames become a clip, for the result file."""
+        return "the mean over the frames"
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What of the model influences a score, for the result file."""

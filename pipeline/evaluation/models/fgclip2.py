@@ -87,6 +87,22 @@ class FGCLIP2Evaluation(PatchedEvaluation):
         embeds, valid = self.module.pool_regions(*features.patches(), boxes, image_index)
         return embeds.float().cpu(), valid.cpu()
 
+    def aggregate_frames(self, embeds: Tensor) -> Tensor:
+        return self.module.aggregate_frames(embeds.to(self.device)).float().cpu()
+
+    def aggregate_regions(self, per_frame: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        embeds, valid = self.module.aggregate_regions(per_frame.to(self.device), visible.to(self.device))
+        return embeds.float().cpu(), valid.cpu()
+
+    @property
+    def most_frames(self) -> int | None:
+        return self.module.config.temporal_frames or None
+
+    def frames_path(self) -> str:
+        if not self.module.config.temporal_layers:
+            return super().frames_path()
+        return f"regions by a temporal transformer of {self.module.config.temporal_layers} layers; clips by the mean"
+
     def settings(self) -> dict[str, Any]:
         return {
             "kind": self.kind,

@@ -71,6 +71,17 @@ class LanguageOption(TaskOptions):
         return language if language == AUTO else canonical(language)
 
 
+class ClipOptions(TaskOptions):
+    """Of tasks that look at clips."""
+
+    frames: int | None = Field(
+        None, ge=1, description="a clip is sampled evenly to (default: all, or as many as the model was trained with)"
+    )
+    single_frame: bool = Field(
+        False, description="the baseline without time: only the middle frame of a clip, region or snippet"
+    )
+
+
 class ClassNameOptions(LanguageOption):
     """Of tasks that compare with class names."""
 

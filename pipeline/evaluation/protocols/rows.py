@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from pipeline.evaluation.formats.anomaly import recognise_anomaly
 from pipeline.evaluation.formats.captions import recognise
 from pipeline.evaluation.formats.language import language_of
 from pipeline.evaluation.formats.paths import expecting, read_json
@@ -21,6 +22,7 @@ from pipeline.evaluation.results import EvaluationError
 FOLDER = Path(__file__).parent
 # What a row cannot fix, because it names files of the user's own
 FILES = ("data", "images", "class_names", "image_ids", "detector", "proposals", "out", "predictions", "protocol")
+FILES += ("videos", "prompts")
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ def _form(task: str, path: Path) -> str | None:
     if task == "classification" and path.is_dir():
         folders = [folder.name for folder in path.iterdir() if folder.is_dir()]
         return "numbered" if folders and all(folder.isdecimal() for folder in folders) else "named"
+    if task == "anomaly":
+        return recognise_anomaly(path)
     if task in ("boxes", "detection") and path.is_file():
         content = read_json(path)
         if not isinstance(content, dict) or not content.get("images") or not content.get("categories"):

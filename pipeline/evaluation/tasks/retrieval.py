@@ -147,8 +147,6 @@ def _limited(pairs: CaptionSet, options: RetrievalOptions) -> CaptionSet:
             taken[caption.image] += 1
             captions.append(Caption(chosen[caption.image], caption.text))
     left_out = len(pairs.captions) - len(captions)
-    # These rows are outside the set that was asked for, so they do not count as lost rows of it.
-    pairs.accounting.rows -= left_out
-    pairs.accounting.evaluated -= left_out
-    pairs.accounting.note("captions_outside_the_chosen_ones", "image_ids, max_images, captions_per_image", left_out)
+    why = "image_ids, max_images, captions_per_image"
+    pairs.accounting.leave_out("captions_outside_the_chosen_ones", why, left_out)
     return CaptionSet([pairs.images[number] for number in chosen], captions, pairs.accounting)
