@@ -77,6 +77,8 @@ def card_text(statistics: Statistics, indexed: dict[str, Any]) -> str:
     counts += [
         (f"in {LANGUAGE_NAMES.get(name, name)}", number) for name, number in sorted(statistics.languages.items())
     ]
+    if fields["clips"]:
+        counts += [(f"of these {name}", fields[name]) for name in ("clips", "frames of clips")]
     names = ("short_captions", "long_captions", "phrases in captions", "regions", "long phrases")
     counts += [(name.replace("_", " "), fields[name]) for name in (*names, "regions with negatives", "negatives")]
     counts.append(("categories", len(statistics.categories)))

@@ -7,7 +7,7 @@ examples:
 
 Columns: key, image (the Image feature), width, height, language, short_caption, long_caption, regions (box, phrase,
 long_phrase, category, score, negatives) and source as JSON. Samples with a fault are left out and counted; so are
-further members of a sample, such as masks.
+clips, and further members of a sample, such as masks.
 """
 
 from __future__ import annotations

@@ -60,7 +60,9 @@ class BoxStep(Step):
         results: list[Record | Drop] = list(records)
         images: dict[int, Image] = {}
         for number, record in enumerate(records):
-            if not phrases_of(record):
+            if record.sample.frames is not None:
+                shard.count("clips_left_as_they_are")  # a detector sees no tracks
+            elif not phrases_of(record):
                 shard.count("samples_without_phrases")
             elif self.replace_existing or not record.sample.regions:
                 try:

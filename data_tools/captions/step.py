@@ -128,6 +128,9 @@ class CaptionStep(Step):
         ]
 
     def _questions(self, record: Record, shard: Shard) -> list[Question]:
+        if record.sample.frames is not None:
+            shard.count("clips_left_as_they_are")  # a frame is no answer to what happens
+            return []
         wanted: list[tuple[str, Prompt]] = []
         for field in dict.fromkeys(field for field, _ in self.prompts):
             if not self.replace_existing and getattr(record.sample, field) is not None:

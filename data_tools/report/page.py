@@ -99,6 +99,7 @@ def _totals(statistics: Statistics) -> str:
     totals = [
         ("shards", statistics.shards),
         ("images", statistics.samples),
+        *([("of these clips", fields["clips"])] if fields["clips"] else []),
         ("regions", fields["regions"]),
         ("regions with negatives", fields["regions with negatives"]),
         ("negatives", fields["negatives"]),

@@ -20,6 +20,7 @@ from data_tools.execution.shards import tar_shards
 from data_tools.negatives.plain import judge_for
 from data_tools.phrases.interface import found_phrases
 from data_tools.report.choice import Chosen, rank_of
+from data_tools.report.stills import at_frame, middle_frame
 from data_tools.text.language import SPACELESS
 from pipeline.base.border import BorderError
 from pipeline.base.languages import primary
@@ -91,6 +92,13 @@ class Statistics:
     chosen: list[Chosen] = field(default_factory=list)
 
     def add(self, sample: Sample) -> None:
+        """Count a record; a clip's regions as in the middle one of the frames where they are."""
+        if sample.frames is not None:
+            self.fields["clips"] += 1
+            self.fields["frames of clips"] += sample.num_frames
+            seen = at_frame(sample, None)
+            self.fields["regions absent in every frame"] += len(sample.regions) - len(seen.regions)
+            sample = seen
         self.samples += 1
         self.languages[sample.language] += 1
         bins = self.histograms
@@ -172,12 +180,12 @@ def collect(folder: str | Path, num_samples: int = 0, seed: int = 0) -> Statisti
         statistics.faults[fault.kind] += 1
 
     for shard in shards:
-        for found, sample in walk_records(shard.path, on_fault, captions_required=False):
+        for found, sample in walk_records(shard.path, on_fault, captions_required=False, clips=True):
             statistics.add(sample)
             rank = rank_of(seed, found.key, bool(sample.regions), any(r.negatives for r in sample.regions))
             heap = looked_at.setdefault(sample.language, [])
-            extension, image = found.image_extension or "", found.image
-            chosen = Chosen(shard.path, found.key, image.offset, image.size, extension, sample)
+            image, extension, still = middle_frame(found, sample)
+            chosen = Chosen(shard.path, found.key, image.offset, image.size, extension, still)
             _keep(heap, num_samples, (-rank, statistics.samples, chosen))
             if any(region.negatives for region in sample.regions):
                 _keep(attributes, MAX_ATTRIBUTE_REGIONS, (-rank, statistics.samples, sample))

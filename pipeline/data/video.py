@@ -20,8 +20,8 @@ from pipeline.base.border import one_line, shown
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".avi": "avi", ".mkv": "matroska", ".webm": "matroska"}
 MISSING = "videos are read by PyAV, which is not installed; pip install 'fine-grained-vlm[video]'"
-CUT_SHARE = 0.05  # of the frames that a header promises; some writers promise a few too many
-CUT_FRAMES = 2  # and at least so many
+CUT_SHARE = 0.05  # of the seconds that a header promises; writers round, and sound may go on a little longer
+CUT_SECONDS = 0.5  # and at least so many
 
 
 class VideoFault(ValueError):
@@ -85,9 +85,9 @@ def read_video(path: str | Path, max_megapixels: float = 100.0) -> Iterator[Vide
             count += 1
         if count == 0:
             raise VideoFault("no_frames", f"{shown(path)} has a stream of pictures without a frame")
-        promised = stream.frames  # 0 where the container does not say
-        if count < promised - max(CUT_FRAMES, CUT_SHARE * promised):
-            raise VideoFault("cut_video", f"{shown(path)} breaks off after {count} of {promised} frames")
+        promised = _promised_seconds(container, stream)
+        if last + last / count < promised - max(CUT_SECONDS, CUT_SHARE * promised):
+            raise VideoFault("cut_video", f"{shown(path)} breaks off after {last:.1f} of {promised:.1f} seconds")
 
 
 @contextmanager
@@ -121,6 +121,15 @@ def _decoded(container: Any, stream: Any, path: Path) -> Iterator[Any]:
         yield from container.decode(stream)
     except (av.error.FFmpegError, ValueError, EOFError, OSError, MemoryError) as error:
         raise VideoFault("damaged_video", f"{shown(path)} is damaged ({one_line(error)})") from error
+
+
+def _promised_seconds(container: Any, stream: Any) -> float:
+    """How long the pictures go on, as the file's header says; 0 where it does not."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    if container.duration is None or len(container.streams) > 1:  # of the longest stream, which may be sound
+        return 0.0
+    return container.duration / 1e6  # FFmpeg's AV_TIME_BASE
 
 
 def _seconds(frame: Any, number: int, rate: Fraction | None, path: Path) -> float:

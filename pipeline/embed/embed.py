@@ -1,8 +1,8 @@
 """Embeddings of parts, a Parquet file each, over any number of processes, and the manifest when all are there.
 
 Columns: ``key``; ``path``, ``offset`` and ``length``, where the image's bytes are (length null: the whole file);
-``box``, normalised xyxy (null: the whole image); ``text``, its caption or phrase, or null; ``embedding``, D numbers of
-unit norm.
+``box``, normalised xyxy (null: the whole image); ``text``, its caption or phrase, or null; ``frames``, how many a clip
+has, whose middle one is the image (null: no clip); ``embedding``, D numbers of unit norm.
 A part that is there is not made again, so a run that was stopped goes on where it was, on any number of processes.
 """
 
@@ -26,13 +26,15 @@ from pipeline.base.border import parse_json, read_object, shown, validated
 from pipeline.base.files import write_aside, write_json
 from pipeline.base.ranks import RankInfo
 from pipeline.embed.sources import Part, Row
-from pipeline.evaluation.features import EncodeSettings, encode_set
-from pipeline.evaluation.formats.items import RegionRow
+from pipeline.evaluation.clips import encode_clips, frame_choice
+from pipeline.evaluation.features import EncodeSettings
+from pipeline.evaluation.formats.items import ClipItem, clip_row
 from pipeline.evaluation.models.base import EvaluationModel
 from pipeline.evaluation.progress import ProgressLine
+from pipeline.evaluation.ranks import Ranks
 from pipeline.evaluation.results import EvaluationError
 
-FORMAT = 1
+FORMAT = 2
 PLAN, MANIFEST = "plan.json", "manifest.json"
 DTYPES = {"float32": np.float32, "float16": np.float16}
 LEFT_OUT = b"left_out"  # in a file's metadata: how many rows are missing, and why
@@ -142,15 +144,20 @@ def _write_part(model: EvaluationModel, part: Part, out: Path, settings: EmbedSe
 def _encode(
     model: EvaluationModel, images: list[Any], rows: list[Row], settings: EmbedSettings
 ) -> tuple[pa.Table, Counter]:
-    """The rows of some images; those of unreadable images and of boxes without a vector are counted instead."""
+    """The rows of some images and clips; those that are unreadable, or have a box without a vector, are counted."""
     number_of = {image: number for number, image in enumerate(images)}
+    clips = [ClipItem(image.key, (image,)) for image in images]  # an image is a clip of one frame
+    for row in rows:
+        if row.clip is not None:
+            clips[number_of[row.image]] = row.clip
     boxed = [row for row in rows if row.box is not None]
-    regions = [RegionRow(number_of[row.image], row.box) for row in boxed if row.box is not None]
-    features = encode_set(
+    features = encode_clips(
         model,
-        images,
-        regions,
+        clips,
+        [clip_row(number_of[row.image], row.boxes or (row.box,)) for row in boxed],
+        choice=frame_choice(model, None, False),
         settings=EncodeSettings(settings.batch_size, settings.images_at_once, settings.num_threads),
+        ranks=Ranks(),
     )
     left_out: Counter = Counter()
     kept: list[Row] = []
@@ -178,6 +185,7 @@ def _table(rows: Sequence[Row], matrix: np.ndarray) -> pa.Table:
         "offset": pa.array([row.image.offset for row in rows], pa.int64()),
         "length": pa.array([row.image.length for row in rows], pa.int64()),
         "box": pa.array([row.box for row in rows], pa.list_(pa.float32())),
+        "frames": pa.array([None if row.clip is None else len(row.clip.frames) for row in rows], pa.int32()),
         "text": pa.array([row.text for row in rows], pa.string()),
         "embedding": vectors,
     }

@@ -15,8 +15,10 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.base.border import read_lines
-from pipeline.data.records import Fault, walk_folder, walk_records
-from pipeline.evaluation.formats.items import ImageItem
+from pipeline.data.records import Fault, TarSample, walk_folder, walk_records
+from pipeline.data.schema import Sample
+from pipeline.evaluation.formats.clips import clip_item
+from pipeline.evaluation.formats.items import ClipItem, ImageItem
 from pipeline.evaluation.formats.paths import EXTENSIONS
 from pipeline.evaluation.formats.shards import item_of
 from pipeline.evaluation.results import EvaluationError
@@ -28,11 +30,16 @@ MAX_LINE_BYTES = 1 << 20  # assumption: thousands of boxes of an image
 
 @dataclass(frozen=True)
 class Row:
-    """An image, or a box of one. ``text``: its short caption or phrase, where the data have one."""
+    """An image, or a box of one; or a clip, or a region of one. ``text``: its short caption or phrase, if there is one.
+
+    Of a clip ``image`` is the middle frame, and a region's ``box`` the middle one of the frames where it is there.
+    """
 
     image: ImageItem
     box: Box | None = None
     text: str | None = None
+    clip: ClipItem | None = None
+    boxes: tuple[Box | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,13 +103,32 @@ def _read_tar(tar: Path, regions: bool) -> tuple[list[Row], list[tuple[str, str]
         faults.append((fault.kind, str(fault)))
 
     rows = []
-    for found, sample in walk_records(tar, note):
+    for found, sample in walk_records(tar, note, clips=True):
+        if sample.frames is not None:
+            rows += _clip_rows(tar, found, sample, regions, faults)
+            continue
         image = item_of(found.key, tar, found.image)
         if regions:
             rows += [Row(image, _box(region.image_box), region.phrase) for region in sample.regions]
         else:
             rows.append(Row(image, None, sample.short_caption or sample.long_caption))
     return rows, faults
+
+
+def _clip_rows(tar: Path, found: TarSample, sample: Sample, regions: bool, faults: list[tuple[str, str]]) -> list[Row]:
+    clip = clip_item(found, sample, tar)
+    image = clip.frames[len(clip.frames) // 2]
+    if not regions:
+        return [Row(image, None, sample.short_caption or sample.long_caption, clip)]
+    rows = []
+    for region in sample.regions:
+        there = [box for box in region.boxes or () if box is not None]
+        if there:
+            boxes = tuple(None if box is None else _box(box) for box in region.boxes or ())
+            rows.append(Row(image, _box(there[len(there) // 2]), region.phrase, clip, boxes))
+        else:
+            faults.append(("absent_in_every_frame", f"{tar.name}: {found.key}: {region.phrase}"))
+    return rows
 
 
 def _read_list(path: Path, lines: Sequence[bytes], first: int) -> tuple[list[Row], list[tuple[str, str]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.base.ranks import RankInfo
+from pipeline.data.schema import Region
 from pipeline.embed import embed as module
 from pipeline.embed.__main__ import main
 from pipeline.embed.embed import EmbedSettings, embed
@@ -17,6 +19,7 @@ from pipeline.embed.sources import parts_of
 from pipeline.evaluation.models.load import load_model
 from pipeline.evaluation.results import EvaluationError
 from tests.data.shards import image_bytes, write_shards
+from tests.evaluation.clip_folder import clip, write_clips
 from tests.exported_model import exported_model
 
 ALIKE = 0.9999  # cosine; transformers' processor and the project's own resize differ by rounding
@@ -133,3 +136,20 @@ def test_wrong_data_is_one_line(model_folder, tmp_path, capsys, data, words):
     assert main([str(model_folder), "--data", str(tmp_path / data), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
+
+
+def test_clips_are_rows_of_their_own_with_the_mean_of_their_frames(model, tmp_path):
+    half, other = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
+    regions = (Region(None, "红", boxes=(half, None, other)), Region(None, "nowhere", boxes=(None, None, None)))
+    record = clip("片段", ["rg", "gb", "br"], "zh", regions)
+    folder = write_clips(tmp_path / "clips", [record])
+    assert embed(model, parts_of([folder], 10, False), tmp_path / "out").rows == 1
+    found = read_embeddings(tmp_path / "out")
+    assert found.rows["frames"].to_pylist() == [3] and found.text(0) == "a clip 片段"
+    images = [model.prepare(Image.open(io.BytesIO(frame))) for frame in record.frames]
+    frames = model.encode_images(images).embeds
+    assert found.vectors[0] @ model.aggregate_frames(frames[None])[0].numpy() > ALIKE
+    assert found.item(0).read() == record.frames[1]
+    done = embed(model, parts_of([folder], 10, True), tmp_path / "regions")
+    assert done.rows == 1 and done.left_out == {"absent_in_every_frame": 1}
+    assert read_embeddings(tmp_path / "regions").rows["box"].to_pylist() == [list(other)]

@@ -166,6 +166,8 @@ Drawn = tuple[list[Mover], tuple[int, ...]]
 def _clip(bodies: list[_Body], event: str | None, random: np.random.Generator) -> Drawn | None:
     """The objects of a clip of NUM_FRAMES, in any order; None where they do not fit."""
     happening = _event(bodies, event, random)
+    if happening is None:
+        return None
     if happening.movers:  # as a snippet of a long video has it: anywhere in the clip, after a rest or before one
         happening = happening.shifted(int(random.integers(1 - happening.first, NUM_FRAMES - 1 - happening.last)))
     movers = list(happening.movers)
@@ -183,8 +185,8 @@ def _clip(bodies: list[_Body], event: str | None, random: np.random.Generator) -
     return [movers[i] for i in order], happening.labels(NUM_FRAMES)
 
 
-def _event(bodies: list[_Body], event: str | None, random: np.random.Generator) -> _Event:
-    """Something abnormal that happens to the first ones of ``bodies``."""
+def _event(bodies: list[_Body], event: str | None, random: np.random.Generator) -> _Event | None:
+    """Something abnormal that happens to the first ones of ``bodies``; None where they have no room for it."""
     if event is None:
         return _Event()
     first = bodies[0]
@@ -200,6 +202,8 @@ def _event(bodies: list[_Body], event: str | None, random: np.random.Generator) 
     second = bodies[1]
     distance = (first.diameter + second.diameter) // 2 + 1
     paths = collision_paths(NUM_FRAMES, (first.room, second.room), distance, random)
+    if paths is None:
+        return None
     movers = (first.moving(Motion(COLLIDING), [*paths.striker]), second.moving(Motion(HIT), [*paths.struck]))
     return _Event(movers, paths.contact, paths.contact, range(paths.contact - 1, paths.contact + 5))
 
@@ -214,6 +218,8 @@ def _video(bodies: list[_Body], event: str | None, random: np.random.Generator) 
     begin = int(random.integers(NUM_FRAMES, NUM_VIDEO_FRAMES - 2 * NUM_FRAMES + 1))
     after = NUM_VIDEO_FRAMES - begin - NUM_FRAMES
     happening = _event(bodies, event, random)
+    if happening is None:
+        return None
     movers = []
     for body, actor in zip(bodies, happening.movers, strict=False):
         places, head, tail = actor.places, actor.places[0], actor.places[-1]

@@ -44,7 +44,8 @@ def write_clips(folder: Folder, numbers: Mapping[str, int], seed: int, workers: 
     started = time.monotonic()
     splits = {split: Split(numbers[split], MOST_PER_SHARD[split]) for split in CLIP_SPLITS if numbers[split]}
     draw_all(out, splits, seed, make_clip_record, workers, "clips")
-    samples = [(found.key, sample) for path in walk_folder(out / "test") for found, sample in walk_records(path)]
+    test = walk_folder(out / "test")
+    samples = [(found.key, sample) for path in test for found, sample in walk_records(path, clips=True)]
     rows = clip_rows(samples, seed)
     write_rows(out / "test" / ROWS, rows)
     folder.finish(_summary(settings, rows))

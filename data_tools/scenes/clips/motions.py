@@ -42,6 +42,8 @@ WORDS = {
 }
 SPEEDS = (4, 8)  # pixels a frame, of every motion; a tenth of the picture at most
 WANDERED_STEPS = 7  # of a move between two rests of a long video: as many as a clip's frames have between them
+KNOCKED_STEPS = 3  # that an object moves when another has hit it
+COLLISION_TRIES = 500
 FEWEST_STEPS = 2  # of the moving and of the resting part of a course
 
 
@@ -155,24 +157,31 @@ class Collision:
     contact: int
 
 
-def collision_paths(num_frames: int, rooms: tuple[Room, Room], distance: int, random: np.random.Generator) -> Collision:
-    """One object runs into another that stands still; it bounces back, and the other is knocked away.
+def collision_paths(
+    num_frames: int, rooms: tuple[Room, Room], distance: int, random: np.random.Generator
+) -> Collision | None:
+    """One object runs into another that stands still; it bounces back, and the other is knocked away a little.
 
     Args:
         rooms: of the two. distance: of their centres when they touch, pixels.
+    Returns:
+        None where no draw of many stays in the picture: two large objects hardly have the room.
     """
     num_steps = num_frames - 1
-    while True:
+    for _ in range(COLLISION_TRIES):
         contact = int(random.integers(FEWEST_STEPS, num_steps - FEWEST_STEPS + 1))
         speed, direction = any_speed(random), str(random.choice(list(DIRECTIONS)))
         start = any_place(rooms[0], random)
         there = straight(start, direction, speed, contact)
-        back = straight(there[-1], OPPOSITE[direction], speed, num_steps - contact)
+        back = straight(there[-1], OPPOSITE[direction], speed, min(contact, num_steps - contact))
         x, y = DIRECTIONS[direction]
         place = (there[-1][0] + distance * x, there[-1][1] + distance * y)
-        away = straight(place, direction, speed, num_steps - contact)
-        if is_inside([start, *there, *back], rooms[0]) and is_inside([place, *away], rooms[1]):
-            return Collision([start, *there, *back], [place] * (contact + 1) + away, contact)
+        away = straight(place, direction, speed, min(KNOCKED_STEPS, num_steps - contact))
+        if is_inside([start, *there], rooms[0]) and is_inside([place, *away], rooms[1]):
+            striker, struck = [start, *there, *back], [place] * (contact + 1) + away
+            rest = [path + [path[-1]] * (num_frames - len(path)) for path in (striker, struck)]
+            return Collision(rest[0], rest[1], contact)
+    return None
 
 
 def wandering(

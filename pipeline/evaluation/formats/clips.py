@@ -76,13 +76,14 @@ def read_clips(folder: str | Path) -> ClipFolder:
             if sample.frames is None:
                 found.faults.append(("not_a_clip", f"{path.name}: {member.key}"))
             else:
-                found.clips.append(ClipSample(_item(member, sample, path), sample))
+                found.clips.append(ClipSample(clip_item(member, sample, path), sample))
     if not found.clips:
         raise EvaluationError(f"{folder} holds no clip; give shards of clips (data_tools build video, scenes --clips)")
     return found
 
 
-def _item(found: TarSample, sample: Sample, path: Path) -> ClipItem:
+def clip_item(found: TarSample, sample: Sample, path: Path) -> ClipItem:
+    """The places of a clip's frames in its tar."""
     frames = tuple(
         item_of(f"{found.key}.{number:03d}", path, member) for number, member in enumerate(found.frame_members())
     )

@@ -100,13 +100,15 @@ class EvaluationModel(ABC):
 
     def aggregate_frames(self, embeds: Tensor) -> Tensor:
         """[C, F, D] unit vectors of C clips' frames: [C, D] unit norm, the clips'."""
-        return torch.nn.functional.normalize(embeds.mean(1), dim=-1)
+        return embeds[:, 0] if embeds.shape[1] == 1 else torch.nn.functional.normalize(embeds.mean(1), dim=-1)
 
     def aggregate_regions(self, per_frame: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
         """[R, F, D] unit vectors of regions in frames, [R, F] where they are there: ``(embeds [R, D], valid [R])``.
 
         The mean over the frames where a region is there; models with a temporal transformer have their own.
         """
+        if visible.shape[1] == 1:
+            return per_frame[:, 0], visible[:, 0]
         weights = visible.unsqueeze(-1).to(per_frame.dtype)
         mean = (per_frame * weights).sum(1) / weights.sum(1).clamp(min=1)
         return torch.nn.functional.normalize(mean, dim=-1), visible.any(1)

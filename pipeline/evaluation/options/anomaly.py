@@ -22,7 +22,11 @@ class AnomalyOptions(ClipOptions, LanguageOption):
         description="what of a snippet is compared: the clip's vector, the whole frame as a region over time, or the "
         "tracked boxes, of which the most abnormal counts; auto: tracks where there are some, else clip",
     )
-    snippet_frames: int = Field(16, ge=1, description="of the video, that one score is of")
+    snippet_frames: int | None = Field(
+        None,
+        ge=1,
+        description="of the video, that one score is of (default: 16; of shards as many as the model was trained with)",
+    )
     snippet_step: int | None = Field(
         None,
         ge=1,

@@ -20,9 +20,9 @@ from pipeline.evaluation.formats.paths import expecting, read_json
 from pipeline.evaluation.results import EvaluationError
 
 FOLDER = Path(__file__).parent
-# What a row cannot fix, because it names files of the user's own
+# What a row cannot fix, because it names files or prompts of the user's own
 FILES = ("data", "images", "class_names", "image_ids", "detector", "proposals", "out", "predictions", "protocol")
-FILES += ("videos", "prompts")
+FILES += ("videos", "prompts", "normal", "abnormal")
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def run(model: EvaluationModel, options: AnomalyOptions, settings: EncodeSetting
         plan = _plan(model, options, "tracks" if has_tracks else "clip", model.most_frames or VIDEO_SNIPPET)
         scored, accounting = _score_shards(model, options, plan, folder, settings, ranks)
     else:
-        plan = _plan(model, options, "clip", VIDEO_SNIPPET)
+        plan = _plan(model, options, "clip", VIDEO_SNIPPET, VIDEO_FRAMES)
         scored, accounting = _score_videos(model, options, plan, form, settings, ranks)
     accounting.check(options.max_skipped_share)
     scores, facts = _scores(scored)
@@ -99,12 +99,14 @@ def run(model: EvaluationModel, options: AnomalyOptions, settings: EncodeSetting
     }
 
 
-def _plan(model: EvaluationModel, options: AnomalyOptions, view: str, length: int) -> Plan:
+def _plan(model: EvaluationModel, options: AnomalyOptions, view: str, length: int, most: int | None = None) -> Plan:
     """The options' own choices over what the set suggests. A single frame is a snippet of its own."""
+    choice = frame_choice(model, options.frames, options.single_frame)
+    choice = FrameChoice(choice.most or most, choice.single)
     given = options.snippet_frames
     length = given or (1 if options.single_frame else length)
     view = view if options.view == "auto" else options.view
-    return Plan(view, length, options.snippet_step or length, frame_choice(model, options.frames, options.single_frame))
+    return Plan(view, length, options.snippet_step or length, choice)
 
 
 def _own(options: AnomalyOptions) -> dict[str, list[str]] | None:
@@ -211,10 +213,8 @@ def _score_videos(
     language = "en" if options.language == "auto" else options.language
     texts = prompts_of(language, _texts(options, None))
     prompts = encode_prompts(model, texts, plan.text_kind, options.temperature, ranks)
-    most = plan.choice.most or VIDEO_FRAMES
-    choice = FrameChoice(most, plan.choice.single)
-    plan = Plan(plan.view, plan.length, plan.step, choice)
-    depends_on = [plan.view, plan.length, plan.step, most, choice.single, texts, options.temperature]
+    looked_at = [plan.choice.most, plan.choice.single]
+    depends_on = [plan.view, plan.length, plan.step, *looked_at, texts, options.temperature]
     cache = ResultCache(settings.cache_folder, model, depends_on)
     mine = []
     for number in ranks.share(len(found.videos)):

@@ -41,6 +41,10 @@ MODULES = {
     "suite": "evaluating",
     "scenes": "evaluating",
     "lists": "evaluating",
+    "videos": "videos",
+    "tracks": "videos",
+    "video_rows": "videos",
+    "anomaly": "videos",
 }
 
 
