@@ -49,7 +49,8 @@ def training_phrases(mover: Mover, language: str, random: np.random.Generator) -
     """A training region's phrase and ten wrong ones. None of these names a held-out combination of colour and shape: a
     phrase that training only ever calls wrong could never be found right."""
     named = tuple(name for name in NAMED if random.random() < NAMED_PROBABILITY)
-    motion = mover.motion if random.random() < MOTION_PROBABILITY else None
+    # Without motion and colour there are not ten phrases that differ in one word.
+    motion = mover.motion if random.random() < MOTION_PROBABILITY or "colour" not in named else None
     looks = [
         look for look in wrong_looks(mover.look, random, (*named, "shape")) if not ("colour" in named and look.unseen)
     ]
