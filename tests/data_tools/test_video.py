@@ -81,9 +81,9 @@ def test_every_container_gives_the_same_clips_cut_by_time(videos, tmp_path):
         "c.mkv": "The light goes on.",
         "d.webm": "灯亮了。",
     }
-    rows = [{"file": name, "text": text} for name, text in texts.items()]
+    rows = [{"file": name, "text": text, "lang": "zh" if text.endswith("。") else "en"} for name, text in texts.items()]
     table = write_rows(tmp_path / "t.csv", rows)
-    more = ["--video", "file", "--short-caption", "text", "--language", "auto", "--among", "en", "zh"]
+    more = ["--video", "file", "--short-caption", "text", "--language-column", "lang"]
     assert build(videos, table, tmp_path / "out", *more, "--rate", "5", "--frames", "5") == 0
     clips = clips_of(tmp_path / "out")
     assert [key for key in clips] == [f"t-{n:08d}-{part:03d}" for n in range(4) for part in range(3)]
