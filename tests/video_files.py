@@ -26,7 +26,7 @@ def write_video(path: Path, frames: Sequence[np.ndarray], times: Sequence[float]
     with av.open(str(path), "w") as container:
         stream = container.add_stream(CODECS[path.suffix], rate=1000)
         stream.height, stream.width = frames[0].shape[:2] if frames else (48, 64)
-        stream.pix_fmt, stream.gop_size, stream.bit_rate = "yuv420p", 4, 400_000
+        stream.pix_fmt, stream.gop_size, stream.bit_rate = "yuv420p", 4, 40_000_000
         stream.codec_context.time_base = TIME_BASE
         for picture, second in zip(frames, seconds, strict=True):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
