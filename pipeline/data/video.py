@@ -20,6 +20,7 @@ from pipeline.base.border import one_line, shown
 
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".avi": "avi", ".mkv": "matroska", ".webm": "matroska"}
 MISSING = "videos are read by PyAV, which is not installed; pip install 'fine-grained-vlm[video]'"
+MAYBE_CUT = "it may be cut: an mp4 has its table at the end"
 CUT_SHARE = 0.05  # of the seconds that a header promises; writers round, and sound may go on a little longer
 CUT_SECONDS = 0.5  # and at least so many
 
@@ -69,7 +70,9 @@ def read_video(path: str | Path, max_megapixels: float = 100.0) -> Iterator[Vide
     with _opened(path) as container:
         if not container.streams.video:
             kinds = sorted({stream.type for stream in container.streams})
-            raise VideoFault("no_video_stream", f"{shown(path)} holds {' and '.join(kinds) or 'nothing'}, no pictures")
+            if not kinds:
+                raise VideoFault("unreadable_video", f"{shown(path)} holds no stream; {MAYBE_CUT}")
+            raise VideoFault("no_video_stream", f"{shown(path)} holds {' and '.join(kinds)}, no pictures")
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         count, begin, last = 0, None, -1.0
@@ -109,7 +112,7 @@ def _opened(path: Path) -> Iterator[Any]:
             opened = av.open(file, format=container, metadata_errors="replace")
         except (av.error.FFmpegError, ValueError, EOFError, OSError, MemoryError) as error:
             told = f"{shown(path)} cannot be read as {container} ({one_line(error)})"
-            raise VideoFault("unreadable_video", f"{told}; it may be cut: an mp4 has its table at the end") from error
+            raise VideoFault("unreadable_video", f"{told}; {MAYBE_CUT}") from error
         with opened:
             yield opened
 
