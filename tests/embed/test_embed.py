@@ -73,7 +73,7 @@ def test_any_number_of_processes_gives_the_same_rows_and_one_manifest(model, pho
 
 def test_an_interrupted_run_goes_on_and_encodes_nothing_twice(model_folder, photos, tmp_path, monkeypatch, capsys):
     words = [str(model_folder), "--data", str(photos), "--out", str(tmp_path / "out"), "--rows-per-file", "2"]
-    true_encode, calls = module.encode_set, []
+    true_encode, calls = module.encode_clips, []
 
     def encode(*arguments, **options):
         calls.append(len(arguments[1]))
@@ -81,7 +81,7 @@ def test_an_interrupted_run_goes_on_and_encodes_nothing_twice(model_folder, phot
             raise KeyboardInterrupt
         return true_encode(*arguments, **options)
 
-    monkeypatch.setattr(module, "encode_set", encode)
+    monkeypatch.setattr(module, "encode_clips", encode)
     assert main(words) == 130
     assert "is kept, and the same command goes on" in capsys.readouterr().err
     assert main(words) == 0 and calls == [2, 2, 2, 2, 1]

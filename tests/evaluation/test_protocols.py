@@ -242,7 +242,7 @@ def test_templates_are_read_from_a_file_or_named_where_they_are_missing(tmp_path
 def test_protocols_and_rows_that_are_not_there_are_answered_with_those_that_are(tmp_path):
     path, _ = coco_miniature(tmp_path)
     for protocol, message in (
-        ("fgclip3", "it must be one of fgclip, fgclip2, scclip"),
+        ("fgclip3", "it must be one of anomaly, fgclip, fgclip2, scclip"),
         ("fgclip2:coco-box", "it has coco-boxes, lvis-boxes"),
         ("fgclip2:fgovd", "is measured by fgovd, not by boxes"),
         ("scclip", "scclip has no row for boxes; it has some for segmentation"),
