@@ -23,6 +23,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.reporting import Row, report
 from data_tools.scenes.clips.layout import NUM_FRAMES
@@ -119,7 +120,7 @@ def evaluated(run: Path, data: Path) -> dict[str, float]:
     return found
 
 
-def _scores(task: str, run: Path, data: Path, more: Sequence[object]) -> dict[str, dict[str, dict[str, float]]]:
+def _scores(task: str, run: Path, data: Path, more: Sequence[object]) -> dict[str, Any]:
     file = run / f"{task}.json"
     words = ["-m", "pipeline.evaluation", task, run, "--data", data, "--no-tracking", "--json", file, *more]
     _run(words, run.with_suffix(".log"))

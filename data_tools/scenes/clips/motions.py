@@ -192,7 +192,8 @@ def wandering(
     Args:
         rest_steps: least and most of a rest. As long as a snippet, no snippet sees both ends of a rest.
     """
-    path, place = [], start
+    place = start
+    path: list[Place] = []
     while len(path) < num_steps:
         path += [place] * int(random.integers(rest_steps[0], rest_steps[1] + 1))
         speeds = range(SPEEDS[0], SPEEDS[1] + 1)

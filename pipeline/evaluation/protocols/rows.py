@@ -21,8 +21,8 @@ from pipeline.evaluation.results import EvaluationError
 
 FOLDER = Path(__file__).parent
 # What a row cannot fix, because it names files or prompts of the user's own
-FILES = ("data", "images", "class_names", "image_ids", "detector", "proposals", "out", "predictions", "protocol")
-FILES += ("videos", "prompts", "normal", "abnormal")
+FILES = ("data", "images", "class_names", "image_ids", "detector", "proposals", "out", "predictions", "protocol",
+         "videos", "prompts", "normal", "abnormal")  # fmt: skip
 
 
 @dataclass(frozen=True)
