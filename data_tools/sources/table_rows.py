@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from data_tools.execution.shards import Drop
 from data_tools.shards import Record
@@ -49,7 +49,7 @@ class Columns:
     keep: tuple[str, ...] = ()
 
     @classmethod
-    def chosen(cls, asked: Mapping[str, str | None], keep: Sequence[str], present: Sequence[str]) -> Columns:
+    def chosen(cls, asked: Mapping[str, str | None], keep: Sequence[str], present: Sequence[str]) -> Self:
         """What was asked for, and for the rest the columns that have a part's own name.
 
         Raises:

@@ -223,7 +223,8 @@ def _tracks(options: VideoOptions, cache: str, problems: Problems) -> Tracks | N
     """
     if options.tracks is None:
         return None
-    first, found = options.track_first_frame, None
+    first = options.track_first_frame
+    found: Tracks
     if options.tracks.is_dir():
         classes = _classes(options.track_classes) if options.track_classes else {}
         found = MotTracks(options.tracks, classes, MOT_FIRST_FRAME if first is None else first)

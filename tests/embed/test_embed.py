@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.base.ranks import RankInfo
@@ -147,7 +148,8 @@ def test_clips_are_rows_of_their_own_with_the_mean_of_their_frames(model, tmp_pa
     found = read_embeddings(tmp_path / "out")
     assert found.rows["frames"].to_pylist() == [3] and found.text(0) == "a clip 片段"
     images = [model.prepare(Image.open(io.BytesIO(frame))) for frame in record.frames]
-    frames = model.encode_images(images).embeds
+    with torch.no_grad():
+        frames = model.encode_images(images).embeds
     assert found.vectors[0] @ model.aggregate_frames(frames[None])[0].numpy() > ALIKE
     assert found.item(0).read() == record.frames[1]
     done = embed(model, parts_of([folder], 10, True), tmp_path / "regions")

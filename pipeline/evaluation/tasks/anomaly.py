@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -221,9 +222,8 @@ def _score_videos(
         video = found.videos[number]
         status = video.path.stat()
         key = [video.key, status.st_size, status.st_mtime_ns]
-        mine.append(
-            (number, cache.get(key, lambda video=video: score_video(model, video.path, plan, prompts, settings)))
-        )
+        make = partial(score_video, model, video.path, plan, prompts, settings)
+        mine.append((number, cache.get(key, make)))
     results = dict(one for share in ranks.gather(mine) for one in share)
     scored = []
     for number, video in enumerate(found.videos):
