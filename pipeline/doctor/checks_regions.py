@@ -70,11 +70,13 @@ def regions_without_area(evidence: Evidence) -> Finding | None:
     share = invalid / max(1.0, invalid + valid)
     if share <= INVALID_SHARE:
         return None
+    has_clips = bool(evidence.settings.data.clip_frames)
     return Finding(
         f"{100 * share:.3g} % of the regions ({invalid:.0f} of {invalid + valid:.0f} logged) have no features: their "
         "norm is 0, and they are left out",
         share,
-        "boxes without area or outside their image: a wrong order of corners, pixels taken for shares of the image",
+        "boxes without area or outside their image: a wrong order of corners, pixels taken for shares of the image"
+        + (", or regions of clips that are in none of the frames that are read" if has_clips else ""),
         "data.shards",
         "read the shards again with python -m data_tools verify, and mend the boxes at their source",
     )

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
 import torch
 import torch.distributed as dist
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
 from pipeline.base.border import read_typed, shown
+from pipeline.base.constants import MAX_FRAMES
 from pipeline.base.files import write_aside, write_json
 from pipeline.base.ranks import RankInfo
 from pipeline.base.run_folder import RunFolder
@@ -44,6 +45,7 @@ def write_rank_bundle(
         "keys": [key for batch in batches for key in batch.keys],
         "micro_batches": [batch.keys for batch in batches],
         "language": batches[0].language,
+        "num_frames": batches[0].num_frames,
         "losses": losses,
         **circumstances,
     }
@@ -56,6 +58,7 @@ class _Record(TypedDict):
     keys: list[str]
     micro_batches: NotRequired[list[list[str]]]  # earlier versions had one
     language: str
+    num_frames: NotRequired[Annotated[int, Field(strict=True, ge=1, le=MAX_FRAMES)]]  # absent: images
     losses: dict[str, Any]  # only shown
 
 
@@ -99,7 +102,7 @@ def _read_batches(folder: Path, rank: str, record: _Record) -> list[Batch]:
     files = sorted(folder.glob(f"batch-{rank}*.safetensors"))  # bundles of earlier versions hold one, without a number
     parts = record.get("micro_batches", [record["keys"]])
     return [
-        Batch(keys=keys, language=record["language"], **load_file(file))
+        Batch(keys=keys, language=record["language"], num_frames=record.get("num_frames", 1), **load_file(file))
         for keys, file in zip(parts, files, strict=True)
     ]
 

@@ -42,12 +42,13 @@ def gradients_seen(engine: Engine, rank_info: RankInfo) -> dict[str, float]:
 
 
 def small_boxes(batches: Iterable[Batch]) -> int:
-    """How many boxes are below 1 % of their image; those without area are counted elsewhere. Reads the boxes."""
+    """How many regions are below 1 % of their image, of a clip in every frame; those without area are counted
+    elsewhere. Reads the boxes."""
     found = 0
     for batch in batches:
-        sides = batch.boxes[:, 2:] - batch.boxes[:, :2]
-        area = sides.prod(dim=1)
-        found += int(((sides > 0).all(dim=1) & (area < SMALL_BOX_AREA)).sum())
+        sides = (batch.boxes[:, 2:] - batch.boxes[:, :2]).clamp(min=0)
+        area = sides.prod(dim=1).view(-1, batch.num_frames).amax(dim=1)
+        found += int(((area > 0) & (area < SMALL_BOX_AREA)).sum())
     return found
 
 

@@ -14,7 +14,7 @@ from pipeline.export.folder import model_with_weights
 from pipeline.model import FGCLIP1, FGCLIP2, DualEncoder
 from pipeline.model.embeddings import unit
 from pipeline.model.temporal import TemporalAggregator, masked_mean
-from tests.model.material import small_batch, small_clip_batch, small_clip_model, small_model
+from tests.model.material import picture, small_batch, small_clip_batch, small_clip_model, small_model
 from tests.model.test_modeling import total
 
 FRAMES = 3
@@ -182,3 +182,30 @@ def test_temporal_weights_are_saved_and_read_back(family, tmp_path):
     copy = model_with_weights(model.config, dict(model.state_dict()))
     for other in (again, copy):
         assert torch.equal(other(batch, regions=True).region, model.eval()(batch, regions=True).region)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_in_hand_give_what_a_batch_of_them_gives(family):
+    model = model_of(family).eval()
+    trained(model.temporal)
+    frames = [picture(64, 64, seed) for seed in range(3)]
+    budget = {} if family == "fgclip1" else {"max_num_patches": 16}
+    each = model.encode_image(frames, **budget).embeds
+    torch.testing.assert_close(model.encode_video(frames, **budget).embeds, unit(each.mean(0, keepdim=True)))
+    boxes = [[[8, 8, 40, 40], None, [10, 8, 48, 40]], [None, [0, 0, 64, 64], None]]
+    found = model.encode_video_regions(frames, boxes, **budget)
+    assert found.boxes.shape == (2, 3, 4)
+    one = model.encode_regions(frames[1], [[0, 0, 64, 64]], **budget).embeds
+    alone, _ = model.aggregate_regions(
+        torch.stack([torch.zeros_like(one), one, torch.zeros_like(one)], dim=1), torch.tensor([[False, True, False]])
+    )
+    torch.testing.assert_close(found.embeds[1:], alone)
+    for wrong, rule in (
+        ([[None, None, None]], "a box for one at least"),
+        ([[[8, 8, 40, 40]]], "1 entries for 3 frames"),
+        ([[[8, 8, 400, 40], None, None]], "must hold"),
+    ):
+        with pytest.raises(ValueError, match=rule):
+            model.encode_video_regions(frames, wrong, **budget)
+    with pytest.raises(ValueError, match="all must have one size"):
+        model.encode_video_regions([frames[0], picture(64, 32)], [], **budget)
