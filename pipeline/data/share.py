@@ -39,9 +39,10 @@ class NodeShare:
     ) -> None:
         self.plan, self.manifests = plan, manifests
         self.num_ranks, self.division = num_ranks, division
-        # where a separate micro-batch is a part of its own, its number depends on the patch budget: this is the largest
+        # where a separate micro-batch is a part of its own, its number depends on the level: this is the largest
+        largest = max(plan.patch_budgets), max((1, *plan.levels.clip_frames))
         firsts, lasts = (
-            division.read_by(plan.batch_size, rank, max(plan.patch_budgets))
+            division.read_by(plan.batch_size, rank, *largest)
             for rank in (first_rank, first_rank + num_ranks - 1)
         )
         self.slices = [slice(first.start, last.stop) for first, last in zip(firsts, lasts, strict=True)]
