@@ -42,8 +42,7 @@ class NodeShare:
         # where a separate micro-batch is a part of its own, its number depends on the level: this is the largest
         largest = max(plan.patch_budgets), max((1, *plan.levels.clip_frames))
         firsts, lasts = (
-            division.read_by(plan.batch_size, rank, *largest)
-            for rank in (first_rank, first_rank + num_ranks - 1)
+            division.read_by(plan.batch_size, rank, *largest) for rank in (first_rank, first_rank + num_ranks - 1)
         )
         self.slices = [slice(first.start, last.stop) for first, last in zip(firsts, lasts, strict=True)]
 
