@@ -129,8 +129,9 @@ class VideoInference(Inference):
         found, valid = self.pool_regions(dense, grids, table[visible], visible.nonzero()[:, 1])
         per_frame = found.new_zeros(*visible.shape, found.shape[1])
         per_frame[visible] = found
-        visible = visible.masked_scatter(visible, valid)
-        embeds, valid = self.aggregate_regions(per_frame, visible)
+        seen = visible.clone()
+        seen[visible] = valid
+        embeds, valid = self.aggregate_regions(per_frame, seen)
         if not valid.all():
             number = int((~valid).nonzero()[0])
             raise ValueError(f"boxes[{number}] has no box with an area in float32; make one larger")
