@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 from torch import Tensor
 
 from benchmarks.reporting import Row, report
@@ -216,6 +217,9 @@ def draw(curves: Mapping[str, Sequence[Curve]]) -> Figure:
         middle, wide = values.mean(axis=0), values.std(axis=0, ddof=1) if len(values) > 1 else 0.0
         panel.plot(lines[0][0], middle, label=MODES[mode], color=COLOURS[mode])
         panel.fill_between(lines[0][0], middle - wide, middle + wide, color=COLOURS[mode], alpha=0.2, linewidth=0)
+    panel.set_yscale("log")  # the first steps are several times the others
+    panel.yaxis.set_major_formatter(ScalarFormatter())
+    panel.yaxis.set_minor_formatter(ScalarFormatter())
     panel.set_xlabel("optimizer step of stage 2")
     panel.set_ylabel("weighted loss of regions (FGV and FGT)")
     panel.grid(alpha=0.3)
