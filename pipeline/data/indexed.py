@@ -21,6 +21,7 @@ from pipeline.data.manifest import IndexProblem, Manifest, load_manifest
 from pipeline.data.micro_batches import MicroBatches, Shipped, Unit
 from pipeline.data.plan import Plan
 from pipeline.data.plan.largest import largest_step
+from pipeline.data.plan.report import untrained_languages
 from pipeline.data.prefetch import Prefetcher
 from pipeline.data.rank_loader import Loader, Reading, make_collator
 from pipeline.data.share import NodeShare
@@ -95,6 +96,9 @@ class IndexedLoader(Loader):
         regions = sum(int(manifest.regions.sum()) for manifest in self._batches.sources.manifests)
         samples = sum(int(manifest.samples.sum()) for manifest in self._batches.sources.manifests)
         return min(regions / max(samples, 1), float(self._settings.max_regions_per_image))
+
+    def plan_notes(self) -> list[str]:
+        return untrained_languages(self.plan)
 
     def store_counts(self) -> dict[str, float]:
         return self._batches.sources.counts.totals()

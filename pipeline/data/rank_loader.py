@@ -125,6 +125,10 @@ class Loader(ABC):
     def buffer_bytes(self, patch_budget: int) -> int:
         """Host memory that decoded batches take at most while they are of ``patch_budget``, over all workers."""
 
+    def plan_notes(self) -> list[str]:
+        """Lines for people about samples that no batch would hold."""
+        return []
+
     def store_counts(self) -> dict[str, float]:
         """Requests, bytes and retries of this rank's processes at remote stores, where they are counted."""
         return {}

@@ -181,6 +181,7 @@ def announce(start: Start) -> None:
     )
     for note in [
         *nothing_left(start.state.step, start.total_steps),
+        *start.loader.plan_notes(),
         *division_notes(settings, start.division),
         *bank_notes(settings, start.loader.regions_per_sample(), start.total_steps),
         *rate_notes(settings.optimizer, start.total_steps, from_scratch=settings.model.start_from is None),

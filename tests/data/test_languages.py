@@ -12,6 +12,7 @@ from pipeline.data.cache import LocalFolder
 from pipeline.data.index import index_folder
 from pipeline.data.manifest import IndexProblem, load_manifest
 from pipeline.data.plan import Plan
+from pipeline.data.plan.report import untrained_languages
 from pipeline.data.reader import ShardReader
 from pipeline.data.schema import SampleError, parse_sample
 from tests.data.shards import record, write_shards
@@ -119,3 +120,23 @@ def test_tags_are_stored_in_one_spelling_and_no_tag_is_refused():
         with pytest.raises(SampleError, match="BCP-47") as caught:
             parse_sample(json.dumps(record(1) | {"language": language}).encode())
         assert caught.value.kind == "bad_field"
+
+
+THIRTY = ("af ar bg bn ca cs da de el es et fa fi fr he hi hr hu id it ja ko lt lv nl pl pt-BR ro ru sv").split()
+
+
+def test_thirty_languages_of_three_rows_are_named_where_they_fill_no_batch(tmp_path):
+    write_shards(tmp_path / "few", [[(tag, 128)] * 3 for tag in THIRTY])
+    write_shards(tmp_path / "许多", [[("en", 128)] * 9], start=1000)
+    for name in ("few", "许多"):
+        index_folder(tmp_path / name, patch_budgets=BUDGETS)
+    manifests = [load_manifest(tmp_path / name, BUDGETS) for name in ("few", "许多")]
+    data = DataSettings(patch_budgets=list(BUDGETS))
+    (line,) = untrained_languages(Plan(manifests, data, 0, 8))
+    assert "30 of 31 languages fill no batch of 8" in line and "af (3)" in line and "and 25 more" in line
+    assert "train.global_batch_size" in line and "en (" not in line
+    assert untrained_languages(Plan(manifests, data, 0, 3)) == []
+    kept = data.model_copy(update={"keep_last_batch": True, "last_batch_multiple": 3})
+    assert untrained_languages(Plan(manifests, kept, 0, 8)) == []
+    with pytest.raises(IndexProblem, match="no batch of 8 can be filled.*with 3 samples.*keep_last_batch"):
+        Plan(manifests[:1], data, 0, 8)

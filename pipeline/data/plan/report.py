@@ -13,6 +13,7 @@ from pipeline.data.plan.mixing import shuffled
 from pipeline.data.plan.plan import Plan
 from pipeline.data.resolution import PATCH_SIZE, budget_numbers, grid_of
 
+MOST_NAMED = 5  # languages in one line
 SAMPLED_SHARDS, SAMPLED_ROWS, SAMPLED_BATCHES = 8, 500, 20
 
 
@@ -53,7 +54,7 @@ def report(plan: Plan, manifests: Sequence[Manifest], epoch: int) -> list[str]:
         lines.append(f"patches a step: {patches / full * plan.batch_size:,.0f} on average, padding included")
         lines.append(f"padding: {padding_share(manifests, plan.settings):.1%} of the patches (estimated)")
     lines.append(f"shuffling: {spread(plan, epoch)}")
-    return lines
+    return lines + untrained_languages(plan)
 
 
 def padding_share(manifests: Sequence[Manifest], settings: DataSettings) -> float:
@@ -86,6 +87,28 @@ def spread(plan: Plan, epoch: int) -> str:
         f"shard spread over about {min(max(window, 1), steps):.1f} steps of {steps} (data.window_shards = "
         f"{plan.settings.window_shards}), in another place every epoch"
     )
+
+
+def untrained_languages(plan: Plan) -> list[str]:
+    """A line where languages of the plan fill no batch: whatever the number of epochs, they would not be trained."""
+    samples: dict[str, int] = {}
+    trained = set()
+    multiple = plan.settings.last_batch_multiple if plan.settings.keep_last_batch else plan.batch_size
+    for row in plan.group_counts():
+        samples[row.language] = samples.get(row.language, 0) + row.samples
+        if row.batches or row.rest >= multiple:
+            trained.add(row.language)
+    left = {language: count for language, count in samples.items() if count and language not in trained}
+    if not left:
+        return []
+    named = ", ".join(f"{language} ({count})" for language, count in list(left.items())[:MOST_NAMED])
+    more = f" and {len(left) - MOST_NAMED} more" if len(left) > MOST_NAMED else ""
+    present = sum(1 for count in samples.values() if count)
+    return [
+        f"warning: {len(left)} of {present} languages fill no batch of {plan.batch_size} and are never trained: "
+        f"{named}{more}; lower train.global_batch_size, or set data.one_budget_per_batch=false or "
+        "data.keep_last_batch=true, or leave them out of the shards"
+    ]
 
 
 def first_batches(plan: Plan, manifests: Sequence[Manifest], epoch: int, count: int) -> list[str]:
