@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from data_tools import tokenizer as tokenizer_tool
 from pipeline.config import (
     OptimizerSettings,
     SettingsError,
@@ -21,7 +22,7 @@ from pipeline.training.before import check_inputs
 from pipeline.training.optimizer import rate_notes
 from tests.data.shards import write_shards
 from tests.end_to_end.runs import Material
-from tests.model.material import small_model, small_tokenizer
+from tests.model.material import CAPTIONS, VOCABULARY, small_model, small_tokenizer
 from tests.model.test_clip import clip_folder
 
 
@@ -66,6 +67,12 @@ def test_a_start_that_does_not_fit_stops_a_run_before_it_has_a_folder(material: 
     export_model(small_model(text_vocab_size=own.vocab_size), own, tmp_path / "模型", {})
     with pytest.raises(SettingsError, match=f"tokenizer has {size} ids.*was trained with {own.vocab_size}"):
         check_inputs(load_settings(Stage1Settings, None, chosen))
+    # one of the same size whose ids mean other words: training would begin from noise
+    tokenizer_tool.save(tokenizer_tool.train([text[::-1] for text in CAPTIONS * 3], VOCABULARY), tmp_path / "另一个")
+    assert load_tokenizer(tmp_path / "另一个").vocab_size == own.vocab_size
+    with pytest.raises(SettingsError, match="另一个 gives other ids than the tokenizer that .*模型 was trained with"):
+        check_inputs(load_settings(Stage1Settings, None, [*chosen, f"tokenizer.path={tmp_path / '另一个'}"]))
+    check_inputs(load_settings(Stage1Settings, None, [*chosen, f"tokenizer.path={tmp_path / 'own'}"]))
     assert not (tmp_path / "run").exists()
 
 
