@@ -22,7 +22,7 @@ from pipeline.training.before import check_inputs
 from pipeline.training.optimizer import rate_notes
 from tests.data.shards import write_shards
 from tests.end_to_end.runs import Material
-from tests.model.material import CAPTIONS, VOCABULARY, small_model, small_tokenizer
+from tests.model.material import CAPTIONS, small_model
 from tests.model.test_clip import clip_folder
 
 
@@ -63,12 +63,13 @@ def test_a_start_that_does_not_fit_stops_a_run_before_it_has_a_folder(material: 
     with pytest.raises(SettingsError, match="'clip'.*model.family=fgclip1"):
         check_inputs(settings)
     size = load_tokenizer(material.folder / "tokenizer").vocab_size
-    own = small_tokenizer(tmp_path / "own")  # another vocabulary: the start's own size, and other words
+    for name, texts in (("own", CAPTIONS * 3), ("另一个", [text[::-1] for text in CAPTIONS * 3])):
+        tokenizer_tool.save(tokenizer_tool.train(texts, 150), tmp_path / name)
+    own = load_tokenizer(tmp_path / "own")  # another size than the run's, and the same as the other's
     export_model(small_model(text_vocab_size=own.vocab_size), own, tmp_path / "模型", {})
     with pytest.raises(SettingsError, match=f"tokenizer has {size} ids.*was trained with {own.vocab_size}"):
         check_inputs(load_settings(Stage1Settings, None, chosen))
     # one of the same size whose ids mean other words: training would begin from noise
-    tokenizer_tool.save(tokenizer_tool.train([text[::-1] for text in CAPTIONS * 3], VOCABULARY), tmp_path / "另一个")
     assert load_tokenizer(tmp_path / "另一个").vocab_size == own.vocab_size
     with pytest.raises(SettingsError, match="另一个 gives other ids than the tokenizer that .*模型 was trained with"):
         check_inputs(load_settings(Stage1Settings, None, [*chosen, f"tokenizer.path={tmp_path / '另一个'}"]))
