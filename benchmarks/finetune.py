@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=20_000, help="of the table (default: 20000)")
     parser.add_argument("--steps", type=int, default=300, help="of each run, of 64 pairs (default: 300)")
     parser.add_argument("--rate", type=float, default=3e-4, help="peak learning rate (default: 3e-4)")
-    parser.add_argument("--teacher", type=float, default=30.0, help="teacher.weight of the last way (default: 30)")
+    parser.add_argument("--teacher", type=float, default=100.0, help="teacher.weight of the last way (default: 100)")
     parser.add_argument("--way", action="append", choices=WAYS, help="only this; may be given several times")
     arguments = parser.parse_args(argv)
     start = arguments.demo / "stage1"
