@@ -60,7 +60,8 @@ def load(material: Material, mixed: Path):
     return load_settings(Stage2Settings, None, clips_case(material, mixed, mixed / "run").overrides)
 
 
-@pytest.mark.parametrize("family", ["fgclip2", pytest.param("fgclip1", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("family", FAMILY)
 def test_two_ranks_in_micro_batches_give_the_losses_of_one(
     material: Material, mixed: Path, tmp_path: Path, family: str
 ):
