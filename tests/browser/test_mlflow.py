@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
-from PIL import Image
 
 from pipeline.config import Stage1Settings, Stage2Settings, load_settings
 from pipeline.tracking import tracker as tracker_module
@@ -63,14 +62,12 @@ def served(tmp_path_factory, empty_database) -> Iterator[Served]:
 
 
 def track(run: Path, kind: type, *settings: str) -> str:
-    """A run with metrics, images by step, data, a checkpoint and scores; its id."""
+    """A run with metrics, data, a checkpoint and scores; its id."""
     tracker = start_tracking(load_settings(kind, None, [*settings, "tracking.description=第一次"]), run)
     tracker.log_data([DataSet("数据/train", "0123456789abcdef", "/data", TRAINING, {"samples": 8000})])
     for step in range(1, STEPS + 1):
         values = {"loss": 3 / step, "global_short": 1 / step, "images_per_second": 100.0 + step}
         tracker.log(step, values | ({"fgv": 2 / step, "cmr/margin": 0.1} if kind is Stage2Settings else {}))
-        if step % 15 == 0:
-            tracker.log_images(step, {"boxes/en-1": Image.new("RGB", (320, 200), (255 - 8 * step, 60, 8 * step))})
     tracker.log_checkpoints([TrackedModel("step-00000030", run / "checkpoints" / "step-00000030", STEPS, 8)])
     tracker.end(timeout_seconds=300)
     assert tracker.lost == 0 and tracker.run_id
@@ -96,18 +93,6 @@ def test_the_page_of_a_run_tells_of_its_data_source_and_description(chromium, se
     watched = Watched(chromium, page, width, served.address, OF_MLFLOW)
     shown(watched, "stage2", "Finished", "数据/train (0123456789abcdef)", "continues.", "第一次", "peak learning rate")
     watched.check("mlflow-run", may_scroll=True)
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_the_charts_stand_in_groups_and_the_image_grid_has_its_steps(chromium, served, width):
-    page = served.page(f"experiments/{served.experiment}/runs/{served.runs[1]}/model-metrics")
-    watched = Watched(chromium, page, width, served.address, OF_MLFLOW)
-    shown(watched, "boxes (1)", "boxes/en-1")
-    loaded = "[...document.images].some(i => i.src.includes('compressed') && i.naturalWidth === 256)"
-    watched.until(loaded)
-    watched.until("document.querySelectorAll('.js-plotly-plot .trace').length > 0")
-    shown(watched, "loss (3)")
-    watched.check("mlflow-charts", may_scroll=True)
 
 
 def test_two_runs_compared_stand_side_by_side(chromium, served):
