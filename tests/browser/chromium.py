@@ -56,8 +56,12 @@ class Watched:
         self.page.on("console", lambda message: self._said(message))
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("request", lambda request: self._asked(request.url, mine))
-        self.page.on("dialog", lambda dialog: (self.problems.append("a dialog opened"), dialog.dismiss()))
+        self.page.on("dialog", self._opened)
         self.page.goto(address)
+
+    def _opened(self, dialog: Any) -> None:
+        self.problems.append("a dialog opened")
+        dialog.dismiss()
 
     def _said(self, message: Any) -> None:
         if message.type in ("error", "warning") and not any(part in message.text for part in self._known):

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def _initialise(programs: Path, folder: Path, password: str, user: str | None) -
     assert done.returncode == 0, done.stderr
 
 
-def _wait(attempt, error: type[Exception], server: subprocess.Popen[bytes], folder: Path) -> None:
+def _wait(attempt: Callable[[], None], error: type[Exception], server: subprocess.Popen[bytes], folder: Path) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and server.poll() is None:
         try:
