@@ -41,7 +41,7 @@ from pipeline.data.transport import StoreUnavailable
 
 BATCH = 32
 ABSENCES = 3
-PIECE_BYTES = 8 << 20  # a quarter of what is usual, of shards of 34 MB instead of 1 GB
+PIECE_BYTES = 2 << 20  # a sixteenth of a shard of 34 MB, as 32 MB of one of half a GB
 BUCKET = "shards"
 
 

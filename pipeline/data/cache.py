@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from pipeline.base.border import quoted
 from pipeline.base.files import is_partial, remove_leftovers, write_bytes
-from pipeline.data.locks import NamedLocks
+from pipeline.data.locks import locks_of
 from pipeline.data.shard_index import MAX_INDEX_BYTES, IndexProblem, ShardIndex, index_name
 from pipeline.data.transport import CHECKSUM_ATTEMPTS, CHUNK_BYTES, ShardUnavailable, Transport
 
@@ -118,7 +118,7 @@ class CachedFolder:
         for left in filter(is_partial, list(self.folder.iterdir())):
             remove_leftovers(self.folder / left.name[1:].rsplit(".", 2)[0])
         self._files = _OpenFiles()
-        self._locks = NamedLocks(self.root / "locks")
+        self._locks = locks_of(self.root / "locks")
         self._unlooked: float = max_bytes  # bytes fetched since the cache's size was looked at; look before the first
 
     def index(self, name: str, sha256: str) -> Path:

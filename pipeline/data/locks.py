@@ -15,13 +15,23 @@ from typing import BinaryIO
 
 THREAD_LOCKS = 4096  # of a process; two names may share one, which costs a little waiting
 AGAIN_SECONDS = 0.05
+# By process and file. The kernel's record locks are a process's, so what excludes its threads must be too: two readers
+# with locks of their own would both believe that they hold a name, and closing one's file would let go of the other's.
+_OF_PROCESS: dict[tuple[int, Path], NamedLocks] = {}
+
+
+def locks_of(path: Path) -> NamedLocks:
+    """The locks that a file holds, the same object for all who ask in this process."""
+    place = os.getpid(), path.resolve()
+    return _OF_PROCESS.get(place) or _OF_PROCESS.setdefault(place, NamedLocks(path))  # setdefault: of two, both get one
 
 
 class NamedLocks:
     """Named locks between the processes and threads of a machine; a process that dies lets go of its own.
 
-    One file: a name is a byte of it, far away from the others. The kernel's record locks belong to a process and are
-    all let go when it closes the file, so each process keeps one descriptor; threads exclude each other by a lock.
+    Made by ``locks_of``. One file: a name is a byte of it, far away from the others. The kernel's record locks belong
+    to a process and are all let go when it closes the file, so each process keeps one descriptor; threads exclude each
+    other by a lock.
 
     The kernel takes two processes that wait for a name of each other for a deadlock, also where other threads hold
     those names and will let go. Such a wait is begun again. None is a real deadlock as long as who holds a name asks

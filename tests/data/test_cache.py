@@ -10,6 +10,7 @@ import threading
 import time
 import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -263,6 +264,23 @@ def test_processes_and_threads_that_share_a_cache_fetch_each_piece_once(tmp_path
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert sorted(log.read_text().split()) == [f"s{n}.tar" for n in range(5)]
+
+
+def test_readers_of_one_process_with_a_store_each_fetch_each_piece_once(tmp_path, remote):
+    transport = Transport(remote, Patience(30.0, StoreCounts()))
+    stores = [CachedFolder(transport, tmp_path / "cache", 100_000) for _ in range(8)]  # as prefetching threads have
+    together = threading.Barrier(len(stores))
+
+    def fetch(store: CachedFolder) -> list[bytes]:
+        found = []
+        for number in range(5):
+            together.wait(60)
+            found.append(store.read(piece(number), *of(number, 150, 160)))
+        return found
+
+    with ThreadPoolExecutor(len(stores)) as threads:
+        assert all(found == [bytes([n]) * 10 for n in range(5)] for found in threads.map(fetch, stores))
+    assert transport.patience.counts.totals()["requests"] == 5
 
 
 SETTINGS = {"window_shards": 2, "prefetch_gigabytes": 0.001, "store_connections": 2}
