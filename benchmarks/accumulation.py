@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         "benchmarks.accumulation", __doc__ or "", "  python -m benchmarks.accumulation --parts 4\n"
     )
     parser.add_argument("--parts", type=int, default=16, help="micro-batches of a step (default 16)")
-    parser.add_argument("--images", type=int, default=8, help="of a micro-batch (default 8)")
+    parser.add_argument("--images", type=int, default=32, help="of a micro-batch (default 32)")
     parser.add_argument("--patches", type=int, default=128, help="of an image (default 128)")
     parser.add_argument("--width", type=int, default=256, help="of both towers (default 256)")
     parser.add_argument("--layers", type=int, default=4, help="of each tower (default 4)")
