@@ -49,9 +49,9 @@ def record(number: int, language: str = "en", size: tuple[int, int] = (64, 48), 
     return made | fields
 
 
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+def write_tar(path: Path, members: list[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(path, "w", format=form) as tar:
         for name, content in members:
             info = tarfile.TarInfo(name)
             info.size = len(content)

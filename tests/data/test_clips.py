@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -137,18 +136,8 @@ def write_mixed(folder: Path) -> Path:
             else:
                 clip = clip_members(f"片{number:04d}" + "长" * 40 * (n == 4), number, language, (3, 4, 6)[n % 3])
                 members += clip if n % 4 else [clip[-1], *clip[:-1]]
-        write_tar_pax(folder / f"p-{shard}.tar", members)
+        write_tar(folder / f"p-{shard}.tar", members, tarfile.PAX_FORMAT)  # as webdataset writes long and Chinese names
     return folder
-
-
-def write_tar_pax(path: Path, members: list[tuple[str, bytes]]) -> None:
-    """With pax headers, as webdataset writes long and Chinese names."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.border import BorderError, parse_json, quoted, read_lines
+from pipeline.base.border import quoted
 from pipeline.data.records import Fault, TarSample, walk_folder, walk_records
 from pipeline.data.schema import Sample
-from pipeline.evaluation.formats.fgovd import is_pixel_box, is_size, row_phrases
+from pipeline.evaluation.formats.fgovd import is_pixel_box, is_size, json_rows, row_phrases
 from pipeline.evaluation.formats.items import ClipItem, ClipRow, clip_row, normalise_box
 from pipeline.evaluation.formats.shards import item_of, stop_at_damage
 from pipeline.evaluation.results import Accounting, EvaluationError
@@ -118,15 +118,7 @@ def read_clip_rows(file: Path, clips: Sequence[ClipItem]) -> ClipSet:
     """
     number_of = {clip.key: number for number, clip in enumerate(clips)}
     found = ClipSet(list(clips), [], Accounting("rows"))
-    for number, line in enumerate(read_lines(file), start=1):
-        if not line.strip():
-            continue
-        where = f"{file.name}:{number}"
-        try:
-            record = parse_json(line)
-        except BorderError as error:
-            found.accounting.skip("not_json", f"{where}: {error}")
-            continue
+    for where, record in json_rows(file, found.accounting):
         row = _row(record, where, clips, number_of, found.accounting)
         if row is not None:
             found.accounting.take()

@@ -7,7 +7,7 @@ altered phrase changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,20 @@ from pipeline.evaluation.formats.items import ImageItem, RegionRow, RegionSet, n
 from pipeline.evaluation.results import Accounting, EvaluationError
 
 MAX_PIXEL = 1e9  # of a coordinate; no image is as large
+
+
+def json_rows(file: Path, accounting: Accounting) -> Iterator[tuple[str, Any]]:
+    """Each line's place, as ``hard.jsonl:3``, and what it holds; lines that are no JSON are skipped as ``not_json``."""
+    for number, line in enumerate(read_lines(file), start=1):
+        if not line.strip():
+            continue
+        where = f"{file.name}:{number}"
+        try:
+            record = parse_json(line)
+        except BorderError as error:
+            accounting.skip("not_json", f"{where}: {error}")
+            continue
+        yield where, record
 
 
 def read_fgovd(file: str | Path, find_image: Callable[[str], ImageItem | None]) -> RegionSet:
@@ -32,15 +46,7 @@ def read_fgovd(file: str | Path, find_image: Callable[[str], ImageItem | None]) 
     images: dict[str, int] = {}
     items: list[ImageItem] = []
     rows: list[RegionRow] = []
-    for number, line in enumerate(read_lines(file), start=1):
-        if not line.strip():
-            continue
-        where = f"{file.name}:{number}"
-        try:
-            record = parse_json(line)
-        except BorderError as error:
-            accounting.skip("not_json", f"{where}: {error}")
-            continue
+    for where, record in json_rows(file, accounting):
         row = _row(record, where, accounting)
         if row is None:
             continue
