@@ -67,7 +67,7 @@ def imports_of(path: Path, modules: Iterable[str]) -> set[str]:
 def _statements(tree: ast.AST) -> Iterator[ast.AST]:
     """All nodes but those under ``if TYPE_CHECKING:``, which never run."""
     for node in ast.iter_child_nodes(tree):
-        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+        if not (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
             yield node
             yield from _statements(node)
 

@@ -28,6 +28,7 @@ PARSERS = {
     "data_tools/sources/finehard_index.py": {"JSONDecoder"},
     "data_tools/sources/finehard_items.py": {"JSONDecoder"},
 }
+IMPORT_AT_ONCE = ("benchmarks.", "launch.demo.pictures")  # torch, before arguments are read: nobody waits for these
 MODULES = project_modules()
 
 
@@ -73,13 +74,13 @@ def test_no_modules_import_each_other_in_a_circle(graph):
 
 
 def test_files_are_renamed_only_on_the_ground_floor():
-    assert [where for where, node in _nodes_outside_base() if _renames(node)] == []
+    assert [where for where, node in _outside_base() if _renames(node)] == []
 
 
 def test_the_names_in_a_run_folder_stand_in_one_place():
     found = [
         f"{where}: {node.value}"
-        for where, node in _nodes_outside_base()
+        for where, node in _outside_base()
         if isinstance(node, ast.Constant) and node.value in RUN_FOLDER_NAMES
     ]
     assert found == []
@@ -88,7 +89,7 @@ def test_the_names_in_a_run_folder_stand_in_one_place():
 def test_no_code_asks_an_object_whether_it_has_region_losses():
     """Whether a stage trains regions is a property of its settings; the settings' own package reads it from a file."""
     found = []
-    for where, node in _nodes_outside_base():
+    for where, node in _outside_base():
         if where.startswith("pipeline/config/"):
             continue
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("hasattr", "getattr"):
@@ -100,13 +101,11 @@ def test_no_code_asks_an_object_whether_it_has_region_losses():
 
 def test_json_and_yaml_from_outside_are_parsed_at_the_border_alone():
     found: dict[str, set[str]] = {}
-    for path in MODULES.values():
-        where = str(path.relative_to(ROOT))
-        if where.startswith(("tests/", "benchmarks/")):
+    for module, where, node in _nodes():
+        if module.startswith("benchmarks.") or not isinstance(node, ast.Call):
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and (name := _parser(ast.unparse(node.func))) is not None:
-                found.setdefault(where, set()).add(name)
+        if isinstance(node.func, ast.Name | ast.Attribute) and (name := _parser(ast.unparse(node.func))) is not None:
+            found.setdefault(where.partition(":")[0], set()).add(name)
     assert found == PARSERS, "read files and answers with pipeline.base.border: bounded, typed, named in one line"
 
 
@@ -114,11 +113,11 @@ def test_json_and_yaml_from_outside_are_parsed_at_the_border_alone():
 def answers(tmp_path_factory) -> dict[str, dict]:
     """What each command answers to --help: its status, its text, and whether it had imported torch."""
     commands = [name.removesuffix(".__main__") for name, path in MODULES.items() if _is_command(name, path)]
-    measurements = [name for name in commands if name.startswith("benchmarks.")]  # these may import torch at once
+    measurements = [name for name in commands if name.startswith(IMPORT_AT_ONCE)]
     folder, answers = tmp_path_factory.mktemp("help"), {}
     for first, names in (
         ("sys", [n for n in commands if n not in measurements]),
-        ("torch, transformers", measurements),
+        ("torch, transformers, pipeline.model, matplotlib.figure", measurements),
     ):
         out, ask = folder / "answers.json", ASK_ALL.replace("FIRST", first)
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -146,8 +145,7 @@ def test_every_command_explains_itself_with_an_example(answers):
 
 
 def test_help_does_not_wait_for_torch(answers):
-    measured = ("benchmarks.", "launch.demo.pictures")  # nobody waits for these
-    slow = [name for name, answer in answers.items() if answer["torch"] and not name.startswith(measured)]
+    slow = [name for name, answer in answers.items() if answer["torch"] and not name.startswith(IMPORT_AT_ONCE)]
     assert slow == []
 
 
@@ -194,22 +192,29 @@ def _is_command(name: str, path: Path) -> bool:
     """A module that can be started: it has ``if __name__ == "__main__"``, or is a ``__main__``."""
     if name.endswith(".__main__"):
         return True
-    return any(
+    text = path.read_text(encoding="utf-8")
+    return "__name__ ==" in text and any(
         isinstance(node, ast.If) and isinstance(node.test, ast.Compare) and ast.unparse(node.test.left) == "__name__"
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        for node in ast.parse(text).body
     )
 
 
 @functools.cache
-def _nodes_outside_base() -> tuple[tuple[str, ast.AST], ...]:
-    """Calls and constants of all modules but those of base, and of the model, which travel alone with an export."""
+def _nodes() -> tuple[tuple[str, str, ast.AST], ...]:
+    """Calls, constants and comparisons of all modules: ``(module, file:line, node)``."""
     return tuple(
-        (f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}", node)
+        (name, f"{path.relative_to(ROOT)}:{node.lineno}", node)
         for name, path in MODULES.items()
-        if group_of(name) not in ("pipeline.base", "pipeline.model")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call | ast.Constant)
+        if isinstance(node, ast.Call | ast.Constant | ast.Compare)
     )
+
+
+@functools.cache
+def _outside_base() -> tuple[tuple[str, ast.AST], ...]:
+    """``(file:line, node)`` without base, and without the model, which travels alone with an export."""
+    travels = {name for name in MODULES if group_of(name) in ("pipeline.base", "pipeline.model")}
+    return tuple((where, node) for name, where, node in _nodes() if name not in travels)
 
 
 def _renames(node: ast.AST) -> bool:

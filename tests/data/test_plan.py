@@ -35,7 +35,9 @@ def random_manifest(draws: random.Random, shards: int) -> Manifest:
 
 def random_case(seed: int) -> tuple[list[Manifest], DataSettings, int]:
     draws = random.Random(seed)
-    manifests = [random_manifest(draws, draws.randint(2, 20)) for _ in range(draws.randint(1, 3))]
+    size = draws.choice([1, 4, 8, 16])
+    most = 20 if size > 1 else 5  # batches of one sample are many with few shards, too
+    manifests = [random_manifest(draws, draws.randint(2, most)) for _ in range(draws.randint(1, 3))]
     settings = DataSettings(
         patch_budgets=list(LEVELS),
         window_shards=draws.choice([1, 2, 5, 16]),
@@ -45,7 +47,7 @@ def random_case(seed: int) -> tuple[list[Manifest], DataSettings, int]:
         source_weights=[draws.uniform(0.2, 1) for _ in manifests] if draws.random() < 0.4 else None,
         language_weights={"en": 0.7, "zh": 0.3} if draws.random() < 0.4 else None,
     )
-    return manifests, settings, draws.choice([1, 4, 8, 16])
+    return manifests, settings, size
 
 
 def entries(plan: Plan, epoch: int) -> list[tuple[str, int, int]]:
@@ -155,7 +157,7 @@ def test_source_weights_and_language_weights_hold_together():
     draws = np.random.default_rng(0)
     manifests = [manifest_of(draws.integers(1, 30, (40, 2, 3)).astype(np.int32)) for _ in range(2)]
     settings = DataSettings(patch_budgets=list(LEVELS), source_weights=[3, 1], language_weights={"en": 0.2, "zh": 0.8})
-    plan = Plan(manifests, settings, 0, 1)
+    plan = Plan(manifests, settings, 0, 4)
     found = entries(plan, 0)
     assert abs(sum(language == "zh" for language, *_ in found) / len(found) - 0.8) < 0.02
     assert abs(sum(plan.source_of(shard)[0] == 0 for _, shard, _ in found) / len(found) - 0.75) < 0.02
