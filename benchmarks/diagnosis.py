@@ -18,6 +18,8 @@ from pipeline.drawing.curves import Curves
 from pipeline.drawing.save import save_picture
 
 HEALTHY = "healthy"
+WITH_BANK = f"{HEALTHY}-bank"  # the usual runs have none
+BANK = ("region_loss.memory_bank_size=64", "region_loss.memory_bank_start_step=4")
 NUM_COLUMNS = 3
 
 
@@ -57,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     from pipeline.doctor.reading import read_evidence
     from tests.doctor.runs import FAULTS
 
-    names = [*FAULTS, *(f"{HEALTHY}-{seed}" for seed in range(arguments.seeds))]
+    names = [*FAULTS, *(f"{HEALTHY}-{seed}" for seed in range(arguments.seeds)), WITH_BANK]
     train(arguments.runs.absolute(), names)
     evidence = {name: read_evidence(arguments.runs / name)[0] for name in names}
     rows = []
@@ -90,7 +92,8 @@ def train(folder: Path, names: list[str]) -> None:
     join_process_group(read_rank_info(), timeout_seconds=600)
     for name in missing:
         beginning, _, seed = name.partition("-")
-        fault, settings = (None, (f"train.seed={seed}",)) if beginning == HEALTHY else (name, ())
+        healthy = BANK if name == WITH_BANK else (f"train.seed={seed}",)
+        fault, settings = (None, healthy) if beginning == HEALTHY else (name, ())
         status = run_with_fault(material, folder / name, settings, fault)
         if status:
             raise SystemExit(status)
@@ -101,8 +104,9 @@ def draw(curves: Mapping[str, Curves], weights: Mapping[str, Mapping[str, float]
     num_rows = -(-len(PANELS) // NUM_COLUMNS)
     figure = Figure(figsize=(4.2 * NUM_COLUMNS, 2.5 * num_rows), layout="constrained", dpi=110)
     panels = list(figure.subplots(num_rows, NUM_COLUMNS, squeeze=False).flat)
-    healthy = [name for name in curves if name.startswith(f"{HEALTHY}-")]
+    usual = [name for name in curves if name.startswith(f"{HEALTHY}-") and name != WITH_BANK]
     for axes, (fault, panel) in zip(panels, PANELS.items(), strict=False):
+        healthy = [WITH_BANK] if fault == "bank" else usual
         for name in (*healthy, fault):
             factor = weights[name]["region_loss.fgt_weight"] if panel.metrics == ("loss/fgt",) else 1.0
             steps, values = course(curves[name], panel)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 from pipeline.config import Stage1Settings, Stage2Settings, load_settings
 from pipeline.tracking import tracker as tracker_module
@@ -32,6 +33,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.long]
 # MLflow's own, on every page: a route that only its login has, and what its table and its charts say of themselves
 OF_MLFLOW = ("status of 404", "AG Grid", "WebGL", "ResizeObserver")
 STEPS = 30
+SIZE = (300, 100)  # of an image
+LOADED = "[...document.images].some((one) => one.naturalWidth && one.src.includes('boxes'))"
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ def track(run: Path, kind: type, *settings: str) -> str:
     for step in range(1, STEPS + 1):
         values = {"loss": 3 / step, "global_short": 1 / step, "images_per_second": 100.0 + step}
         tracker.log(step, values | ({"fgv": 2 / step, "cmr/margin": 0.1} if kind is Stage2Settings else {}))
+    for step, colour in ((1, "red"), (STEPS, "green")):
+        tracker.log_images(step, {"boxes/en-1": Image.new("RGB", SIZE, colour)})
     tracker.log_checkpoints([TrackedModel("step-00000030", run / "checkpoints" / "step-00000030", STEPS, 8)])
     tracker.end(timeout_seconds=300)
     assert tracker.lost == 0 and tracker.run_id
@@ -108,3 +113,23 @@ def test_the_models_are_listed_with_their_run(chromium, served):
     watched = Watched(chromium, served.page(f"experiments/{served.experiment}/models"), 1400, served.address, OF_MLFLOW)
     shown(watched, "step-00000030", "stage1", "stage2")
     watched.check("mlflow-models", may_scroll=True)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_charts_of_a_run_and_its_image_grid_are_drawn(chromium, served, width):
+    page = served.page(f"experiments/{served.experiment}/runs/{served.runs[1]}/model-metrics")
+    watched = Watched(chromium, page, width, served.address, OF_MLFLOW)
+    shown(watched, "loss", "boxes")
+    watched.until("document.querySelectorAll('.js-plotly-plot .trace').length > 0")
+    watched.check("mlflow-charts", may_scroll=True)
+    watched.page.locator("[data-component-id=fullscreen_button_chartcard]").first.click()
+    watched.page.get_by_role("dialog").get_by_role("slider").first.press("ArrowRight")  # it begins at step 0
+    watched.until(LOADED)
+    watched.check("mlflow-images", may_scroll=True)
+
+
+def test_the_charts_of_two_runs_share_their_axes(chromium, served):
+    page = served.page(f"experiments/{served.experiment}/runs?compareRunsMode=CHART")
+    watched = Watched(chromium, page, 1400, served.address, OF_MLFLOW)
+    shown(watched, "stage1", "stage2")
+    watched.check("mlflow-compared-charts", may_scroll=True)
