@@ -102,5 +102,6 @@ def _vector(model: EvaluationModel, images: list[Image.Image], plan: SnippetPlan
     per_frame = torch.cat(parts).unsqueeze(0)
     require_finite(per_frame[0], "frames", lambda number: f"frame {number} of a snippet")
     if dense:
-        return model.aggregate_regions(per_frame, torch.ones(per_frame.shape[:2], dtype=torch.bool))[0]
+        boxes = torch.tensor(WHOLE, dtype=torch.float32).expand(*per_frame.shape[:2], 4)
+        return model.aggregate_regions(per_frame, torch.ones(per_frame.shape[:2], dtype=torch.bool), boxes)[0]
     return model.aggregate_frames(per_frame)

@@ -128,11 +128,13 @@ def encode_snippets(
     valid = torch.zeros(len(rows), dtype=torch.bool)
     for numbers, index in _by_length(frames_of, lambda frames: torch.tensor(frames)):
         embeds[numbers] = model.aggregate_frames(features.embeds[index])
+    places = torch.tensor([one.box for one in boxed]).view(-1, 4)
     for numbers, index in _by_length(boxes_of, lambda own: torch.tensor([-1 if at is None else at for at in own])):
         there = (index >= 0) & features.region_valid[index.clamp(min=0)] if boxed else index >= 0
         if boxed:
             per_frame = features.regions[index.clamp(min=0)] * there.unsqueeze(-1)
-            regions[numbers], valid[numbers] = model.aggregate_regions(per_frame, there)
+            boxes = places[index.clamp(min=0)]
+            regions[numbers], valid[numbers] = model.aggregate_regions(per_frame, there, boxes)
     faults = {owners[image]: what for image, what in features.faults.items()}
     return SetFeatures(embeds, regions, valid, faults)
 

@@ -153,7 +153,8 @@ def probe(model: DualEncoder) -> dict[str, Tensor]:
     if model.temporal is not None:
         per_frame = unit(torch.randn(2, model.config.temporal_frames, image.shape[1], generator=generator))
         visible = torch.arange(model.config.temporal_frames).expand(2, -1) != torch.tensor([[0], [1]])
-        found["clip region"] = model.aggregate_regions(per_frame, visible)[0]
+        moving = boxes[:, None] * torch.linspace(0.5, 1, model.config.temporal_frames)[:, None]
+        found["clip region"] = model.aggregate_regions(per_frame, visible, moving)[0]
     for kind in ("short", "long", "region"):
         length = text.longtext_len if kind == "long" else text.max_position_embeddings
         ids = torch.randint(0, text.vocab_size, (2, length), generator=generator)

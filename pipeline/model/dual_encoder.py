@@ -170,9 +170,8 @@ class DualEncoder(VideoInference):
         dense = self.dense_features(patches, None if facts and facts.images.all_real else visible)
         region, valid = self.pool_regions(dense, grids, batch.boxes, layout.region_slot, layout)
         if batch.num_frames > 1:
-            count = len(region) // batch.num_frames
-            per_frame = region.view(count, batch.num_frames, region.shape[1])
-            return self.aggregate_regions(per_frame, valid.view(count, batch.num_frames))
+            shape = (len(region) // batch.num_frames, batch.num_frames)
+            return self.aggregate_regions(*(each.unflatten(0, shape) for each in (region, valid, batch.boxes)))
         if self.temporal is not None:
             region = region + 0.0 * self._aggregated_stand_in(region, 1).sum()
         return region, valid

@@ -2,8 +2,9 @@
 
 A clip's embedding is the mean of its frames' unit embeddings, at unit norm again (CLIP4Clip's mean pooling, arXiv
 2104.08860): each frame counts alike, and frames that are all the same give what one of them gives. A region's is the
-masked mean of its unit features, plus what a small transformer makes of their order; the transformer's last projection
-starts at 0, so training starts from the masked mean exactly.
+masked mean of its unit features, plus what a small transformer makes of their order and of the region's places: pooling
+takes the place out of a feature, and a motion is little else. The transformer's last projection starts at 0, so
+training starts from the masked mean exactly.
 
 Shape letters: B clips, R regions, F frames, D width.
 """
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from .attention import PackedAttention
 
+BOX_VALUES = 4  # middle and size, -1 to 1
 HEAD_SIZE = 64  # columns of an attention head, as in the towers' published sizes
 MLP_RATIO = 4
 
@@ -47,14 +49,16 @@ class TemporalAggregator(nn.Module):
     def __init__(self, width: int, layers: int, max_frames: int) -> None:
         super().__init__()
         self.position_embedding = nn.Embedding(max_frames, width)
+        self.box_embedding = nn.Linear(BOX_VALUES, width)
         self.layers = nn.ModuleList([TemporalLayer(width) for _ in range(layers)])
         self.layernorm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, width)  # starts at 0
 
-    def forward(self, features: Tensor, visible: Tensor) -> Tensor:
-        """Unit features [R, F, D] and [R, F] bool -> [R, D], not normalised; 0 for a region that is nowhere.
+    def forward(self, features: Tensor, visible: Tensor, boxes: Tensor) -> Tensor:
+        """Unit features [R, F, D], [R, F] bool, normalised xyxy [R, F, 4] -> [R, D], not normalised.
 
-        What a frame holds where its ``visible`` is False has no part in the result and gets no gradient.
+        0 for a region that is nowhere. What a frame holds where its ``visible`` is False has no part in the result and
+        gets no gradient.
 
         Raises:
             ValueError: more frames than there are positions.
@@ -72,10 +76,18 @@ class TemporalAggregator(nn.Module):
         positions = self.position_embedding(torch.arange(frames, device=features.device))
         # both are of norm about 1; the layers add numbers of about 1 each
         hidden = math.sqrt(features.shape[2]) * (features.to(positions.dtype) + positions)
+        hidden = hidden + self.box_embedding(places(boxes, visible).to(positions.dtype))
         for layer in self.layers:
             hidden = layer(hidden, mask)
         correction = self.projection(masked_mean(self.layernorm(hidden), visible))
         return mean + torch.where(somewhere, correction, 0.0)
+
+
+def places(boxes: Tensor, visible: Tensor) -> Tensor:
+    """Normalised xyxy [R, F, 4] -> the middle's x and y, width, height, each from -1 to 1; 0 where not ``visible``."""
+    corner, opposite = boxes[..., :2], boxes[..., 2:]
+    values = torch.cat([corner + opposite - 1, 2 * (opposite - corner) - 1], dim=-1)
+    return torch.where(visible.unsqueeze(-1), values, 0.0)
 
 
 def masked_mean(features: Tensor, visible: Tensor) -> Tensor:

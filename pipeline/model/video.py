@@ -40,8 +40,13 @@ class VideoInference(Inference):
         """Unit embeddings of the frames of clips [B, F, D] -> [B, D] unit float32: their mean."""
         return embeds[:, 0] if embeds.shape[1] == 1 else unit(embeds.mean(dim=1))
 
-    def aggregate_regions(self, per_frame: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit features of regions in frames [R, F, D], [R, F] bool -> regions [R, D] unit float32, valid [R] bool.
+    def aggregate_regions(self, per_frame: Tensor, visible: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Regions in frames, over the frames -> [R, D] unit float32, valid [R] bool.
+
+        Args:
+            per_frame: [R, F, D] unit features.
+            visible: [R, F] bool.
+            boxes: [R, F, 4] normalised xyxy, which have no part where not ``visible``.
 
         A region that is in no frame gives a row of 0, ``valid`` False and no gradient. One frame is taken as it is; a
         model without temporal weights gives the masked mean.
@@ -56,13 +61,13 @@ class VideoInference(Inference):
             return unit(masked_mean(per_frame, visible), valid), valid
         if not len(per_frame):  # the temporal weights are in the graph all the same
             return per_frame.sum(dim=1) + self._aggregated_stand_in(per_frame, per_frame.shape[1])[:0], valid
-        return unit(self.temporal(per_frame, visible), valid), valid
+        return unit(self.temporal(per_frame, visible, boxes), valid), valid
 
     def _aggregated_stand_in(self, like: Tensor, frames: int) -> Tensor:
         """[1, D]: what the temporal weights make of a region that is nowhere, with them in its graph."""
         assert self.temporal is not None
-        nothing = like.new_zeros(1, frames, like.shape[-1])
-        return self.temporal(nothing, torch.ones(1, frames, dtype=torch.bool, device=like.device))
+        nothing, boxes = like.new_zeros(1, frames, like.shape[-1]), like.new_zeros(1, frames, 4)
+        return self.temporal(nothing, torch.ones(1, frames, dtype=torch.bool, device=like.device), boxes)
 
     def add_temporal(self, layers: int, max_frames: int) -> None:
         """Give the model fresh temporal weights, with which a region of a clip is the masked mean of its frames."""
@@ -131,7 +136,7 @@ class VideoInference(Inference):
         per_frame[visible] = found
         seen = visible.clone()
         seen[visible] = valid
-        embeds, valid = self.aggregate_regions(per_frame, seen)
+        embeds, valid = self.aggregate_regions(per_frame, seen, table)
         if not valid.all():
             number = int((~valid).nonzero()[0])
             raise ValueError(f"boxes[{number}] has no box with an area in float32; make one larger")

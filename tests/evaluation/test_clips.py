@@ -34,7 +34,7 @@ class OrderedModel(FakeModel):
     def most_frames(self):
         return self._most
 
-    def aggregate_regions(self, per_frame, visible):
+    def aggregate_regions(self, per_frame, visible, boxes):
         last = (visible * torch.arange(1, visible.shape[1] + 1)).argmax(1)
         return per_frame[torch.arange(len(per_frame)), last], visible.any(1)
 

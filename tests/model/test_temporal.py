@@ -54,6 +54,12 @@ def trained(aggregator: TemporalAggregator) -> TemporalAggregator:
     return aggregator
 
 
+def moves(regions: int, frames: int) -> torch.Tensor:
+    """Boxes [R, F, 4] that go from left to right."""
+    left = torch.linspace(0, 0.6, frames).expand(regions, -1)
+    return torch.stack([left, torch.full_like(left, 0.3), left + 0.3, torch.full_like(left, 0.7)], dim=-1)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_start_is_the_masked_mean_exactly(family):
     model = model_of(family)
@@ -62,8 +68,9 @@ def test_the_start_is_the_masked_mean_exactly(family):
     features = unit(torch.randn(40, width, generator=generator)).view(10, 4, width)
     visible = torch.rand(10, 4, generator=generator) < 0.5
     visible[:2] = torch.tensor([[True], [False]])
-    assert torch.equal(model.temporal(features, visible), masked_mean(features, visible))
-    found, valid = model.aggregate_regions(features, visible)
+    boxes = torch.rand(10, 4, 4, generator=generator)
+    assert torch.equal(model.temporal(features, visible, boxes), masked_mean(features, visible))
+    found, valid = model.aggregate_regions(features, visible, boxes)
     assert torch.equal(valid, visible.any(1)) and (found[~valid] == 0).all()
     for region, keep, one in zip(found, visible, features, strict=True):
         if keep.any():
@@ -76,27 +83,29 @@ def test_what_is_hidden_has_no_part_and_gets_no_gradient():
     trained(aggregator)
     features = torch.randn(5, 4, 24, requires_grad=True)
     visible = torch.tensor([[1, 1, 0, 1], [0, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [0, 1, 1, 0]]).bool()
-    found = aggregator(features, visible)
+    boxes = torch.rand(5, 4, 4)
+    found = aggregator(features, visible, boxes)
     found.sin().sum().backward()
     sizes = features.grad.abs().sum(-1)
     assert (sizes[visible] > 0).all() and (sizes[~visible] == 0).all()
     assert (found[3] == 0).all()
     noise = torch.where(visible[..., None], 0.0, torch.nan)
-    torch.testing.assert_close(aggregator(features + noise, visible), found)
+    torch.testing.assert_close(aggregator(features + noise, visible, boxes + noise), found)
 
 
-def test_the_order_of_frames_tells_once_it_has_trained():
+@pytest.mark.parametrize("what", ["features", "boxes"])
+def test_the_order_of_frames_and_of_places_tells_once_it_has_trained(what):
     aggregator = model_of("fgclip2").temporal
-    features, visible = torch.randn(3, 4, 24), torch.ones(3, 4, dtype=torch.bool)
-    backwards = features.flip(1)
-    torch.testing.assert_close(aggregator(features, visible), aggregator(backwards, visible))
+    forwards = {"features": torch.randn(3, 4, 24), "visible": torch.ones(3, 4, dtype=torch.bool), "boxes": moves(3, 4)}
+    backwards = forwards | {what: forwards[what].flip(1)}
+    torch.testing.assert_close(aggregator(**forwards), aggregator(**backwards))
     trained(aggregator)
-    assert float((aggregator(features, visible) - aggregator(backwards, visible)).detach().abs().max()) > 0.05
+    assert float((aggregator(**forwards) - aggregator(**backwards)).detach().abs().max()) > 0.02
 
 
 def test_more_frames_than_positions_are_refused():
     with pytest.raises(ValueError, match="of 5 frames was given, and the model has positions for 4"):
-        model_of("fgclip2").aggregate_regions(torch.randn(2, 5, 24), torch.ones(2, 5, dtype=torch.bool))
+        model_of("fgclip2").aggregate_regions(torch.randn(2, 5, 24), torch.ones(2, 5, dtype=torch.bool), moves(2, 5))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -118,7 +127,7 @@ def test_a_clip_is_what_its_frames_are_one_by_one(family):
         for row in range(len(batch.boxes))
     ]
     features, seen = (torch.cat(parts).unflatten(0, (5, FRAMES)) for parts in zip(*each, strict=True))
-    expected, _ = model.aggregate_regions(features, seen)
+    expected, _ = model.aggregate_regions(features, seen, batch.boxes.unflatten(0, (5, FRAMES)))
     torch.testing.assert_close(found.region, expected)
 
 
@@ -197,7 +206,9 @@ def test_images_in_hand_give_what_a_batch_of_them_gives(family):
     assert found.boxes.shape == (2, 3, 4)
     one = model.encode_regions(frames[1], [[0, 0, 64, 64]], **budget).embeds
     alone, _ = model.aggregate_regions(
-        torch.stack([torch.zeros_like(one), one, torch.zeros_like(one)], dim=1), torch.tensor([[False, True, False]])
+        torch.stack([torch.zeros_like(one), one, torch.zeros_like(one)], dim=1),
+        torch.tensor([[False, True, False]]),
+        torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(1, 3, 4),
     )
     torch.testing.assert_close(found.embeds[1:], alone)
     for wrong, rule in (

@@ -76,7 +76,8 @@ def test_two_ranks_in_micro_batches_give_the_losses_of_one(
     assert (model.config.temporal_layers, model.config.temporal_frames) == (2, 2)
     assert model.temporal is not None and model.temporal.projection.weight.abs().max() > 0
     assert "2 frames by a transformer of 2 layers" in (tmp_path / "alone" / "final" / "README.md").read_text()
-    found, valid = model.aggregate_regions(torch.eye(2)[None].repeat(1, 1, 64), torch.tensor([[True, False]]))
+    where, visible = torch.rand(1, 2, 4), torch.tensor([[True, False]])
+    found, valid = model.aggregate_regions(torch.eye(2)[None].repeat(1, 1, 64), visible, where)
     assert valid.all() and found.isfinite().all()
 
 

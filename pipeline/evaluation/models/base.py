@@ -102,8 +102,9 @@ class EvaluationModel(ABC):
         """[C, F, D] unit vectors of C clips' frames: [C, D] unit norm, the clips'."""
         return embeds[:, 0] if embeds.shape[1] == 1 else torch.nn.functional.normalize(embeds.mean(1), dim=-1)
 
-    def aggregate_regions(self, per_frame: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        """[R, F, D] unit vectors of regions in frames, [R, F] where they are there: ``(embeds [R, D], valid [R])``.
+    def aggregate_regions(self, per_frame: Tensor, visible: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors [R, F, D] of regions in frames, where they are there [R, F], their boxes [R, F, 4], normalised
+        xyxy: ``(embeds [R, D], valid [R])``.
 
         The mean over the frames where a region is there; models with a temporal transformer have their own.
         """

@@ -90,8 +90,9 @@ class FGCLIP2Evaluation(PatchedEvaluation):
     def aggregate_frames(self, embeds: Tensor) -> Tensor:
         return self.module.aggregate_frames(embeds.to(self.device)).float().cpu()
 
-    def aggregate_regions(self, per_frame: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        embeds, valid = self.module.aggregate_regions(per_frame.to(self.device), visible.to(self.device))
+    def aggregate_regions(self, per_frame: Tensor, visible: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = (each.to(self.device) for each in (per_frame, visible, boxes))
+        embeds, valid = self.module.aggregate_regions(*inputs)
         return embeds.float().cpu(), valid.cpu()
 
     @property
