@@ -9,6 +9,7 @@ from pipeline.base.run_folder import RunFolder
 from pipeline.config import SettingsError, Stage1Settings
 from pipeline.data.indexed import check_members
 from pipeline.data.manifest import IndexProblem, load_manifest
+from pipeline.data.plan import Plan
 from pipeline.data.tokenizer import TokenizerError, load_tokenizer
 from pipeline.evaluation.registry import find_task
 from pipeline.evaluation.results import EvaluationError
@@ -50,12 +51,17 @@ def check_shards(settings: Stage1Settings) -> None:
     """Read the manifests of local shards; a remote store may be away for a while, and the loader waits for it.
 
     Raises:
-        IndexProblem, FileNotFoundError: no shards there, or a loss with a weight would have no members in them.
+        IndexProblem, FileNotFoundError: no shards there, or a loss with a weight would have no members in them, or no
+            batch can be filled.
     """
-    folders = [] if settings.data.streaming else settings.data.shards
-    manifests = [load_manifest(folder) for folder in folders if "://" not in folder]
-    if settings.trains_regions and manifests and len(manifests) == len(folders):
-        check_members(manifests, settings.losses_of_negatives)
+    data = settings.data
+    folders = [] if data.streaming else data.shards
+    local = [folder for folder in folders if "://" not in folder]
+    manifests = [load_manifest(folder, data.patch_budgets, clip_frames=data.clip_frames) for folder in local]
+    if len(local) == len(folders) and folders:
+        if settings.trains_regions:
+            check_members(manifests, settings.losses_of_negatives)
+        Plan(manifests, data, settings.train.seed, settings.train.global_batch_size)
     for folder in settings.evaluation.shards:
         if "://" not in folder:
             load_manifest(folder)

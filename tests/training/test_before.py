@@ -34,6 +34,7 @@ from tests.model.test_clip import clip_folder
         ("evaluation.data={tmp}/评测", ["evaluation.data", "评测", "does not exist"]),
         ("evaluation.shards={tmp}/nothing", ["nothing", "does not exist"]),
         ("data.shards={tmp}/数据", ["数据", "does not exist"]),
+        ("train.global_batch_size=61440", ["no batch of 61440", "lower train.global_batch_size"]),
         ("tokenizer.path={tmp}/nothing", ["nothing", "does not exist"]),
         ("model.start_from={tmp}", ["config.json"]),
         ("model.preset=huge", ["huge", "tiny"]),
