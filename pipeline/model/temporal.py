@@ -2,7 +2,7 @@
 
 A clip's embedding is the mean of its frames' unit embeddings, at unit norm again (CLIP4Clip's mean pooling, arXiv
 2104.08860): each frame counts alike, and frames that are all the same give what one of them gives. A region's is the
-masked mean of its unit features, plus what a small transformer makes of their order and of the region's places: pooling
+masked mean of its unit features, plus what a small transformer makes of their order and of the region's boxes: pooling
 takes the place out of a feature, and a motion is little else. The transformer's last projection starts at 0, so
 training starts from the masked mean exactly.
 
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from .attention import PackedAttention
 
-BOX_VALUES = 4  # middle and size, -1 to 1
+BOX_VALUES = 8  # middle and size, and how far both moved since the frame before
+MOVE_FACTOR = 10.0  # moves from frame to frame are tenths of a picture, where places are up to 1
 HEAD_SIZE = 64  # columns of an attention head, as in the towers' published sizes
 MLP_RATIO = 4
 
@@ -76,18 +77,25 @@ class TemporalAggregator(nn.Module):
         positions = self.position_embedding(torch.arange(frames, device=features.device))
         # both are of norm about 1; the layers add numbers of about 1 each
         hidden = math.sqrt(features.shape[2]) * (features.to(positions.dtype) + positions)
-        hidden = hidden + self.box_embedding(places(boxes, visible).to(positions.dtype))
+        hidden = hidden + self.box_embedding(places_and_moves(boxes, visible).to(positions.dtype))
         for layer in self.layers:
             hidden = layer(hidden, mask)
         correction = self.projection(masked_mean(self.layernorm(hidden), visible))
         return mean + torch.where(somewhere, correction, 0.0)
 
 
-def places(boxes: Tensor, visible: Tensor) -> Tensor:
-    """Normalised xyxy [R, F, 4] -> the middle's x and y, width, height, each from -1 to 1; 0 where not ``visible``."""
+def places_and_moves(boxes: Tensor, visible: Tensor) -> Tensor:
+    """Normalised xyxy [R, F, 4], [R, F] bool -> [R, F, 8]; 0 in frames that are not ``visible``.
+
+    The middle's x and y, width and height, each from -1 to 1; then what each of them changed since the frame before,
+    times ``MOVE_FACTOR``, 0 where the region was not there.
+    """
     corner, opposite = boxes[..., :2], boxes[..., 2:]
-    values = torch.cat([corner + opposite - 1, 2 * (opposite - corner) - 1], dim=-1)
-    return torch.where(visible.unsqueeze(-1), values, 0.0)
+    places = torch.cat([corner + opposite - 1, 2 * (opposite - corner) - 1], dim=-1)
+    places = torch.where(visible.unsqueeze(-1), places, 0.0)
+    in_both = (visible[:, 1:] & visible[:, :-1]).unsqueeze(-1)
+    moves = torch.where(in_both, MOVE_FACTOR * (places[:, 1:] - places[:, :-1]), 0.0)
+    return torch.cat([places, F.pad(moves, (0, 0, 1, 0))], dim=-1)
 
 
 def masked_mean(features: Tensor, visible: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pipeline.data.facts import facts_of
 from pipeline.export.folder import model_with_weights
 from pipeline.model import FGCLIP1, FGCLIP2, DualEncoder
 from pipeline.model.embeddings import unit
-from pipeline.model.temporal import TemporalAggregator, masked_mean
+from pipeline.model.temporal import TemporalAggregator, masked_mean, places_and_moves
 from tests.model.material import picture, small_batch, small_clip_batch, small_clip_model, small_model
 from tests.model.test_modeling import total
 
@@ -101,6 +101,15 @@ def test_the_order_of_frames_and_of_places_tells_once_it_has_trained(what):
     torch.testing.assert_close(aggregator(**forwards), aggregator(**backwards))
     trained(aggregator)
     assert float((aggregator(**forwards) - aggregator(**backwards)).detach().abs().max()) > 0.02
+
+
+def test_moves_are_those_between_two_frames_in_which_a_region_is():
+    boxes = moves(1, 5) + torch.tensor([0.0, 0.0, 0.0, 0.1])
+    found = places_and_moves(boxes, torch.tensor([[True, True, False, True, True]]))[0]
+    torch.testing.assert_close(found[:2, :4], torch.tensor([[-0.7, 0.1, -0.4, 0.0], [-0.4, 0.1, -0.4, 0.0]]))
+    right = torch.tensor([3.0, 0.0, 0.0, 0.0])  # 0.15 of the picture, of which -1 to 1 makes 0.3
+    torch.testing.assert_close(found[[1, 4], 4:], right.expand(2, 4))
+    assert (found[2] == 0).all() and (found[[0, 3], 4:] == 0).all()
 
 
 def test_more_frames_than_positions_are_refused():
