@@ -90,6 +90,11 @@ def check_run_folder(settings: Stage1Settings) -> None:
 def check_evaluation(settings: Stage1Settings) -> None:
     """Raise SettingsError where evaluation beside training is asked for and cannot be done."""
     chosen = settings.evaluation
+    if chosen.pictures_every_steps is not None and not chosen.data:
+        raise SettingsError(
+            f"evaluation.pictures_every_steps is {chosen.pictures_every_steps}, but evaluation.data is {chosen.data}; "
+            "name a folder of shards, or set evaluation.pictures_every_steps=null"
+        )
     if chosen.every_steps is None:
         if settings.train.keep_best:
             raise SettingsError(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch.distributed as dist
 
-from pipeline.config import SettingsError, Stage1Settings
+from pipeline.config import Stage1Settings
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.evaluation.learning_pictures import learning_pictures
 from pipeline.evaluation.models.trained import evaluation_of
@@ -22,19 +22,10 @@ LIMIT_SECONDS = 3600.0  # assumption: a few dozen images on one rank
 def pictures_callback(
     settings: Stage1Settings, config: FamilyConfig, tokenizer: Tokenizer
 ) -> Callable[[Run], None] | None:
-    """A callback for the loop, or None where ``evaluation.pictures_every_steps`` is null.
-
-    Raises:
-        SettingsError: pictures are asked for without data.
-    """
+    """A callback for the loop, or None where ``evaluation.pictures_every_steps`` is null."""
     every_steps, data = settings.evaluation.pictures_every_steps, settings.evaluation.data
-    if every_steps is None:
+    if every_steps is None or data is None:  # one without the other is refused before the run has a folder
         return None
-    if not data:
-        raise SettingsError(
-            f"evaluation.pictures_every_steps is {every_steps}, but evaluation.data is null; name a folder of shards, "
-            "or set evaluation.pictures_every_steps=null"
-        )
 
     def show(run: Run) -> None:
         if run.state.step % every_steps and run.state.step not in (1, run.total_steps):

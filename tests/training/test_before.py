@@ -31,6 +31,7 @@ from tests.model.test_clip import clip_folder
     [
         ("train.deepspeed_config={tmp}/zero9.json", ["zero9.json", "launch/ has zero1.json"]),
         ("evaluation.tasks=scene", ["evaluation.tasks", "did you mean scenes"]),
+        ("evaluation.pictures_every_steps=5 evaluation.data=null", ["pictures_every_steps is 5", "name a folder"]),
         ("evaluation.data={tmp}/评测", ["evaluation.data", "评测", "does not exist"]),
         ("evaluation.shards={tmp}/nothing", ["nothing", "does not exist"]),
         ("data.shards={tmp}/数据", ["数据", "does not exist"]),
