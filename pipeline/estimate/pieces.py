@@ -141,7 +141,8 @@ class _Tracer:
             with FlopCounterMode(display=False) as forward:
                 _, out = run(rows)
             with FlopCounterMode(display=False) as backward:
-                out.float().sum().backward()
+                if out.requires_grad:  # a frozen embedding has no backward
+                    out.float().sum().backward()
         return forward.get_total_flops(), backward.get_total_flops()
 
     def _precision(self) -> torch.autocast:

@@ -65,6 +65,19 @@ def test_a_teacher_lies_whole_on_every_device(material: Material, tmp_path: Path
         assert taught - without == 4 * found[0]["parameters"]
 
 
+@pytest.mark.parametrize(("stage", "way"), [("stage1", "frozen"), ("stage2", "last_n")])
+def test_what_does_not_train_needs_less(material: Material, tmp_path: Path, stage: str, way: str):
+    overrides = settings(material, "model.preset=tiny", "data.patch_budgets=[48]", "train.global_batch_size=16")
+    found = []
+    for tune in ("full", way):
+        out = tmp_path / f"{tune}.json"
+        more = [f"tune.vision={tune}", f"tune.text={tune}", "tune.last_n=1", "--json", str(out)]
+        assert main([stage, "--devices", "1", "--device", "h200", *overrides, *more]) == 0
+        found.append(json.loads(out.read_text(encoding="utf-8")))
+    full, less = (record["budgets"][0]["memory"]["2"]["total"] for record in found)
+    assert less < full and found[1]["trained"] < found[0]["trained"]
+
+
 def test_a_run_that_cannot_fit_ends_with_1_and_says_what_would(material: Material, capsys):
     overrides = settings(material, "model.preset=so400m", "train.global_batch_size=4096", "model.start_from=null")
     assert main(["stage2", "--devices", "2", "--device", "rtx4090", *overrides]) == 1
