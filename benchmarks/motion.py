@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--test-clips", type=int, default=300)
     made.add_argument("--anomaly-videos", type=int, default=60)
     made.add_argument("--stage1-steps", type=int, default=200)
-    made.add_argument("--stage2-steps", type=int, default=600, help="of each stage 2 (default: %(default)s)")
+    made.add_argument("--stage2-steps", type=int, default=1500, help="of each stage 2 (default: %(default)s)")
     made.add_argument("--seeds", type=int, default=1)
     made.add_argument("--processes", type=int, default=2)
     made.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="of both stages, further")
