@@ -18,6 +18,7 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 WIDTHS = (1400, 400)
+LIMIT_SECONDS = 300.0  # for anything to appear; on a busy machine MLflow's page takes half a minute
 
 
 def executable() -> str | None:
@@ -50,6 +51,7 @@ class Watched:
 
     def __init__(self, opened: Any, address: str, width: int, allowed: str, known: tuple[str, ...] = ()) -> None:
         self.page = opened.new_page(viewport={"width": width, "height": 900})
+        self.page.set_default_timeout(1000 * LIMIT_SECONDS)
         self.problems: list[str] = []
         self._known, mine = known, (allowed, "data:", "blob:")
         self.page.route(lambda asked: not asked.startswith(mine), lambda route: route.abort())
@@ -71,7 +73,7 @@ class Watched:
         if not address.startswith(allowed):
             self.problems.append(f"asked {address}")
 
-    def until(self, expression: str, limit_seconds: float = 60.0) -> None:
+    def until(self, expression: str, limit_seconds: float = LIMIT_SECONDS) -> None:
         """Wait until it is true. Playwright's own way evaluates text in the page, which the page's policy forbids."""
         end = time.monotonic() + limit_seconds
         while not self.page.evaluate(expression):

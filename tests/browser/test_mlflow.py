@@ -1,7 +1,4 @@
-"""MLflow's own pages of two runs in a real browser: what tracking sent is there, nothing is fetched from elsewhere.
-
-By hand, because MLflow's server and its pages take half a minute: pytest -m long tests/browser/test_mlflow.py
-"""
+"""MLflow's own pages of two runs in a real browser: what tracking sent is there, nothing is fetched from elsewhere."""
 
 from __future__ import annotations
 
@@ -23,12 +20,13 @@ from pipeline.tracking.interface import TrackedModel
 from pipeline.tracking.scores import log_scores
 from pipeline.tracking.start import start_tracking
 from tests.browser.chromium import WIDTHS, Watched, browser
+from tests.fast import REASON
 from tests.tracking.conftest import empty_database
 from tests.tracking.served_store import served_store
 
 __all__ = ["empty_database"]  # a fixture
 
-pytestmark = [pytest.mark.browser, pytest.mark.long]
+pytestmark = pytest.mark.browser
 
 # MLflow's own, on every page: a route that only its login has, and what its table and its charts say of themselves
 OF_MLFLOW = ("status of 404", "AG Grid", "WebGL", "ResizeObserver")
@@ -50,7 +48,15 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory, empty_database) -> Iterator[Served]:
+def chromium(request) -> Iterator[Any]:
+    if request.config.getoption("--fast"):
+        pytest.skip(REASON)
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def served(chromium, tmp_path_factory, empty_database) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("mlflow")
     shutil.copy(empty_database, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
@@ -78,12 +84,6 @@ def track(run: Path, kind: type, *settings: str) -> str:
     assert tracker.lost == 0 and tracker.run_id
     assert log_scores(run, {"scenes": {"hard": 0.5}})
     return tracker.run_id
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as opened:
-        yield opened
 
 
 def shown(watched: Watched, *words: str) -> None:
