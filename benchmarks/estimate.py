@@ -53,12 +53,14 @@ class Case:
     ranks: int = 1
     patches: int = 128
     precision: str = "fp32"
+    weights: str = "fp32"  # as train.weights
     checkpointed: bool = False
 
     @property
     def name(self) -> str:
         marks = [f"stage{self.stage}", self.size, f"zero{self.zero}", f"ranks{self.ranks}"]
-        marks += [self.precision] * (self.precision != "fp32") + ["recomputed"] * self.checkpointed
+        marks += [self.precision] * (self.precision != "fp32") + ["bf16-weights"] * (self.weights == "bf16")
+        marks += ["recomputed"] * self.checkpointed
         return "_".join(marks)
 
 
@@ -86,6 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--zero", nargs="+", type=int, choices=(1, 2, 3), default=[1, 2, 3])
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--weights", choices=("fp32", "bf16"), default="fp32", help="bf16: with --precision bf16")
     parser.add_argument("--recomputed", action="store_true", help="with activation checkpointing")
     parser.add_argument("--one-rank", nargs=2, metavar=("CASE", "OUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -99,7 +102,9 @@ def main(argv: list[str] | None = None) -> int:
             for stage in arguments.stages:
                 for zero in arguments.zero:
                     for ranks in arguments.ranks:
-                        case = Case(size, stage, zero, ranks, 128, arguments.precision, arguments.recomputed)
+                        case = Case(
+                            size, stage, zero, ranks, 128, arguments.precision, arguments.weights, arguments.recomputed
+                        )
                         rows += compare(case, material)
                         print(rows[-2], rows[-1], sep="\n", file=sys.stderr, flush=True)
     report(rows, arguments.json)
@@ -171,7 +176,8 @@ def predict(case: Case, measured: Measured, material: Path) -> tuple[float, floa
     )
     sharding = sharding_of(settings, config, case.ranks, case.zero, on_cpu=True)
     regions = settings.trains_regions
-    pieces = trace_pieces(config, case.patches, case.precision, regions, keeps_activations(settings, config))
+    trains = keeps_activations(settings, config)
+    pieces = trace_pieces(config, case.patches, case.precision, regions, trains, weights=case.weights)
     text = config.text_config
     work = Work(SIZES[case.size][5], case.patches, text.max_position_embeddings, text.longtext_len)
     if regions:
@@ -194,7 +200,8 @@ def settings_of(case: Case, material: Path) -> Stage1Settings:
     overrides = [
         f"data.shards=[{material / 'scenes/train'}]", f"tokenizer.path={material / 'tokenizer'}", "data.num_workers=0",
         f"data.patch_budgets=[{case.patches}]", f"train.global_batch_size={case.ranks * SIZES[case.size][5]}",
-        f"train.precision={case.precision}", f"train.deepspeed_config={ROOT / 'launch'}/zero{case.zero}.json",
+        f"train.precision={case.precision}", f"train.weights={case.weights}",
+        f"train.deepspeed_config={ROOT / 'launch'}/zero{case.zero}.json",
         f"model.gradient_checkpointing={str(case.checkpointed).lower()}", "global_loss.exchange=gather",
         "data.window_shards=64",
     ]  # fmt: skip

@@ -76,9 +76,13 @@ def format_table(rows: Sequence[Row]) -> str:
 def report(rows: Sequence[Row], json_file: Path | None = None) -> None:
     """Print the table; with ``json_file``, write the rows there too."""
     print(format_table(rows), flush=True)
-    if json_file is None:
-        return
-    write_json(json_file, [asdict(row) for row in rows])
+    write_rows(rows, json_file)
+
+
+def write_rows(rows: Sequence[Row], json_file: Path | None) -> None:
+    """The rows so far, where a file is asked for: a long program that is stopped has them."""
+    if json_file is not None:
+        write_json(json_file, [asdict(row) for row in rows])
 
 
 def _number(value: float | None) -> str:

@@ -7,23 +7,36 @@ rate of those. A step that did nothing else would take that long; the share is t
 from __future__ import annotations
 
 import argparse
+import gc
 import resource
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from benchmarks.reporting import Row, benchmark_parser, report
+from benchmarks.reporting import Row, benchmark_parser, report, write_rows
 from benchmarks.step_counts import Shape, count_calls, flops_of_products, products_of
 from benchmarks.step_material import Case, Step, make_step
+from pipeline.estimate.use import this_device
 
-# Operators of torch's profiler by what they are; what is in none of these is pointwise or moves memory.
+# Operators and kernels of torch's profiler by what they are; what is in none of these is pointwise or moves memory.
 KINDS = {
-    "attention": ("scaled_dot_product", "flash_attention", "fmha", "efficient_attention", "cudnn_attention", "sdpa"),
+    "attention": (
+        "scaled_dot_product",
+        "flash_attention",
+        "flash_fwd",
+        "flash_bwd",
+        "pytorch_flash",
+        "fmha",
+        "efficient_attention",
+        "cudnn_attention",
+        "sdpa",
+    ),
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "gemm", "cutlass", "cublas", "nvjet"),
     "optimizer": ("adam", "_foreach", "multi_tensor"),
 }
@@ -42,8 +55,11 @@ def main(argv: list[str] | None = None) -> int:
     for stage in arguments.stage:
         for patches in arguments.patches:
             images = arguments.images or max(1, 8192 // patches)
-            case = Case(stage, patches, images, arguments.preset, arguments.precision, recomputed=arguments.recompute)
-            rows += measure_case(case, device, arguments)
+            for weights in arguments.weights:
+                types = (arguments.precision, weights)
+                case = Case(stage, patches, images, arguments.preset, *types, recomputed=arguments.recompute)
+                rows += measure_what_fits(case, device, arguments)
+                write_rows(rows, arguments.json)
     report(rows, arguments.json)
     return 0
 
@@ -62,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         "--preset", default="small", help="tiny, base, large, so400m, or small: width 384, 6 + 6 layers"
     )
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--weights", nargs="+", choices=("fp32", "bf16"), default=["fp32"],
+                        help="fp32: autocast; bf16: with a float32 master; both: one after the other")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     parser.add_argument("--recompute", action="store_true", help="recompute every layer in the backward")
     parser.add_argument("--compile", action="store_true", help="compile the layers, as model.compile does")
@@ -71,6 +89,20 @@ def _parser() -> argparse.ArgumentParser:
                         help="cores: processor seconds of this process; the machine may be shared")  # fmt: skip
     parser.add_argument("--profile", type=Path, metavar="FILE", help="write a trace for chrome://tracing")
     return parser
+
+
+def measure_what_fits(case: Case, device: torch.device, arguments: argparse.Namespace) -> list[Row]:
+    """The rows of a case, or of one with half as many images where they do not fit into the device's memory."""
+    try:
+        return measure_case(case, device, arguments)
+    except torch.OutOfMemoryError:
+        if case.images == 1:
+            raise
+    smaller = replace(case, images=case.images // 2)
+    print(f"{case.name} does not fit; taking {smaller.images} images", file=sys.stderr, flush=True)
+    gc.collect()  # the step that did not fit
+    torch.cuda.empty_cache()
+    return measure_what_fits(smaller, device, arguments)
 
 
 def measure_case(case: Case, device: torch.device, arguments: argparse.Namespace) -> list[Row]:
@@ -102,6 +134,12 @@ def measure_case(case: Case, device: torch.device, arguments: argparse.Namespace
         Row(f"{name}: matrix rate with the step's shapes", rate / 1e12, "TFLOP/s"),
         Row(f"{name}: share of the matrix limit", flops / rate / seconds, "of 1"),
     ]
+    del shapes  # no part of a step's memory
+    known = this_device(device) if device.type == "cuda" else None
+    if known is not None:
+        peak = known.flops_per_second(case.precision)
+        rows.append(Row(f"{name}: model FLOPs used, of {known.name}'s {peak / 1e12:g} TFLOP/s", flops / seconds / peak,
+                        "of 1"))  # fmt: skip
     rows += [Row(f"{name}: time in {kind}", share, "of 1") for kind, share in _where(step, device, arguments).items()]
     return rows + _facts(step, name, device)
 

@@ -6,11 +6,12 @@ Shape letters: B images, P patches, T tokens, R regions, U distinct region texts
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from pipeline.config import Stage1Settings, Stage2Settings
+from pipeline.config import OptimizerSettings, Stage1Settings, Stage2Settings
 from pipeline.data.batch import Batch
 from pipeline.data.facts import bucketed, facts_of, pad_rows
 from pipeline.data.resolution import grid_of
@@ -32,15 +33,53 @@ class Case:
     patches: int
     images: int
     preset: str  # of pipeline.model, or "small": width 384, 6 + 6 layers
-    precision: str  # bf16: autocast over float32 weights; fp32
+    precision: str  # of the products: bf16 or fp32
+    weights: str = "fp32"  # bf16: with a float32 master, as train.weights; fp32: bf16 products come from autocast
     boxes: int = 4  # an image, in stage 2
     groups: int = 2  # an image: boxes with ten negatives
     recomputed: bool = False
 
     @property
     def name(self) -> str:
-        precision = self.precision + (", recomputing" if self.recomputed else "")
+        precision = self.precision + (" weights" if self.weights == "bf16" else "")
+        precision += ", recomputing" if self.recomputed else ""
         return f"stage {self.stage}, {self.preset}, {self.images} images at {self.patches} patches, {precision}"
+
+
+class Optimizer(Protocol):
+    """What a step uses of an optimizer."""
+
+    param_groups: list[dict[str, Any]]
+
+    def step(self) -> object: ...
+
+    def zero_grad(self) -> None: ...
+
+
+class WithMaster:
+    """AdamW over float32 copies of bf16 weights, as DeepSpeed's ZeRO does it on one rank."""
+
+    def __init__(self, model: FGCLIP2, settings: OptimizerSettings) -> None:
+        groups = parameter_groups(model.named_parameters(), settings)
+        self.copied = [parameter for group in groups for parameter in group["params"]]
+        copies = iter([parameter.detach().float().requires_grad_() for parameter in self.copied])
+        model.bfloat16()
+        groups = [{**group, "params": [next(copies) for _ in group["params"]]} for group in groups]
+        self.adam = make_optimizer(groups, settings)
+        self.param_groups = self.adam.param_groups
+        self.master = [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def step(self) -> None:
+        """Gradients to float32, the update, and the weights back to bf16."""
+        with torch.no_grad():
+            for master, parameter in zip(self.master, self.copied, strict=True):
+                master.grad = None if parameter.grad is None else parameter.grad.float()
+            self.adam.step()
+            torch._foreach_copy_(self.copied, self.master)
+
+    def zero_grad(self) -> None:
+        for parameter in (*self.copied, *self.master):
+            parameter.grad = None
 
 
 @dataclass
@@ -51,7 +90,7 @@ class Step:
     device: torch.device
     model: FGCLIP2
     losses: StageLosses
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     host_batch: Batch
 
     def run(self) -> Tensor:
@@ -64,7 +103,8 @@ class Step:
         return loss.detach()
 
     def forward(self, batch: Batch) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.case.precision == "bf16"):
+        autocast = self.case.precision == "bf16" and self.case.weights == "fp32"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=autocast):
             embeddings = self.model(batch, regions=self.case.stage == 2)
         output = self.losses(embeddings, batch)
         return output.total
@@ -124,18 +164,27 @@ def make_batch(case: Case, vocab_size: int, seed: int = 0) -> Batch:
     return replace(batch, facts=facts_of(batch, texts))
 
 
-def make_step(case: Case, device: torch.device, vocab_size: int = 32_000) -> Step:
-    """Everything of a step, with weights of seed 0."""
+def make_step(case: Case, device: torch.device, vocab_size: int = 32_000, *, with_weights: bool = True) -> Step:
+    """Everything of a step, with weights of seed 0; without weights they have shapes alone."""
     torch.manual_seed(0)
     settings = Stage2Settings() if case.stage == 2 else Stage1Settings()
-    model = FGCLIP2.from_scratch(model_config(case.preset, vocab_size))
+    config = model_config(case.preset, vocab_size)
+    if with_weights:
+        model = FGCLIP2.from_scratch(config).to(device)
+    else:
+        with torch.device("meta"):
+            model = FGCLIP2(config)
     if case.stage == 1:
         choose_trained(model, settings.tune, with_regions=False)
     if case.recomputed:
         model.checkpoint_activations()
-    model.to(device).train()
+    model.train()
     losses = StageLosses(settings)
     losses.state.to(device)
-    optimizer = make_optimizer(parameter_groups(model.named_parameters(), settings.optimizer), settings.optimizer)
+    optimizer: Optimizer
+    if case.weights == "bf16":
+        optimizer = WithMaster(model, settings.optimizer)
+    else:
+        optimizer = make_optimizer(parameter_groups(model.named_parameters(), settings.optimizer), settings.optimizer)
     batch = make_batch(case, vocab_size)
     return Step(case, device, model, losses, optimizer, batch.pin_memory() if device.type == "cuda" else batch)

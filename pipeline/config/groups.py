@@ -179,6 +179,9 @@ class TrainSettings(Group):
     epochs: float | None = Field(1.0, gt=0, le=1e6)
     max_steps: int | None = Field(None, ge=1)  # overrides epochs
     precision: Literal["fp32", "bf16"] = "bf16"
+    # fp32: bf16 products by autocast over float32 weights; bf16: weights and activations too, beside a float32 copy of
+    # the weights that ZeRO divides among the ranks. The losses are float32 in both.
+    weights: Literal["fp32", "bf16"] = "fp32"
     tf32: bool = True  # on GPUs: products that stay float32 use ten bits of mantissa; never those of the losses
     deepspeed_config: str = "launch/zero2.json"
     log_every_steps: int = Field(10, ge=1)
@@ -201,6 +204,14 @@ class TrainSettings(Group):
     def _length(self) -> TrainSettings:
         if self.epochs is None and self.max_steps is None:
             raise ValueError("epochs and max_steps are both null; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_fit_precision(self) -> TrainSettings:
+        if self.weights == "bf16" and self.precision == "fp32":
+            raise ValueError(
+                "weights is bf16 and precision fp32; bf16 weights compute in bf16: set precision=bf16 or weights=fp32"
+            )
         return self
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from pipeline.data.levels import Level
 from pipeline.data.manifest import IndexProblem, load_manifest
 from pipeline.data.plan.plan import Plan
 from pipeline.data.tokenizer import load_tokenizer
-from pipeline.estimate.memory import Sharding, Work
+from pipeline.estimate.memory import BFLOAT, FLOAT, Sharding, Work
 from pipeline.estimate.pieces import Piece, model_without_data, trace_pieces
 from pipeline.model import FamilyConfig, FGCLIP2Config, preset_config
 from pipeline.model.start import StartError, find_model, read_config
@@ -178,6 +178,7 @@ def sharding_of(settings: Stage1Settings, config: FGCLIP2Config, ranks: int, sta
         max_reuse=int(zero.get("stage3_max_reuse_distance", 1e9)),
         on_cpu=on_cpu,
         taught=whole if settings.teacher.weight else 0,
+        weight_bytes=BFLOAT if settings.train.weights == "bf16" else FLOAT,
     )
 
 
@@ -206,4 +207,5 @@ def pieces_of(settings: Stage1Settings, config: FGCLIP2Config, patches: int, *, 
         settings.trains_regions,
         keeps_activations(settings, config),
         products=products,
+        weights=settings.train.weights,
     )

@@ -8,6 +8,10 @@ What DeepSpeed 0.19 holds was read in its source and checked by measurement (``p
   through the step, because a module that is used again within ``stage3_max_reuse_distance`` is not released, and what
   is being gathered exists twice.
 
+With bf16 weights (``train.weights``) weights, activations and the bucket have two bytes a number; copy, moments and
+the gradients that are added up over micro-batches have four. ZeRO 1 is another optimizer of DeepSpeed's then: every
+rank holds all gradients in float32 all the time.
+
 On CPUs the bucket costs only what is written into it.
 """
 
@@ -19,6 +23,7 @@ from dataclasses import dataclass, replace
 from pipeline.estimate.pieces import Piece
 
 FLOAT = 4  # bytes of float32
+BFLOAT = 2  # of bf16
 PATCH_VALUES = 3 * 16 * 16
 ADAM_TEMPORARIES = 2  # tensors of a group's size that AdamW makes where it is not fused
 ROWS_PER_TILE = 512  # pipeline.objectives.global_sigmoid
@@ -69,15 +74,24 @@ class Sharding:
     on_cpu: bool = False
     accumulation: int = 1
     taught: int = 0  # parameters of a teacher, which lies whole on every device
+    weight_bytes: int = FLOAT  # of a number of the weights that compute, and of their gradients
 
     @property
     def share(self) -> float:
+        """Bytes of this rank's numbers in float32."""
         return FLOAT * self.trained / self.ranks
 
     @property
     def bucket(self) -> float:
         """Bytes; on CPUs memory that nothing writes to does not exist."""
-        return FLOAT * (min(self.reduce_bucket, self.trained) if self.on_cpu else self.reduce_bucket)
+        if self.holds_all_gradients:
+            return 0.0
+        return self.weight_bytes * (min(self.reduce_bucket, self.trained) if self.on_cpu else self.reduce_bucket)
+
+    @property
+    def holds_all_gradients(self) -> bool:
+        """ZeRO 1 with bf16 weights."""
+        return self.stage == 1 and self.weight_bytes == BFLOAT
 
 
 @dataclass(frozen=True)
@@ -160,22 +174,24 @@ def batch_bytes(work: Work) -> float:
 
 def held_all_the_time(sharding: Sharding) -> tuple[float, float, float, float]:
     """Weights, gradients, optimizer and buffers that are there all the time."""
-    frozen, teacher = FLOAT * (sharding.total - sharding.trained), FLOAT * sharding.taught
+    weights, teacher = float(sharding.weight_bytes * sharding.total), float(FLOAT * sharding.taught)
     optimizer = 3 * sharding.share  # the float32 copy and two moments
     if sharding.stage < 3:
         between = 0.0
-        if sharding.accumulation > 1:  # what earlier micro-batches left
+        if sharding.holds_all_gradients:
+            between = FLOAT * sharding.trained
+        elif sharding.accumulation > 1:  # what earlier micro-batches left
             between = FLOAT * sharding.trained if sharding.stage == 1 else sharding.share
-        return FLOAT * sharding.trained + frozen, between, optimizer, teacher
-    return sharding.share + frozen / sharding.ranks, sharding.share, optimizer, sharding.bucket + teacher
+        return weights, between, optimizer, teacher
+    return weights / sharding.ranks, sharding.share, optimizer, sharding.bucket + teacher
 
 
 def _gathered(sharding: Sharding) -> tuple[float, float]:
     """Bytes of gathered weights, and of those that are on their way, under ZeRO 3."""
     if sharding.stage < 3 or sharding.ranks == 1:
         return 0.0, 0.0
-    whole = FLOAT * min(sharding.total, sharding.max_reuse)
-    return whole, min(FLOAT * sharding.prefetch_bucket * 2, whole)
+    whole = sharding.weight_bytes * min(sharding.total, sharding.max_reuse)
+    return whole, min(sharding.weight_bytes * sharding.prefetch_bucket * 2, whole)
 
 
 def _forward(pieces: Sequence[Piece], work: Work, sharding: Sharding, checkpointed: bool, losses: float) -> Memory:
@@ -218,7 +234,7 @@ def _backward(pieces: Sequence[Piece], work: Work, sharding: Sharding, checkpoin
             )
         )
         # a gradient stands beside the bucket until it has been copied there; the first layer's comes at the end
-        grown += FLOAT * piece.trained
+        grown += sharding.weight_bytes * piece.trained
     return moments
 
 
@@ -235,6 +251,8 @@ def _reduction(work: Work, sharding: Sharding) -> Memory:
     weights, gradients, optimizer, buffers = held_all_the_time(sharding)
     whole, _ = _gathered(sharding)
     touched = FLOAT * min(sharding.reduce_bucket, sharding.trained)
+    if sharding.weight_bytes == BFLOAT and not sharding.holds_all_gradients:  # joined in bf16, sent in float32
+        touched += touched * BFLOAT / FLOAT
     bucket = sharding.bucket if sharding.stage < 3 else 0.0
     return Memory(
         weights + whole, gradients + bucket, optimizer, 0.0, 0.0, buffers + touched + batch_bytes(work), "reduction"

@@ -66,6 +66,7 @@ def trace_pieces(
     with_regions: bool,
     is_trained: Callable[[str], bool],
     products: bool = True,
+    weights: str = "fp32",
 ) -> list[Piece]:
     """The pieces of one forward at a patch budget, in the order in which they run.
 
@@ -73,13 +74,16 @@ def trace_pieces(
         patches: P of every image.
         is_trained: whether a parameter's name gets a gradient.
         products: count the matrix products; without them, which is enough for memory, it takes a third of the time.
+        precision, weights: as ``train.precision`` and ``train.weights``.
     """
     model = model_without_data(config)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu").train()
+        if weights == "bf16":
+            model.bfloat16()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(is_trained(name))
-        tracer = _Tracer(precision, products)
+        tracer = _Tracer(precision if weights == "fp32" else "fp32", products)
         pieces = _vision(model, tracer, patches)
         pieces += _text(model, tracer, config.text_config.max_position_embeddings, "short_texts")
         pieces += _text(model, tracer, config.text_config.longtext_len, "long_texts")
@@ -149,19 +153,24 @@ class _Tracer:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.autocast)
 
 
+def _dtype(module: nn.Module) -> torch.dtype:
+    """Of the residual stream: autocast leaves it as the weights are."""
+    return next(module.parameters()).dtype
+
+
 def _vision(model: FGCLIP2, tracer: _Tracer, patches: int) -> list[Piece]:
     tower = model.vision_model
     width, layers = model.config.vision_config.hidden_size, list(tower.encoder["layers"])
     values = model.config.vision_config.num_channels * model.config.vision_config.patch_size**2
 
     def hidden(rows: int) -> Tensor:
-        return torch.empty(rows, patches, width, requires_grad=True)
+        return torch.empty(rows, patches, width, dtype=_dtype(tower), requires_grad=True)
 
     def visible(rows: int) -> Tensor:
         return torch.ones(rows, patches, dtype=torch.int32)
 
     def embed(rows: int) -> tuple[Tensor, Tensor]:
-        pixels = torch.empty(rows, patches, values)
+        pixels = torch.empty(rows, patches, values, dtype=_dtype(tower))
         return pixels, tower.embeddings.patch_embedding(pixels)
 
     def layer(rows: int) -> tuple[Tensor, Tensor]:
@@ -191,13 +200,13 @@ def _text(model: FGCLIP2, tracer: _Tracer, tokens: int, unit: Unit) -> list[Piec
 
     def run(module: nn.Module) -> Callable[[int], tuple[Tensor, Tensor]]:
         def one(rows: int) -> tuple[Tensor, Tensor]:
-            entry = torch.empty(rows, tokens, width, requires_grad=True)
+            entry = torch.empty(rows, tokens, width, dtype=_dtype(tower), requires_grad=True)
             return entry, module(entry, None)
 
         return one
 
     def project(rows: int) -> tuple[Tensor, Tensor]:
-        entry = torch.empty(rows, width, requires_grad=True)
+        entry = torch.empty(rows, width, dtype=_dtype(tower), requires_grad=True)
         return entry, head(tower.final_layer_norm(entry))
 
     first, last = layers[0], layers[-1]
@@ -215,7 +224,7 @@ def _dense(model: FGCLIP2, tracer: _Tracer, patches: int) -> Piece:
     width = model.config.vision_config.hidden_size
 
     def run(rows: int) -> tuple[Tensor, Tensor]:
-        entry = torch.empty(rows, patches, width, requires_grad=True)
+        entry = torch.empty(rows, patches, width, dtype=_dtype(model), requires_grad=True)
         mask = additive_mask(torch.ones(rows, patches, dtype=torch.int32), like=entry)
         return entry, model.dense_feature_head(entry, mask, dense=True)
 

@@ -73,13 +73,11 @@ def _exchange(work: Work, sharding: Sharding, device: Device, accumulation: int)
         return 0.0
     link = device.device_link if sharding.ranks <= device.per_host else min(device.device_link, device.network)
     part = (sharding.ranks - 1) / sharding.ranks
-    model = FLOAT * sharding.trained * part
-    passes = 2.0  # a reduce-scatter and an all-gather a step
-    if sharding.stage == 2:
-        passes = 1.0 + accumulation
+    gradients, weights = FLOAT * sharding.trained * part, sharding.weight_bytes * sharding.trained * part
     if sharding.stage == 3:
-        passes = 3.0 * accumulation
-    return passes * model / (1e9 * link)
+        return accumulation * (gradients + 2 * weights) / (1e9 * link)
+    reductions = accumulation if sharding.stage == 2 else 1
+    return (reductions * gradients + weights) / (1e9 * link)
 
 
 def cores_to_decode(images_per_second: float, patches: int) -> float:

@@ -9,8 +9,9 @@ D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -45,6 +46,8 @@ class DualEncoder(VideoInference):
     logit_bias: nn.Parameter
     logit_scale_finegraind: nn.Parameter  # (sic) the public checkpoints' spelling
     logit_scale_hardneg: nn.Parameter
+    # Values in float32, [1] each, of scalars that are stored with fewer bits, by name; see pipeline/training/master.py.
+    exact_scalars: Mapping[str, Tensor] = MappingProxyType({})
 
     @classmethod
     def from_scratch(cls, config: Any) -> Self:
@@ -135,8 +138,9 @@ class DualEncoder(VideoInference):
         features keep the heads in the graph (see ``Embeddings.region_anchor``).
         """
         facts = batch.facts
+        mask = None if facts and facts.images.all_real else self.patch_mask(batch.pixel_attention_mask)
         patches, image = self.encode_vision(
-            batch.pixel_values, batch.pixel_attention_mask, batch.spatial_shapes, facts.images if facts else None
+            batch.pixel_values, mask, batch.spatial_shapes, facts.images if facts else None
         )
         num_short = batch.short_ids.shape[0]
         short_ids = batch.short_ids
@@ -153,21 +157,22 @@ class DualEncoder(VideoInference):
             nothing = torch.zeros(0, dtype=torch.bool, device=image.device)
             return Embeddings(image, short, long, None, nothing, None, self.scales())
         region_text = unit(self.text_head("region")(hidden[num_short:])[: batch.region_ids.shape[0]])
-        region, valid = self._region_embeddings(batch, patches)
+        region, valid = self._region_embeddings(batch, patches, mask)
         return Embeddings(image, short, long, region, valid, region_text, self.scales())
 
-    def _region_embeddings(self, batch: StepInputs, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Regions [R, D] and valid [R]; the dense head runs on images with boxes only.
+    def _region_embeddings(self, batch: StepInputs, patches: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Regions [R, D] and valid [R]; the dense head runs on images with boxes only. ``mask``: of ``patch_mask``.
 
         In batches of images the temporal weights are in the graph with a factor of 0, so that every step of a run goes
         through the same modules.
         """
         facts = batch.facts
         layout = facts.regions if facts else region_layout(batch.boxes, batch.region_image, batch.spatial_shapes)
-        boxed, visible, grids = layout.boxed_images, batch.pixel_attention_mask, batch.spatial_shapes
+        boxed, grids = layout.boxed_images, batch.spatial_shapes
         if len(boxed) < patches.shape[0]:
-            patches, visible, grids = patches.index_select(0, boxed), visible[boxed], grids[boxed]
-        dense = self.dense_features(patches, None if facts and facts.images.all_real else visible)
+            patches, grids = patches.index_select(0, boxed), grids[boxed]
+            mask = None if mask is None else mask[boxed]
+        dense = self.dense_features(patches, mask)
         region, valid = self.pool_regions(dense, grids, batch.boxes, layout.region_slot, layout)
         if batch.num_frames > 1:
             shape = (len(region) // batch.num_frames, batch.num_frames)
@@ -175,6 +180,13 @@ class DualEncoder(VideoInference):
         if self.temporal is not None:
             region = region + 0.0 * self._aggregated_stand_in(region, 1).sum()
         return region, valid
+
+    def patch_mask(self, pixel_attention_mask: Tensor | None) -> Tensor | None:
+        """What attention takes for [B, P], 1 for a patch and 0 for padding; None where no patch is padding.
+
+        Made once for a batch: ``encode_vision`` and ``dense_features`` take it as well as what it is made from.
+        """
+        return None
 
     def pool_regions(
         self,
@@ -198,11 +210,16 @@ class DualEncoder(VideoInference):
     def scales(self) -> Scales:
         """The learned scalars in float32, exponentiated where they are stored as logarithms."""
         return Scales(
-            global_scale=self.logit_scale.float().exp().squeeze(),
-            global_bias=self.logit_bias.float().squeeze(),
-            finegrained=self.logit_scale_finegraind.float().exp().squeeze(),
-            hardneg=self.logit_scale_hardneg.float().exp().squeeze(),
+            global_scale=self._scalar("logit_scale").exp(),
+            global_bias=self._scalar("logit_bias"),
+            finegrained=self._scalar("logit_scale_finegraind").exp(),
+            hardneg=self._scalar("logit_scale_hardneg").exp(),
         )
+
+    def _scalar(self, name: str) -> Tensor:
+        """[] float32: of the exact value where there is one, with the gradient of what is stored."""
+        stored, exact = getattr(self, name).float(), self.exact_scalars.get(name)
+        return (stored if exact is None else exact.reshape(stored.shape) + (stored - stored.detach())).squeeze()
 
     def checkpoint_activations(self, recomputation: Recomputation = EVERY_LAYER) -> None:
         """Recompute layers in the backward instead of keeping their activations."""

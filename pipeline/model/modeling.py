@@ -121,19 +121,19 @@ class FGCLIP2(DualEncoder):
         ``pixel_values`` are uint8 or in [-1, 1]. Without ``layout`` the grids are read back from ``spatial_shapes``.
         """
         layout = layout or image_layout(spatial_shapes, pixel_values.shape[1])
-        mask = self._mask(None if layout.all_real else pixel_attention_mask)
+        mask = self.patch_mask(None if layout.all_real else pixel_attention_mask)
         patches = self.vision_model(pixel_values, mask, spatial_shapes, layout)
         return patches, unit(self.vision_model.head(patches, mask))
 
-    def _mask(self, pixel_attention_mask: Tensor | None) -> Tensor | None:
-        if pixel_attention_mask is None:
-            return None
+    def patch_mask(self, pixel_attention_mask: Tensor | None) -> Tensor | None:
+        if pixel_attention_mask is None or pixel_attention_mask.ndim == 4:  # made already
+            return pixel_attention_mask
         # Not a named weight: ZeRO 3 gathers what is read by name outside its module, and only some ranks come here.
         return additive_mask(pixel_attention_mask, like=next(self.parameters()))
 
     def dense_features(self, patches: Tensor, pixel_attention_mask: Tensor | None) -> Tensor:
         """Patch features in the joint space, [B, P, D], not normalised; rows of padding mean nothing."""
-        return self.dense_feature_head(patches, self._mask(pixel_attention_mask), dense=True)
+        return self.dense_feature_head(patches, self.patch_mask(pixel_attention_mask), dense=True)
 
     # --- where weights start ---------------------------------------------------------------------------------------
 

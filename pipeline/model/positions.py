@@ -32,8 +32,11 @@ class PositionTable(nn.Embedding):
         with torch.autocast(device.type, enabled=False):
             weights = self._weights(layout, num_patches, device)
             positions = weights.flatten(0, 1) @ self.weight.float()
-        grids = positions.view(len(layout.grids), num_patches, -1).to(self.weight.dtype)
-        return grids if len(layout.grids) == 1 == len(layout.grid_number) else grids[layout.grid_number]
+        grids = positions.view(len(layout.grids), num_patches, -1)
+        if len(layout.grids) > 1 or len(layout.grid_number) > 1:
+            # still in float32: here the gradients of all images of a grid are added up
+            grids = grids[layout.grid_number]
+        return grids.to(self.weight.dtype)
 
     def _weights(self, layout: ImageLayout, num_patches: int, device: torch.device) -> Tensor:
         """[G, P, S * S]: how much each row of the table counts for each patch; 0 for padding."""

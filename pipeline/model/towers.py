@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.siglip2.modeling_siglip2 import Siglip2EncoderLayer, Siglip2MLP
 
@@ -112,13 +113,26 @@ class VisionTower(nn.Module):
         return self.post_layernorm(self.encoder(hidden, mask, hidden.shape[1]))
 
 
+class TokenTable(nn.Embedding):
+    """A row for each id of the vocabulary."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[N, T] -> [N, T, D]."""
+        weight = self.weight
+        # On CPUs torch adds the gradients of a row up in its own type; in bf16 an id that occurs often, as the
+        # padding's, loses nearly all of them. On GPUs they are added up in float32.
+        if weight.dtype == torch.bfloat16 and not weight.is_cuda:
+            return F.embedding(ids, weight.float()).to(weight.dtype)
+        return F.embedding(ids, weight)
+
+
 class TextEmbeddings(nn.Module):
     """Tokens plus positions: the short table, or the stretched pair for long texts."""
 
     def __init__(self, config: FGCLIP2TextConfig) -> None:
         super().__init__()
         self.keep_len = config.keep_len
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.token_embedding = TokenTable(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.position_embedding_ori = nn.Embedding(config.longtext_len, config.hidden_size)
         self.position_embedding_res = nn.Embedding(config.longtext_len, config.hidden_size)

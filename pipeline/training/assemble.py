@@ -205,7 +205,7 @@ def announce(start: Start) -> None:
 
 def _export(run: Run, start: Start, group: dist.ProcessGroup) -> None:
     """The trained model as a Hugging Face folder; collective, because ZeRO 3 gathers the weights."""
-    weights = merged_weights(full_state_dict(run.engine.module), run.settings.tune)
+    weights = merged_weights(full_state_dict(run.engine, run.rank_info), run.settings.tune)
     if run.rank_info.is_main:
         model = model_with_weights(start.model.config, weights)
         if not run.settings.trains_regions:  # stage 1 trained the heads that the region heads start from

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from pipeline.base.ranks import RankInfo, rank_cores
 from pipeline.config import SettingsError, Stage1Settings, TrainSettings
 from pipeline.config.paths import deepspeed_file
 from pipeline.training.load_deepspeed import load_deepspeed
+from pipeline.training.master import keep_exact
 from pipeline.training.optimizer import make_optimizer, parameter_groups
 from pipeline.training.run import Engine
 
@@ -32,8 +34,7 @@ def prepare_cores(rank_info: RankInfo, device: torch.device, settings: TrainSett
 def deepspeed_config(settings: TrainSettings, clip_norm: float, world_size: int) -> dict[str, Any]:
     """The JSON file's choices with what the settings decide filled in.
 
-    bf16 is torch's autocast over float32 weights: the scalar scales are exact, one float32 copy of the weights exists
-    instead of a bf16 copy and its float32 master, and no step is ever skipped for a loss scale.
+    No mode has a loss scale, so no step is ever skipped for one.
 
     Raises:
         SettingsError: no such file, or a key in it that the settings own.
@@ -48,7 +49,7 @@ def deepspeed_config(settings: TrainSettings, clip_norm: float, world_size: int)
         "train_micro_batch_size_per_gpu": max(1, settings.global_batch_size // world_size),
         "gradient_accumulation_steps": 1,
         "gradient_clipping": clip_norm,
-        "torch_autocast": {"enabled": settings.precision == "bf16", "dtype": "bfloat16"},
+        **_types(settings),
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,  # the loop reports
     }
@@ -58,17 +59,41 @@ def deepspeed_config(settings: TrainSettings, clip_norm: float, world_size: int)
     return {**config, **owned}
 
 
+def _types(settings: TrainSettings) -> dict[str, Any]:
+    """What weights, products and gradients are computed in, in DeepSpeed's words.
+
+    With bf16 weights gradients are added up over micro-batches and ranks in float32: eight bits would lose what is
+    small beside the sum. ``immediate_grad_update`` frees a bf16 gradient as soon as it is added (ZeRO 1).
+    """
+    if settings.weights == "fp32":  # one copy of the weights; autocast computes the products in bf16
+        return {"torch_autocast": {"enabled": settings.precision == "bf16", "dtype": "bfloat16"}}
+    return {
+        "bf16": {"enabled": True, "immediate_grad_update": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+    }
+
+
 def build_engine(model: nn.Module, settings: Stage1Settings, rank_info: RankInfo, device: torch.device) -> Engine:
     """The DeepSpeed engine of a model whose weights are final (loaded, frozen where the stage wants it)."""
     deepspeed = load_deepspeed(device.type)
     for parameter in model.parameters():
         if parameter.ndim == 0:  # DeepSpeed 0.19 cannot broadcast a scalar; load_state_dict takes one row for it again
             parameter.data = parameter.data.reshape(1)
+    # A global that an earlier engine of this process may have set: gradients would travel in each weight's own type.
+    import_module("deepspeed.runtime.torch_autocast").TORCH_AUTOCAST_INITIALIZED = False
+    # It would print the machine's memory before and after each group of weights.
+    import_module("deepspeed.runtime.bf16_optimizer").see_memory_usage = lambda *args, **kwargs: None
     groups = parameter_groups(model.named_parameters(), settings.optimizer)
+    in_bf16 = settings.train.weights == "bf16"
+    # DeepSpeed's cast makes new tensors and leaves these as they are
+    exact = {name: parameter.detach() for name, parameter in model.named_parameters()} if in_bf16 else {}
     engine, *_ = deepspeed.initialize(
         model=model.to(device),
         optimizer=make_optimizer(groups, settings.optimizer),
         config=deepspeed_config(settings.train, settings.optimizer.gradient_clip_norm, rank_info.world_size),
         dist_init_required=False,
     )
+    if in_bf16:
+        keep_exact(engine, exact, rank_info)
     return engine

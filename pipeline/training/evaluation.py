@@ -75,7 +75,7 @@ def evaluation_callback(
 
 def copy_of_model(run: Run, config: FamilyConfig) -> DualEncoder:
     """The model as it is now, whole on every rank; collective, because ZeRO 3 gathers. ``config``: as it began."""
-    weights = merged_weights(full_state_dict(run.engine.module), run.settings.tune)
+    weights = merged_weights(full_state_dict(run.engine, run.rank_info), run.settings.tune)
     copy = model_with_weights(config, weights).to(run.device)
     if not run.settings.trains_regions:
         copy.copy_heads_for_stage2()

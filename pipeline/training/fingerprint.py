@@ -36,6 +36,7 @@ MODEL = ("model.preset", "model.region_frames", "model.temporal_layers", "tune."
 # What changes from this step on, and how the line puts it.
 ALLOWED = {
     "train.precision": "the arithmetic changes",
+    "train.weights": "the weights compute in another type; those that are trained go on in float32",
     "train.epochs": "the schedule of the learning rate changes with the length of the run",
     "train.max_steps": "the schedule of the learning rate changes with the length of the run",
     "train.accumulation": "what the micro-batches of a step mean changes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from pipeline.base.ranks import RankInfo
 from pipeline.training.run import Engine
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+KEPT = "kept_share"  # the float32 numbers of a bf16 parameter that does not train, of this rank's share
 
 
 def prepare_moments(engine: Engine, step: int = 0) -> None:
@@ -47,7 +49,9 @@ def held_bytes(engine: Engine) -> tuple[int, int]:
 
 def _partitions(zero: Any) -> list[Tensor]:
     """This rank's float32 share of every parameter group, as one of DeepSpeed's ZeRO optimizers holds it."""
-    return getattr(zero, "fp32_partitioned_groups_flat", None) or zero.single_partition_of_fp32_groups
+    # ZeRO 3; ZeRO 1 with bf16 weights; ZeRO 1 and 2
+    names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
+    return next(found for found in (getattr(zero, name, None) for name in names) if found is not None)
 
 
 def full_parameter(parameter: nn.Parameter) -> Tensor:
@@ -62,13 +66,28 @@ def full_parameter(parameter: nn.Parameter) -> Tensor:
         return parameter.detach().float().cpu().clone().contiguous()
 
 
-def full_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """The float32 state dict of a model under any ZeRO stage; collective."""
-    return {name: full_parameter(parameter) for name, parameter in module.named_parameters()}
+def full_state_dict(engine: Engine, rank_info: RankInfo) -> dict[str, Tensor]:
+    """The float32 state dict of the model under any ZeRO stage; collective. Of bf16 weights it is the master's."""
+    state = {}
+    for number, (name, parameter) in enumerate(engine.module.named_parameters()):
+        if parameter.dtype == torch.bfloat16:
+            state[name] = _joined_shares(parameter, own_share(parameter, number, rank_info), engine.device)
+        else:
+            state[name] = full_parameter(parameter)
+    return state
 
 
-def own_slices(engine: Engine, rank_info: RankInfo) -> Iterator[tuple[str, int, Tensor]]:
-    """This rank's share of every weight and moment: ``(weight/NAME, first number, flat view)``; no collective.
+@dataclass(frozen=True)
+class Share:
+    """This rank's numbers of a parameter, from ``start`` on, as flat views."""
+
+    start: int
+    weight: Tensor
+    moments: dict[str, Tensor]  # of what trains
+
+
+def own_share(parameter: nn.Parameter, number: int, rank_info: RankInfo) -> Share | None:
+    """What this rank holds of the model's parameter ``number`` in float32; None for nothing. No collective.
 
     Together the ranks hold each number once. A view is of memory that the next update changes. Under ZeRO 1 and 2 a
     share follows the optimizer's partition of each group, under ZeRO 3 that of each parameter; what no optimizer
@@ -77,32 +96,42 @@ def own_slices(engine: Engine, rank_info: RankInfo) -> Iterator[tuple[str, int, 
     # not at the top: see load_deepspeed
     from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
-    rank, size = rank_info.rank, rank_info.world_size
+    if not parameter.requires_grad:
+        start, end = frozen_range(parameter, number, rank_info)
+        if start == end:
+            return None
+        kept = getattr(parameter, KEPT, None)  # of bf16 weights
+        own = parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter
+        return Share(start, (own.detach().reshape(-1)[: end - start]) if kept is None else kept, {})
+    if hasattr(parameter, "ds_id"):  # ZeRO 3: equal shares, the last one padded
+        start, end = _range_of_share(parameter, rank_info.rank)
+        if start == end:
+            return None
+        numbers = {moment: safe_get_local_optimizer_state(parameter, moment) for moment in MOMENTS}
+        views = {moment: local.detach().reshape(-1)[: end - start] for moment, local in numbers.items()}
+        return Share(start, safe_get_local_fp32_param(parameter).detach().reshape(-1)[: end - start], views)
+    mapping = parameter._hp_mapping  # DeepSpeed's; None where nothing is here
+    if mapping is None:
+        return None
+    views = {moment: mapping.get_optim_state_fragment(moment).detach().reshape(-1) for moment in MOMENTS}
+    return Share(mapping.lp_fragment_address.start, mapping.get_hp_fragment().detach().reshape(-1), views)
+
+
+def frozen_range(parameter: nn.Parameter, number: int, rank_info: RankInfo) -> tuple[int, int]:
+    """The first number and the end of what this rank writes of a parameter that does not train."""
+    if hasattr(parameter, "ds_id"):
+        return _range_of_share(parameter, rank_info.rank)
+    return (0, parameter.numel()) if number % rank_info.world_size == rank_info.rank else (0, 0)
+
+
+def own_slices(engine: Engine, rank_info: RankInfo) -> Iterator[tuple[str, int, Tensor]]:
+    """This rank's share of every weight and moment: ``(weight/NAME, first number, flat view)``; see ``own_share``."""
     for number, (name, parameter) in enumerate(engine.module.named_parameters()):
-        if hasattr(parameter, "ds_id"):  # ZeRO 3: equal shares, the last one padded
-            share = parameter.ds_tensor.numel()
-            start = rank * share
-            count = max(0, min(share, parameter.ds_numel - start))
-            if count == 0:
-                continue
-            own = safe_get_local_fp32_param(parameter) if parameter.requires_grad else parameter.ds_tensor
-            yield f"weight/{name}", start, own.detach().reshape(-1)[:count]
-            if parameter.requires_grad:
-                for moment in MOMENTS:
-                    local = safe_get_local_optimizer_state(parameter, moment)
-                    yield f"{moment}/{name}", start, local.detach().reshape(-1)[:count]
-            continue
-        if not parameter.requires_grad:
-            if number % size == rank:
-                yield f"weight/{name}", 0, parameter.detach().reshape(-1)
-            continue
-        mapping = parameter._hp_mapping  # DeepSpeed's; None where nothing is here
-        if mapping is None:
-            continue
-        at = mapping.lp_fragment_address
-        yield f"weight/{name}", at.start, mapping.get_hp_fragment().detach().reshape(-1)
-        for moment in MOMENTS:
-            yield f"{moment}/{name}", at.start, mapping.get_optim_state_fragment(moment).detach().reshape(-1)
+        share = own_share(parameter, number, rank_info)
+        if share is not None:
+            yield f"weight/{name}", share.start, share.weight
+            for moment, view in share.moments.items():
+                yield f"{moment}/{name}", share.start, view
 
 
 def full_shapes(engine: Engine) -> dict[str, list[int]]:
@@ -123,12 +152,9 @@ def set_own_moments(engine: Engine, read: Callable[[str, str, int, int], Tensor]
         if not parameter.requires_grad:
             continue
         if hasattr(parameter, "ds_id"):
-            share = parameter.ds_tensor.numel()
-            start = min(rank * share, parameter.ds_numel)
-            end = min(start + share, parameter.ds_numel)
+            start, end = _range_of_share(parameter, rank)
             for moment in MOMENTS:
-                own = read(moment, name, start, end)
-                padded = nn.functional.pad(own, (0, share - own.numel()))
+                padded = padded_share(parameter, read(moment, name, start, end))
                 safe_set_local_optimizer_state(parameter, padded.to(engine.device), moment)
         elif (mapping := parameter._hp_mapping) is not None:
             at = mapping.lp_fragment_address
@@ -137,6 +163,28 @@ def set_own_moments(engine: Engine, read: Callable[[str, str, int, int], Tensor]
                 mapping.get_optim_state_fragment(moment).copy_(
                     own.reshape(mapping.get_optim_state_fragment(moment).shape)
                 )
+
+
+def padded_share(parameter: nn.Parameter, own: Tensor) -> Tensor:
+    """``own`` flat numbers of a parameter under ZeRO 3, with zeros up to the size of a share."""
+    return nn.functional.pad(own, (0, parameter.ds_tensor.numel() - own.numel()))
+
+
+def _range_of_share(parameter: nn.Parameter, rank: int) -> tuple[int, int]:
+    """The first number and the end of a rank's share under ZeRO 3; the same number twice for nothing."""
+    share = parameter.ds_tensor.numel()
+    start = min(rank * share, parameter.ds_numel)
+    return start, min(start + share, parameter.ds_numel)
+
+
+def _joined_shares(parameter: nn.Parameter, share: Share | None, device: torch.device) -> Tensor:
+    """The whole of a parameter in float32 on the CPU from every rank's share; collective."""
+    shape = _full_shape(parameter)
+    whole = torch.zeros(shape.numel(), device=device)
+    if share is not None:
+        whole[share.start : share.start + share.weight.numel()] = share.weight
+    dist.all_reduce(whole)
+    return whole.cpu().reshape(shape)
 
 
 def _full_shape(parameter: nn.Parameter) -> torch.Size:

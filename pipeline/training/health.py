@@ -130,6 +130,8 @@ def gradient_norms(engine: Any) -> dict[str, float]:
     names = [group["name"] for group in optimizer.param_groups]
     squares = torch.zeros(len(names), dtype=torch.float64, device=engine.device)
     parts = getattr(optimizer, "averaged_gradients", {})  # {group, or with ZeRO 3 a part of one: gradients}
+    if hasattr(optimizer, "fp32_groups_gradient_flat_partition"):  # ZeRO 1 with bf16 weights
+        parts = {group: [part] for group, part in enumerate(optimizer.fp32_groups_gradient_flat_partition)}
     group_of_part = getattr(optimizer, "sub_group_to_group_id", None)
     for part, gradients in parts.items():
         for gradient in gradients if gradients is not None else ():

@@ -31,7 +31,8 @@ def pictures_callback(
         if run.state.step % every_steps and run.state.step not in (1, run.total_steps):
             return
         run.heartbeat.beat(run.state.step, "pictures", allowed_seconds=LIMIT_SECONDS)
-        weights = merged_weights(full_state_dict(run.engine.module), settings.tune)  # collective: ZeRO 3 gathers
+        # collective: ZeRO 3 gathers
+        weights = merged_weights(full_state_dict(run.engine, run.rank_info), settings.tune)
         if run.rank_info.is_main:
             copy = model_with_weights(config, weights)
             if not settings.trains_regions:

@@ -30,6 +30,7 @@ from pipeline.training.cached import SliceLosses, backward_of_slice, every_scale
 from pipeline.training.failure import NonFiniteStep, bundle_folder
 from pipeline.training.health import embedding_health, gradient_norms
 from pipeline.training.losses import LossOutput
+from pipeline.training.master import refresh_scalars
 from pipeline.training.optimizer import learning_rate, set_learning_rates
 from pipeline.training.run import Run, StepResult
 from pipeline.training.teacher import joined
@@ -60,6 +61,7 @@ def run_step(run: Run, wants_stop: bool, wants_save: bool, *, with_health: bool,
         result.health.update(embedding_health(computed.embeddings))
     run.heartbeat.beat(state.step, "update")
     run.engine.step()
+    refresh_scalars(run.engine, run.rank_info)
     if run.engine.was_step_applied():
         state.skipped_in_a_row = 0
     else:

@@ -1,7 +1,7 @@
 """The model that a run starts from, kept beside the one that trains, for L_teacher (pipeline/objectives/teacher.py).
 
-It lies whole on every device in float32, whatever ZeRO does with the other: 4 bytes a parameter. Each micro-batch
-passes through it once, without a graph.
+It lies whole on every device in float32, whatever ZeRO and ``train.weights`` do with the other: 4 bytes a parameter.
+Each micro-batch passes through it once, without a graph.
 """
 
 from __future__ import annotations

@@ -24,9 +24,10 @@ def device() -> torch.device:
     return torch.device("cuda", 0)
 
 
+@pytest.mark.parametrize("weights", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [1, 2])
-def test_forward_losses_and_backward_never_wait_for_the_device(device, stage):
-    step = make_step(Case(stage, 64, 6, "tiny", "bf16"), device, VOCABULARY)
+def test_forward_losses_and_backward_never_wait_for_the_device(device, stage, weights):
+    step = make_step(Case(stage, 64, 6, "tiny", "bf16", weights), device, VOCABULARY)
     step.run()  # what is made once and kept: position weights, kernels, optimizer state
     batch = step.host_batch.to(device)
     torch.cuda.synchronize()
@@ -53,6 +54,15 @@ def test_the_first_losses_and_gradients_are_those_of_the_cpu(device, stage):
     for name, gradient in found[0][1].items():
         torch.testing.assert_close(found[1][1][name], gradient, atol=1e-4 * max(1.0, float(gradient.abs().max())),
                                    rtol=1e-3, msg=name)  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_bf16_weights_give_about_the_losses_of_autocast(device, stage):
+    losses = []
+    for weights in ("fp32", "bf16"):
+        step = make_step(Case(stage, 64, 6, "tiny", "bf16", weights), device, VOCABULARY)
+        losses.append([float(step.run()) for _ in range(3)])
+    assert losses[1] == pytest.approx(losses[0], rel=3e-2)
 
 
 def test_batches_come_in_order_from_the_feed_and_its_errors_are_the_loaders(device):

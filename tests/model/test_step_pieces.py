@@ -13,6 +13,7 @@ from pipeline.model.attention import additive_mask, attend, project_together
 from pipeline.model.checkpointing import Recomputation
 from pipeline.model.layout import image_layout
 from pipeline.model.positions import PositionTable
+from pipeline.model.towers import TokenTable
 from tests.model.material import small_batch, small_model
 
 
@@ -39,6 +40,15 @@ def test_positions_by_one_product_equal_torchs_antialiased_resizing_forward_and_
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4, rtol=1e-5)
 
 
+def test_a_bf16_table_adds_up_the_gradients_of_an_id_that_occurs_often():
+    gradients = []
+    for dtype in (torch.float64, torch.bfloat16):
+        table = TokenTable(3, 2).to(dtype)
+        table(torch.zeros(40, 50, dtype=torch.int64)).backward(torch.full((40, 50, 2), 1.0, dtype=dtype))
+        gradients.append(table.weight.grad.double())
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-2, atol=0)
+
+
 def test_one_product_for_q_k_and_v_equals_three():
     layers = [torch.nn.Linear(12, 12).double() for _ in range(3)]
     hidden = torch.randn(2, 5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -54,6 +64,36 @@ def test_the_additive_mask_hides_what_the_boolean_one_hides():
     torch.testing.assert_close(additive, boolean, atol=1e-6, rtol=0)
     with torch.autocast("cpu", torch.bfloat16):
         assert additive_mask(visible, like=states).dtype == torch.bfloat16
+
+
+def test_a_batch_has_one_mask_and_none_where_all_patches_are_real(monkeypatch):
+    """For both heads and every layer, also where the dense head sees some of the images only."""
+    model, padded = small_model(), small_batch(5, 4)
+    padded = replace(padded, region_image=padded.region_image.clamp(min=1))  # the first image has no box
+    grids = torch.tensor([[4, 5], [2, 10], [5, 4]])
+    full = replace(padded, spatial_shapes=grids, pixel_attention_mask=torch.ones(3, 20, dtype=torch.int32))
+    made, given = [], []
+
+    def make(*arguments, **named):
+        made.append(additive_mask(*arguments, **named))
+        return made[-1]
+
+    def see(queries, keys, values, num_heads, mask, scale=None):
+        given.append(mask)
+        return attend(queries, keys, values, num_heads, mask, scale)
+
+    monkeypatch.setattr("pipeline.model.modeling.additive_mask", make)
+    for module in ("towers", "attention"):
+        monkeypatch.setattr(f"pipeline.model.{module}.attend", see)
+    model(replace(padded, facts=facts_of(padded)), regions=True)
+    masks = [mask for mask in given if mask is not None]
+    assert len(made) == 1
+    assert len(masks) == 4  # two layers of the vision tower and two heads; texts have none
+    assert all(mask is made[0] for mask in masks[:3]) and torch.equal(masks[3], made[0][1:])
+    made.clear()
+    given.clear()
+    model(replace(full, facts=facts_of(full)), regions=True)
+    assert made == [] and set(given) == {None}
 
 
 @torch.no_grad()

@@ -57,6 +57,12 @@ def test_what_may_change_is_told_in_a_line(material: Material, override: str, to
     assert told in line and line.startswith("from here on")
 
 
+def test_the_type_of_the_weights_may_change(material: Material):
+    then, now = (fingerprint(material, "train.precision=bf16", f"train.weights={kind}") for kind in ("fp32", "bf16"))
+    (line,) = compare_fingerprints(then, now, [], CHECKPOINT)
+    assert "go on in float32" in line and 'train.weights was "fp32" and is "bf16"' in line
+
+
 @pytest.mark.parametrize(
     ("override", "name"),
     [

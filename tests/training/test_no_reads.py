@@ -85,7 +85,7 @@ def fake(batch: Batch, mode: FakeTensorMode) -> Batch:
     return with_tensors(batch, lambda tensor: mode.from_tensor(tensor).to(DEVICE, non_blocking=True))
 
 
-def fake_model(family: str = "fgclip2") -> DualEncoder:
+def fake_model(family: str = "fgclip2", weights: torch.dtype = torch.float32) -> DualEncoder:
     """Every layer recomputed in the backward, so that recomputing is proved as well."""
     config = small_clip_config() if family == "fgclip1" else small_config()
     for tower in (config.text_config, config.vision_config):
@@ -94,7 +94,7 @@ def fake_model(family: str = "fgclip2") -> DualEncoder:
         model = model_of_config(config).train()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            on_device = torch.empty(parameter.shape, device=DEVICE)
+            on_device = torch.empty(parameter.shape, device=DEVICE, dtype=weights)
             module.register_parameter(name, nn.Parameter(on_device))
     model.checkpoint_activations()
     return model
@@ -113,20 +113,27 @@ def test_nothing_is_read_back_in_forward_losses_and_backward(ranks, stage, num_r
     prove(stage, num_regions, exchange)
 
 
+@pytest.mark.parametrize("stage", [Stage1Settings(), Stage2Settings(region_loss=EVERY_LOSS)])
+def test_nothing_is_read_back_with_bf16_weights(ranks, stage):
+    prove(stage, 6, "auto", torch.bfloat16)
+
+
 @pytest.mark.parametrize(("stage", "num_regions"), [(Stage1Settings, 6), (Stage2Settings, 6), (Stage2Settings, 0)])
 def test_nothing_is_read_back_with_clip_towers_and_the_softmax(ranks, stage, num_regions):
     values = {"model": {"family": "fgclip1"}} | ({"region_loss": EVERY_LOSS} if stage is Stage2Settings else {})
     prove(stage.model_validate(values), num_regions, "auto")
 
 
-def prove(stage: Stage1Settings, num_regions: int, exchange: str) -> None:
+def prove(stage: Stage1Settings, num_regions: int, exchange: str, weights: torch.dtype = torch.float32) -> None:
     batch = batch_with_facts(num_regions, stage.model.family)
     counts = [tuple(2 * number + 1 for number in batch.facts.counts), batch.facts.counts, (1, 0, 0, 0, 0)]
     stage = stage.model_copy(update={"global_loss": stage.global_loss.model_copy(update={"exchange": exchange})})
     copies = CopiesFromTheHost()
     watching = copies if DEVICE.type == "cuda" else contextlib.nullcontext()  # on a CPU nothing is copied
     with FakeTensorMode() as mode, watching:
-        model = fake_model(stage.model.family)
+        model = fake_model(stage.model.family, weights)
+        if weights == torch.bfloat16:
+            model.exact_scalars = {"logit_scale": torch.empty(1, device=DEVICE)}
         losses = StageLosses(stage)
         losses.state.to(DEVICE)
         copies.found.clear()

@@ -42,6 +42,7 @@ def test_later_files_and_overrides_win(tmp_path: Path):
         ("train.seed=abc", ["train.seed", "'abc'", "integer"]),
         ("data.patch_budgets=[256,128]", ["data.patch_budgets", "ascending"]),
         ("train.precision=fp8", ["train.precision", "'fp8'", "bf16"]),
+        ("train={precision: fp32, weights: bf16}", ["weights is bf16", "precision fp32", "weights=fp32"]),
         ("train.seed", ["no '='"]),
         ("train.epochs=null", ["epochs", "max_steps"]),
         ("data.shards=[a", ["data.shards", "YAML"]),
