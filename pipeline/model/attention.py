@@ -71,10 +71,14 @@ class PackedAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, query: Tensor, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """``query`` [B, Q, D], or ``hidden`` itself, over ``hidden`` [B, T, D]; ``mask`` as in ``attend``."""
+    def forward(self, hidden: Tensor, mask: Tensor | None, query: Tensor | None = None) -> Tensor:
+        """``query`` [B, Q, D], by default ``hidden``, over ``hidden`` [B, T, D]; ``mask`` as in ``attend``.
+
+        That each row is its own query is said by None: under ZeRO 3 DeepSpeed's hooks hand the module another tensor
+        for each argument, so that the same one given twice is not known to be the same.
+        """
         width = hidden.shape[-1]
-        if query is hidden:
+        if query is None:
             queries, keys, values = F.linear(hidden, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         else:
             queries = F.linear(query, self.in_proj_weight[:width], self.in_proj_bias[:width])

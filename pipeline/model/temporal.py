@@ -40,7 +40,7 @@ class TemporalLayer(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """[R, F, D] -> [R, F, D]; ``mask`` [R, 1, 1, F] bool, True for what is attended to."""
         normed = self.layer_norm1(hidden)
-        hidden = hidden + self.attention(normed, normed, mask)
+        hidden = hidden + self.attention(normed, mask)
         return hidden + self.fc2(F.gelu(self.fc1(self.layer_norm2(hidden)), approximate="tanh"))
 
 
@@ -80,7 +80,9 @@ class TemporalAggregator(nn.Module):
         hidden = hidden + self.box_embedding(places_and_moves(boxes, visible).to(positions.dtype))
         for layer in self.layers:
             hidden = layer(hidden, mask)
-        correction = self.projection(masked_mean(self.layernorm(hidden), visible))
+        # bf16 weights too have the mean in float32, as the mean above
+        normed = masked_mean(self.layernorm(hidden).float(), visible)
+        correction = self.projection(normed.to(positions.dtype))
         return mean + torch.where(somewhere, correction, 0.0)
 
 

@@ -55,9 +55,9 @@ class PoolingHead(nn.Module):
         if dense:
             # The public checkpoints hold a probe here as well, which nothing reads. Its weight of 0 keeps it in the
             # graph, so that no optimizer meets a parameter without a gradient.
-            attended = self.attention(hidden, hidden, mask) + 0.0 * self.probe
+            attended = self.attention(hidden, mask) + 0.0 * self.probe
         else:
-            attended = self.attention(self.probe.to(hidden.dtype).expand(hidden.shape[0], -1, -1), hidden, mask)
+            attended = self.attention(hidden, mask, self.probe.to(hidden.dtype).expand(hidden.shape[0], -1, -1))
         pooled = attended + self.mlp(self.layernorm(attended))
         return pooled if dense else pooled[:, 0]
 

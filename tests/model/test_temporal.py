@@ -141,6 +141,23 @@ def test_a_clip_is_what_its_frames_are_one_by_one(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_with_bf16_weights_a_clip_is_near_what_it_is_in_float32(family):
+    """Embeddings stay float32; every temporal weight has a finite gradient in its own type."""
+    model, batch = model_of(family), clip_batch(family, 5, 4)
+    trained(model.temporal)
+    wanted = model(batch, regions=True)
+    model.bfloat16()
+    found = model(batch, regions=True)
+    assert {found.image.dtype, found.region.dtype} == {torch.float32}
+    assert torch.equal(found.region_valid, wanted.region_valid)
+    for ours, theirs in ((found.image, wanted.image), (found.region[:4], wanted.region[:4])):
+        assert float(torch.cosine_similarity(ours, theirs).detach().min()) > 0.999
+    total(found).backward()
+    for name, parameter in model.temporal.named_parameters():
+        assert parameter.grad.dtype == torch.bfloat16 and parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", ["clips", "clips without regions", "images", "images without regions"])
 def test_every_parameter_has_a_finite_gradient_in_every_step(family, kind):
     model = model_of(family)
