@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 
@@ -88,6 +89,7 @@ def zero_rows(device: torch.device, preset: str, images: int) -> list[Row]:
 
     On CPUs the growth of the process's resident memory, from which the first case also loads code.
     """
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")  # DeepSpeed reads these
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     config = preset_config(preset, VOCABULARY)
     rows: list[Row] = []

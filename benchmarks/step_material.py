@@ -123,7 +123,8 @@ def model_config(preset: str, vocab_size: int) -> FGCLIP2Config:
 def make_batch(case: Case, vocab_size: int, seed: int = 0) -> Batch:
     """Photographs' grids, boxes and texts without content."""
     draw = torch.Generator().manual_seed(seed)
-    count = case.images
+    count, text = case.images, model_config(case.preset, vocab_size).text_config
+    short, long = text.max_position_embeddings, text.longtext_len
     grids = torch.tensor([grid_of(*PHOTOGRAPHS[n % len(PHOTOGRAPHS)], case.patches) for n in range(count)])
     regions, hard = (count * case.boxes, count * case.groups) if case.stage == 2 else (0, 0)
     texts = hard * 11 + max(regions - hard, 0)  # a group's first text is its box's own phrase
@@ -148,13 +149,13 @@ def make_batch(case: Case, vocab_size: int, seed: int = 0) -> Batch:
         pixel_values=torch.randint(0, 256, (count, case.patches, 768), generator=draw, dtype=torch.uint8),
         pixel_attention_mask=(torch.arange(case.patches) < grids.prod(1, keepdim=True)).int(),
         spatial_shapes=grids,
-        short_ids=ids(count, SHORT_TOKENS),
+        short_ids=ids(count, short),
         short_valid=torch.ones(count, dtype=torch.bool),
-        long_ids=ids(count, LONG_TOKENS),
+        long_ids=ids(count, long),
         long_valid=torch.ones(count, dtype=torch.bool),
         boxes=torch.cat([corners, corners + sizes], dim=1),
         region_image=images,
-        region_ids=pad_rows(ids(texts, SHORT_TOKENS), rows),
+        region_ids=pad_rows(ids(texts, short), rows),
         region_text_hash=torch.arange(rows),
         phrase_index=phrase,
         hard_region=first,

@@ -77,10 +77,10 @@ def trace_pieces(
         precision, weights: as ``train.precision`` and ``train.weights``.
     """
     model = model_without_data(config)
+    if weights == "bf16":
+        model.bfloat16()  # while it has no data at all: fake tensors may be remembered, and then they are not replaced
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu").train()
-        if weights == "bf16":
-            model.bfloat16()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(is_trained(name))
         tracer = _Tracer(precision if weights == "fp32" else "fp32", products)

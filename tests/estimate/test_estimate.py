@@ -52,6 +52,19 @@ def test_a_run_that_fits_ends_with_0_and_its_json_holds_every_part(material: Mat
         assert words in printed
 
 
+def test_bf16_weights_take_half_of_the_weights_and_less_of_the_activations(material: Material, tmp_path: Path):
+    overrides = settings(material, "model.preset=tiny", "data.patch_budgets=[48]", "train.global_batch_size=16")
+    found = {}
+    for weights in ("fp32", "bf16"):
+        out = tmp_path / f"{weights}.json"
+        assert main(["stage1", "--devices", "2", "--json", str(out), f"train.weights={weights}", *overrides]) == 0
+        found[weights] = json.loads(out.read_text(encoding="utf-8"))["budgets"][0]["memory"]
+    for zero in ("1", "2"):
+        ours, theirs = found["bf16"][zero], found["fp32"][zero]
+        assert ours["weights"] == pytest.approx(0.5 * theirs["weights"])
+        assert ours["optimizer"] == theirs["optimizer"] and ours["activations"] < theirs["activations"]
+
+
 def test_a_teacher_lies_whole_on_every_device(material: Material, tmp_path: Path):
     overrides = settings(material, "model.preset=tiny", "data.patch_budgets=[48]", "train.global_batch_size=16")
     found = []
