@@ -57,7 +57,22 @@ def test_bf16_weights_take_half_of_the_weights_and_less_of_the_activations(mater
     found = {}
     for weights in ("fp32", "bf16"):
         out = tmp_path / f"{weights}.json"
-        assert main(["stage1", "--devices", "2", "--json", str(out), f"train.weights={weights}", *overrides]) == 0
+        assert (
+            main(
+                [
+                    "stage1",
+                    "--devices",
+                    "2",
+                    "--device",
+                    "h200",
+                    "--json",
+                    str(out),
+                    f"train.weights={weights}",
+                    *overrides,
+                ]
+            )
+            == 0
+        )
         found[weights] = json.loads(out.read_text(encoding="utf-8"))["budgets"][0]["memory"]
     for zero in ("1", "2"):
         ours, theirs = found["bf16"][zero], found["fp32"][zero]
