@@ -250,7 +250,7 @@ def _reduction(work: Work, sharding: Sharding) -> Memory:
     """The end of the backward: the bucket, and the copy of it that is sent."""
     weights, gradients, optimizer, buffers = held_all_the_time(sharding)
     whole, _ = _gathered(sharding)
-    touched = FLOAT * min(sharding.reduce_bucket, sharding.trained)
+    touched = float(FLOAT * min(sharding.reduce_bucket, sharding.trained))
     if sharding.weight_bytes == BFLOAT and not sharding.holds_all_gradients:  # joined in bf16, sent in float32
         touched += touched * BFLOAT / FLOAT
     bucket = sharding.bucket if sharding.stage < 3 else 0.0

@@ -81,9 +81,11 @@ def build_engine(model: nn.Module, settings: Stage1Settings, rank_info: RankInfo
         if parameter.ndim == 0:  # DeepSpeed 0.19 cannot broadcast a scalar; load_state_dict takes one row for it again
             parameter.data = parameter.data.reshape(1)
     # A global that an earlier engine of this process may have set: gradients would travel in each weight's own type.
-    import_module("deepspeed.runtime.torch_autocast").TORCH_AUTOCAST_INITIALIZED = False
+    autocast: Any = import_module("deepspeed.runtime.torch_autocast")
+    autocast.TORCH_AUTOCAST_INITIALIZED = False
     # It would print the machine's memory before and after each group of weights.
-    import_module("deepspeed.runtime.bf16_optimizer").see_memory_usage = lambda *args, **kwargs: None
+    optimizer_of_bf16: Any = import_module("deepspeed.runtime.bf16_optimizer")
+    optimizer_of_bf16.see_memory_usage = lambda *args, **kwargs: None
     groups = parameter_groups(model.named_parameters(), settings.optimizer)
     in_bf16 = settings.train.weights == "bf16"
     # DeepSpeed's cast makes new tensors and leaves these as they are
