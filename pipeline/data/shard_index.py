@@ -14,13 +14,11 @@ import numpy as np
 from pipeline.base.border import BorderError, one_line, shown
 from pipeline.base.languages import canonical, in_order
 from pipeline.data.levels import Levels
+from pipeline.data.object_clients import client_of
+from pipeline.data.problem import IndexProblem
 
 MAX_INDEX_BYTES = 256 << 20  # of one shard's rows: some four million samples
 CHUNK_BYTES = 1 << 20
-
-
-class IndexProblem(ValueError):
-    """Shards or their index are missing or do not fit; one line with the remedy."""
 
 
 @dataclass(frozen=True)
@@ -202,14 +200,11 @@ def index_name(shard: str) -> str:
 
 
 def read_file(folder: str, name: str, max_bytes: int) -> bytes:
-    """A small file of a local folder or fsspec URL. Raises ``FileNotFoundError``, or ``BorderError`` if too long."""
+    """A small file of a local folder or a URL. Raises ``FileNotFoundError``, or ``BorderError`` if too long."""
     if "://" not in folder:
         with (Path(folder) / name).open("rb") as file:
             return read_at_most(file, name, max_bytes)
-    import fsspec
-
-    with fsspec.open(f"{folder.rstrip('/')}/{name}", "rb") as file:
-        return read_at_most(file, name, max_bytes)
+    return read_at_most(io.BytesIO(client_of(folder.rstrip("/")).read_beginning(name, max_bytes + 1)), name, max_bytes)
 
 
 def read_at_most(file: BinaryIO, name: str, max_bytes: int) -> bytes:

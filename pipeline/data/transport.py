@@ -1,4 +1,4 @@
-"""Bytes of a remote store through fsspec, a range a request, and faults of a network waited out.
+"""Bytes of a remote store, a range a request, and faults of a network waited out.
 
 What a network does is weather: a refused or reset connection, a name that does not resolve, a status of 408, 425, 429
 or 5xx, a body that is cut or stalls. Such a request is made again, with growing pauses of random length, until it
@@ -8,32 +8,28 @@ succeeds or ``patience_seconds`` are over. Only an object that is missing or for
 from __future__ import annotations
 
 import http.client
-import importlib
 import logging
 import mmap
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from pipeline.base.border import one_line
-from pipeline.data.shard_index import IndexProblem
+from pipeline.data.object_clients import FINAL_STATUSES, client_of
 from pipeline.data.waiting import WaitBoard
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
-CONNECT_SECONDS = 10.0
-STALL_SECONDS = 20.0  # without a byte
-SLOWEST_BYTES_PER_SECOND = 1 << 20  # a request below this rate is made again
 CHUNK_BYTES = 64 << 20  # a longer range is fetched in parts
 REPORT_SECONDS = 10.0  # between two warnings about one store
-FINAL_STATUSES = {401: "forbidden", 403: "forbidden", 404: "missing", 410: "missing"}
 CHECKSUM_ATTEMPTS = 3  # the same wrong bytes twice more are the object's own
-# Libraries below fsspec whose errors are no OSError, where they are installed.
+# Libraries below the clients whose errors are no OSError.
 ERROR_CLASSES = (
     ("aiohttp", "ClientError"),
     ("botocore.exceptions", "BotoCoreError"),
@@ -42,7 +38,6 @@ ERROR_CLASSES = (
     ("requests.exceptions", "RequestException"),
     ("urllib3.exceptions", "HTTPError"),
 )
-_MAKING = threading.Lock()
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -142,21 +137,16 @@ class Patience:
 
 
 class Transport:
-    """Ranges of the objects under one fsspec URL. A filesystem is made in each process that uses it."""
+    """Ranges of the objects under one URL, asked for until they come."""
 
     def __init__(self, url: str, patience: Patience) -> None:
         self.url, self.patience = url.rstrip("/"), patience
-        self._process: int | None = None
-        self._filesystem: Any = None
-        self._root = ""
 
     def read(self, name: str, start: int, end: int) -> bytes:
-        """Bytes ``start`` … ``end`` of an object, all of them. Raises as ``Patience``."""
+        """Bytes ``start`` … ``end`` of an object, all of them. Raises as ``Patience``, and as ``client_of``."""
 
         def attempt() -> bytes:
-            data = self._range(f"{self._ready()}/{name}", start, end)
-            if len(data) > end - start and len(data) >= end:  # a server without ranges sends the whole object
-                data = data[start:end]
+            data = self._range(name, start, end)
             if len(data) != end - start:
                 raise DamagedBody(f"{len(data)} of {end - start} bytes came")
             return data
@@ -164,71 +154,22 @@ class Transport:
         return self.patience(f"{self.url}/{name}", attempt)
 
     def read_whole(self, name: str, max_bytes: int) -> bytes:
-        """A small object. Raises as ``Patience``; one that is longer than ``max_bytes`` is cut there."""
-        return self.patience(f"{self.url}/{name}", lambda: self._range(f"{self._ready()}/{name}", 0, max_bytes, True))
+        """A small object. Raises as ``read``; one that is longer than ``max_bytes`` is cut there."""
+        return self.patience(f"{self.url}/{name}", lambda: self._range(name, 0, max_bytes, True))
 
-    def _range(self, path: str, start: int, end: int, whole: bool = False) -> bytes:
-        counts = self.patience.counts
-        counts.add("requests")
-        stop = None if whole else end
-        if getattr(self._filesystem, "async_impl", False):
-            from fsspec.asyn import sync
-
-            limit = CONNECT_SECONDS + STALL_SECONDS + (0 if whole else (end - start) / SLOWEST_BYTES_PER_SECOND)
-            read = self._filesystem._cat_file
-            data = sync(self._filesystem.loop, read, path, start=None if whole else start, end=stop, timeout=limit)
-        else:
-            data = self._filesystem.cat_file(path, start=start, end=stop)
-        counts.add("bytes", len(data))
-        return data[:end] if whole else data
-
-    def _ready(self) -> str:
-        if self._process != os.getpid():
-            with _MAKING:  # made before workers are forked, it is free in them: no thread fetches yet
-                if self._process != os.getpid():
-                    self._filesystem, self._root = make_filesystem(self.url)
-                    self._process = os.getpid()
-        return self._root
-
-
-def make_filesystem(url: str) -> tuple[Any, str]:
-    """A filesystem of this process's own, quick to notice a stall, and the URL's path in it.
-
-    Raises:
-        IndexProblem: a protocol that fsspec does not know, or whose package is not installed.
-    """
-    import fsspec
-
-    protocol = fsspec.utils.get_protocol(url)
-    options: dict[str, Any] = {"skip_instance_cache": True}
-    if protocol in ("s3", "s3a"):
-        # One attempt each: how often and for how long is decided here, for all stores alike.
-        retries = {"max_attempts": 1, "mode": "standard"}
-        timeouts = {"connect_timeout": CONNECT_SECONDS, "read_timeout": STALL_SECONDS}
-        options["config_kwargs"] = timeouts | {"retries": retries, "max_pool_connections": 64}
-    elif protocol in ("http", "https"):
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=STALL_SECONDS)
-        options["client_kwargs"] = {"timeout": timeout}
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url, **options)
-    except (ImportError, ValueError) as error:
-        raise IndexProblem(f"{url} cannot be opened: {one_line(error)}") from error
-    if protocol in ("s3", "s3a"):
-        filesystem.retries = 1
-    return filesystem, path.rstrip("/")
+    def _range(self, name: str, start: int, end: int, whole: bool = False) -> bytes:
+        """One request."""
+        self.patience.counts.add("requests")
+        client = client_of(self.url)
+        data = client.read_beginning(name, end) if whole else client.read_range(name, start, end)
+        self.patience.counts.add("bytes", len(data))
+        return data
 
 
 def transport_errors() -> tuple[type[BaseException], ...]:
-    """What reading a store may raise, of the libraries that are installed."""
-    found: list[type[BaseException]] = [OSError, EOFError, http.client.HTTPException]
-    for module, name in ERROR_CLASSES:
-        try:
-            found.append(getattr(importlib.import_module(module), name))
-        except ImportError:
-            continue
-    return tuple(found)
+    """What reading a store may raise, of the libraries that are in use."""
+    classes = [getattr(sys.modules.get(module), name, None) for module, name in ERROR_CLASSES]
+    return OSError, EOFError, http.client.HTTPException, *[found for found in classes if found is not None]
 
 
 def final_kind(error: BaseException) -> str | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -21,28 +19,21 @@ from pipeline.data.loader import Loader, Reading, make_loader
 from pipeline.data.transport import Patience, StoreCounts, StoreUnavailable
 from pipeline.data.waiting import store_of
 from tests.data.shards import write_shards
+from tests.data.stores import web
 
 ABSENT_SECONDS = 1.5
 BATCHES = 12
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        """Nothing: a request is no news."""
-
-
 @contextmanager
 def stormy(folder: Path) -> Iterator[tuple[str, Weather]]:
     """A folder over http, behind a proxy that can be absent; its URL."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Quiet, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    weather = Weather(server.server_port)
-    try:
-        yield f"http://127.0.0.1:{weather.start()}", weather
-    finally:
-        weather.stop()
-        server.shutdown()
-        server.server_close()
+    with web(folder, ranges=True) as port:
+        weather = Weather(port)
+        try:
+            yield f"http://127.0.0.1:{weather.start()}", weather
+        finally:
+            weather.stop()
 
 
 def load(shards: str, tokenizer, cache: Path, **settings) -> Loader:
