@@ -37,7 +37,7 @@ from benchmarks.s3_server import BUCKET, point_to, s3_server
 from benchmarks.weather import FAULTS, Weather, weather_apart
 from data_tools.shards import Record, write_shard
 from pipeline.config import DataSettings
-from pipeline.data import object_clients
+from pipeline.data import web_client
 from pipeline.data.index import index_folder
 from pipeline.data.loader import Loader, Reading, make_loader
 from pipeline.data.manifest import load_manifest
@@ -92,7 +92,7 @@ def _rows(folder: Path, arguments: argparse.Namespace) -> Iterator[Row]:
             yield from _speed(folder, tokenizer, arguments.batches, "one core", {cores[0]})
         expected = read(load(str(folder / "shards"), tokenizer, None), arguments.batches, {cores[0]}).keys
         weather.change(latency_seconds=0.0, bytes_a_second=float("inf"))
-        object_clients.STALL_SECONDS = 2.0  # so that a run with many stalled bodies ends soon
+        web_client.STALL_SECONDS = 2.0  # so that a run with many stalled bodies ends soon
         if "faults" in wanted:
             yield from _faults(folder, tokenizer, weather, expected, arguments)
         weather.change(fault_share=0.0)

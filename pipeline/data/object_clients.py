@@ -1,52 +1,24 @@
 """Who asks a store for bytes: a client for each kind of URL. One attempt a call; for any number of threads.
 
 S3 and http(s) are asked through urllib3: fsspec's clients for them (s3fs, aiohttp) are coroutines of one thread, which
-hand every 64 kB to it, and take two to three times the processor time (docs/data.md). What is S3's own is in
-data/s3_client.py. All other protocols are fsspec's.
+hand every 64 kB to it, and take two to three times the processor time (docs/data.md). All other protocols are fsspec's.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import threading
-import time
-import urllib.request
-from base64 import b64encode
-from typing import Any, Protocol
-from urllib.parse import quote, unquote, urlsplit
-
-import urllib3
+from typing import Protocol
 
 from pipeline.base.border import one_line, shown
+from pipeline.data import web_client
 from pipeline.data.problem import IndexProblem
+from pipeline.data.web_client import HttpClient
 
-CONNECT_SECONDS = 10.0
-STALL_SECONDS = 20.0  # without a byte
-SLOWEST_BYTES_PER_SECOND = 1 << 20  # a request below this rate is given up
-POOL_CONNECTIONS = 64  # kept open for the next request
-READ_BYTES = 256 << 10
-ERROR_BYTES = 4096  # of an answer that says what is wrong
-FINAL_STATUSES = {401: "forbidden", 403: "forbidden", 404: "missing", 410: "missing"}
-# How often a request is made, and after which pause, is decided in one place for all stores: data/transport.py.
-_ONLY_REDIRECTS = urllib3.Retry(
-    None, connect=False, read=False, other=0, status=0, redirect=5, respect_retry_after_header=False
-)
-_PARTIAL = re.compile(r"bytes (\d+)-")
-_REASON = re.compile(rb"<Code>([^<]*)</Code>(?:.*?<Message>([^<]*)</Message>)?", re.DOTALL)
 # By process and URL: a client of S3 takes half a second of a core to make, and connections are of one process. Locks
 # are by process too: one that another thread held at a fork would stay held in the child.
 _CLIENTS: dict[tuple[int, str], ObjectClient] = {}
 _MAKING: dict[int, threading.Lock] = {}
-
-
-class StoreError(OSError):
-    """A store's answer that is neither bytes, nor that an object is missing or forbidden. ``status``."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class ObjectClient(Protocol):
@@ -85,58 +57,9 @@ def _make_client(url: str) -> ObjectClient:
 
             return S3Client(url)
         return HttpClient(url) if protocol in ("http", "https") else FsspecClient(url)
-    except (ImportError, ValueError, urllib3.exceptions.LocationParseError) as error:
+    except (ImportError, ValueError) as error:
         remedy = '; install it: pip install "fine-grained-vlm[s3]"' if "botocore" in str(error) else ""
         raise IndexProblem(f"{shown(url)} cannot be opened: {one_line(error)}{remedy}") from error
-
-
-class HttpClient:
-    """Objects of a web server. A user and password in the URL are sent as basic authentication."""
-
-    redirects = True
-    hint = ""  # to those who are refused
-
-    def __init__(self, url: str) -> None:
-        parts = urllib3.util.parse_url(url)
-        if not parts.host:
-            raise ValueError("it names no host; give http://HOST/FOLDER")
-        self._headers = {"Authorization": _basic(parts.auth)} if parts.auth else {}
-        self._url = parts._replace(auth=None).url.rstrip("/") + "/"
-        self._pool = make_pool(self._url)
-
-    def read_range(self, name: str, start: int, end: int) -> bytes:
-        return self._read(name, start, end, {"Range": f"bytes={start}-{end - 1}"})
-
-    def read_beginning(self, name: str, max_bytes: int) -> bytes:
-        return self._read(name, 0, max_bytes, {})
-
-    def _read(self, name: str, start: int, end: int, headers: dict[str, str]) -> bytes:
-        response = self._ask(name, headers)
-        try:
-            if response.status not in (200, 206):
-                raise _refusal(name, response, self.hint)
-            skipped = start - _first_byte(response)  # a server without ranges sends the whole object
-            if skipped < 0:
-                raise StoreError(response.status, f"a part from byte {start - skipped} on, not from {start}")
-            data = _read_body(response, skipped + end - start)
-            return data[skipped:] if skipped else data
-        finally:
-            if response.connection is not None:  # there is more to come that nobody wants
-                response.close()
-                response.release_conn()
-
-    def _ask(self, name: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
-        return self._get(self._url + quote(name), self._headers | headers)
-
-    def _get(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
-        timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=STALL_SECONDS)
-        try:
-            return self._pool.request(
-                "GET", url, headers=headers, preload_content=False, timeout=timeout, retries=_ONLY_REDIRECTS,
-                redirect=self.redirects,
-            )  # fmt: skip
-        except urllib3.exceptions.MaxRetryError as error:  # its message would hold the URL that a redirect signed
-            raise error.reason or StoreError(0, "it could not be asked") from None
 
 
 class FsspecClient:
@@ -149,7 +72,7 @@ class FsspecClient:
         self._root = path.rstrip("/")
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
-        return self._read(name, (end - start) / SLOWEST_BYTES_PER_SECOND, start, end)
+        return self._read(name, (end - start) / web_client.SLOWEST_BYTES_PER_SECOND, start, end)
 
     def read_beginning(self, name: str, max_bytes: int) -> bytes:
         return self._read(name, 0.0, None, None)[:max_bytes]
@@ -160,60 +83,5 @@ class FsspecClient:
             return self._filesystem.cat_file(path, **place)
         from fsspec.asyn import sync
 
-        limit = CONNECT_SECONDS + STALL_SECONDS + seconds
+        limit = web_client.CONNECT_SECONDS + web_client.STALL_SECONDS + seconds
         return sync(self._filesystem.loop, self._filesystem._cat_file, path, timeout=limit, **place)
-
-
-def make_pool(url: str, **options: Any) -> urllib3.PoolManager:
-    """Connections to a store, through the proxy that the environment names for it."""
-    parts = urlsplit(url)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if not proxy or urllib.request.proxy_bypass(parts.hostname or ""):
-        return urllib3.PoolManager(maxsize=POOL_CONNECTIONS, **options)
-    auth = urllib3.util.parse_url(proxy).auth
-    headers = {"Proxy-Authorization": _basic(auth)} if auth else None
-    return urllib3.ProxyManager(proxy, proxy_headers=headers, maxsize=POOL_CONNECTIONS, **options)
-
-
-def _basic(auth: str) -> str:
-    """The header's value for ``user:password`` as in a URL."""
-    return f"Basic {b64encode(unquote(auth).encode()).decode()}"
-
-
-def _first_byte(response: urllib3.BaseHTTPResponse) -> int:
-    """Of the object, in this body. Not every server of ranges says 206."""
-    found = _PARTIAL.match(response.headers.get("content-range", ""))
-    if response.status == 206 and not found:
-        raise StoreError(206, f"a part of an object of range {response.headers.get('content-range')!r}")
-    return int(found[1]) if found else 0
-
-
-def _read_body(response: urllib3.BaseHTTPResponse, most: int) -> bytes:
-    """A body, at most so many bytes of it.
-
-    Raises:
-        TimeoutError: it comes more slowly than ``SLOWEST_BYTES_PER_SECOND``. urllib3's errors: it is cut, or stalls.
-    """
-    stated = response.headers.get("content-length", "")
-    left = min(most, int(stated)) if stated.isdigit() else most
-    deadline = time.monotonic() + STALL_SECONDS + left / SLOWEST_BYTES_PER_SECOND
-    parts = []
-    while left and (part := response.read1(min(left, READ_BYTES), decode_content=False)):
-        parts.append(part)
-        left -= len(part)
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"below {SLOWEST_BYTES_PER_SECOND} bytes a second")
-    return b"".join(parts)
-
-
-def _refusal(name: str, response: urllib3.BaseHTTPResponse, hint: str) -> OSError:
-    """What an answer without bytes means, in the store's words where it says any."""
-    found = _REASON.search(response.read(ERROR_BYTES, decode_content=False))
-    words = [part.decode("utf-8", "replace") for part in found.groups() if part] if found else []
-    message = shown(f"status {response.status}: {', '.join(words) or response.reason}")
-    kind = FINAL_STATUSES.get(response.status)
-    if kind == "missing":
-        return FileNotFoundError(errno.ENOENT, message, name)
-    if kind == "forbidden":
-        return PermissionError(errno.EACCES, message + hint, name)
-    return StoreError(response.status, message)

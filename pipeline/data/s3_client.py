@@ -11,7 +11,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 
 from pipeline.base.border import one_line
-from pipeline.data.object_clients import HttpClient, make_pool
+from pipeline.data.web_client import HttpClient, make_pool
 
 FIRST_REGION = "us-east-1"  # signatures are for it where no region is set
 _SETTINGS_ERRORS = (

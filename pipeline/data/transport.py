@@ -22,8 +22,9 @@ from typing import TypeVar
 import numpy as np
 
 from pipeline.base.border import one_line
-from pipeline.data.object_clients import FINAL_STATUSES, client_of
+from pipeline.data.object_clients import client_of
 from pipeline.data.waiting import WaitBoard
+from pipeline.data.web_client import FINAL_STATUSES
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 5.0
 CHUNK_BYTES = 64 << 20  # a longer range is fetched in parts

@@ -14,10 +14,11 @@ import fsspec
 import pytest
 
 from benchmarks.weather import FAULTS, Weather
-from pipeline.data import object_clients
-from pipeline.data.object_clients import StoreError, client_of
+from pipeline.data import object_clients, web_client
+from pipeline.data.object_clients import client_of
 from pipeline.data.shard_index import IndexProblem, read_file
 from pipeline.data.transport import final_kind, transport_errors
+from pipeline.data.web_client import StoreError
 from tests.data import stores
 
 NAME = "分片 1%.tar"
@@ -99,7 +100,7 @@ def test_an_answer_is_final_only_where_the_object_is_missing_or_forbidden(status
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "wrong_bytes"])
 @pytest.mark.parametrize("store", ["s3", "http"])
 def test_a_fault_of_the_network_is_an_error_after_one_request(store, fault, ports, bucket, monkeypatch):
-    monkeypatch.setattr(object_clients, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(web_client, "STALL_SECONDS", 0.5)
     weather = Weather(ports[store], fault_share=1.0, faults=(fault,))
     url = url_of(store, weather.start(), bucket, monkeypatch)
     try:
@@ -108,7 +109,7 @@ def test_a_fault_of_the_network_is_an_error_after_one_request(store, fault, port
         assert final_kind(caught.value) is None
         assert weather.counts["requests"] == weather.counts[fault] == 1
         weather.fault_share = 0.0
-        monkeypatch.setattr(object_clients, "STALL_SECONDS", 20.0)
+        monkeypatch.setattr(web_client, "STALL_SECONDS", 20.0)
         assert client_of(url).read_range(NAME, 0, len(DATA)) == DATA, "the client is as good as new"
     finally:
         weather.stop()
@@ -116,7 +117,7 @@ def test_a_fault_of_the_network_is_an_error_after_one_request(store, fault, port
 
 @pytest.mark.parametrize("store", ["s3", "http"])
 def test_a_body_that_comes_too_slowly_is_given_up(store, ports, bucket, monkeypatch):
-    monkeypatch.setattr(object_clients, "STALL_SECONDS", 1.0)  # never so long without a byte
+    monkeypatch.setattr(web_client, "STALL_SECONDS", 1.0)  # never so long without a byte
     weather = Weather(ports[store], bytes_a_second=300e3)
     url = url_of(store, weather.start(), bucket, monkeypatch)
     try:
