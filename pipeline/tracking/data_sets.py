@@ -44,7 +44,7 @@ def any_set(path: str | Path, context: str = EVALUATION) -> DataSet:
     """A folder of shards, or another file or folder, whose digest is that of its names and sizes."""
     try:
         return shard_set(str(path), context)
-    except IndexProblem:
+    except (IndexProblem, NotADirectoryError):  # a list of rows is a file
         pass
     path = Path(path)
     files = sorted(p for p in (path.rglob("*") if path.is_dir() else [path]) if p.is_file())

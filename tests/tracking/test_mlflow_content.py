@@ -15,7 +15,7 @@ from pipeline.config import Stage1Settings, Stage2Settings, load_settings
 from pipeline.data.index import index_folder
 from pipeline.export.folder import export_model
 from pipeline.model import FGCLIP2, preset_config
-from pipeline.tracking.data_sets import EVALUATION, shard_set, training_sets
+from pipeline.tracking.data_sets import EVALUATION, any_set, shard_set, training_sets
 from pipeline.tracking.images import save_step_image
 from pipeline.tracking.interface import TrackedModel
 from pipeline.tracking.metric_names import GROUPS, grouped_metrics, grouped_name, is_usual
@@ -77,6 +77,17 @@ def test_data_sets_have_name_digest_and_counts_and_stand_there_once(run, shards)
     other = write_shards(shards.parent / "other", [[("en", 128)]])
     index_folder(other)
     assert shard_set(str(other)).digest != inputs[0].dataset.digest
+
+
+def test_a_list_of_rows_is_a_data_set_too(tmp_path):
+    (tmp_path / "行").mkdir()
+    rows = tmp_path / "行" / "hard.jsonl"
+    rows.write_text("{}", encoding="utf-8")
+    one, folder = any_set(rows), any_set(tmp_path / "行")
+    assert (one.name, one.context, one.counts) == ("行/hard.jsonl", EVALUATION, {"files": 1})
+    assert folder.counts == {"files": 1}
+    rows.write_text("{}\n", encoding="utf-8")
+    assert any_set(rows).digest != one.digest
 
 
 def test_models_are_the_kept_checkpoints_and_the_export_with_metrics_on_their_data(run, shards, tmp_path):
