@@ -131,6 +131,7 @@ def train(arguments: argparse.Namespace) -> list[Block]:
         return run_step(run, *words, **named)
 
     chosen = [
+        "data.patch_budgets=[48]",  # steps of one length: those of several levels differ by more than tracking costs
         f"train.log_every_steps={arguments.log_every}", f"train.global_batch_size={arguments.batch}",
         "train.max_steps=1000000", "train.checkpoint_every_steps=1000000", "train.resume=never",
         "data.num_workers=0", *([f"tracking.uri={arguments.uri}"] if arguments.uri else []),
