@@ -109,6 +109,25 @@ def test_json_and_yaml_from_outside_are_parsed_at_the_border_alone():
     assert found == PARSERS, "read files and answers with pipeline.base.border: bounded, typed, named in one line"
 
 
+def test_an_import_inside_a_function_says_why_it_is_not_at_the_top():
+    """By a comment at it, by the docstring, or by what is told where the package is missing."""
+    found = []
+    for name, path in MODULES.items():
+        text = path.read_text(encoding="utf-8")
+        lines = ["", *text.splitlines()]
+        for function in ast.walk(ast.parse(text)):
+            if name.startswith("benchmarks.") or not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            imports = [node for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)]
+            said = any("#" in lines[line] for node in imports for line in (node.lineno - 1, node.end_lineno))
+            said |= any("import" in line.partition("#")[2] for line in lines[function.lineno : function.end_lineno])
+            optional = any(isinstance(node, ast.ExceptHandler) and "ImportError" in ast.unparse(node.type or node)
+                           for node in ast.walk(function))  # fmt: skip
+            if imports and not (said or optional or "import" in (ast.get_docstring(function) or "")):
+                found.append(f"{path.relative_to(ROOT)}:{imports[0].lineno}")
+    assert found == []
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory) -> dict[str, dict]:
     """What each command answers to --help: its status, its text, and whether it had imported torch."""

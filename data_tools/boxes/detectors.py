@@ -41,7 +41,10 @@ class Detector:
 
     def open(self, worker: int) -> None:
         """Load the model onto this worker's device."""
-        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+        from transformers import (
+            AutoModelForZeroShotObjectDetection,
+            AutoProcessor,
+        )  # in the worker alone: seconds of import
 
         self._processor = AutoProcessor.from_pretrained(self.path)
         model = AutoModelForZeroShotObjectDetection.from_pretrained(self.path, dtype=getattr(torch, self.precision))

@@ -42,7 +42,7 @@ class TransformersCaptioner:
         return {**self.__dict__, "_model": None, "_processor": None}
 
     def open(self, worker: int) -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText, AutoProcessor  # in the worker alone: seconds of import
 
         self._processor = AutoProcessor.from_pretrained(self.path)
         self._processor.tokenizer.padding_side = "left"  # generation goes on from the last token

@@ -24,7 +24,7 @@ def finder(language: str) -> Callable[[str], list[Phrase]]:
         raise MissingParser(f"there is no phrase finder for {language!r}, only for {', '.join(LANGUAGES)}")
     try:
         if language == "en":
-            from data_tools.phrases.english import EnglishPhrases
+            from data_tools.phrases.english import EnglishPhrases  # a tagger each: only the one that is used
 
             return EnglishPhrases().find
         from data_tools.phrases.chinese import ChinesePhrases

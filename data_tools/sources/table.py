@@ -144,7 +144,7 @@ class TableData:
         Raises:
             ValueError: it cannot be read.
         """
-        from datasets.exceptions import DatasetGenerationError
+        from datasets.exceptions import DatasetGenerationError  # as in `open`
 
         try:
             found = self.open()

@@ -164,7 +164,7 @@ def index_shard(
     piece_bytes: int = PIECE_BYTES,
 ) -> tuple[ShardSummary, list[Fault]]:
     """Read one tar, write its index, and return what the manifest says of it with the faults found."""
-    import pyarrow as pa
+    import pyarrow as pa  # half a second that --help does without
     import pyarrow.parquet as pq
 
     shard = Path(shard)
@@ -253,7 +253,7 @@ def _summary(
 def _index_unless_fresh(
     shard: Path, patch_budgets: tuple[int, ...], force: bool, max_megapixels: float, piece_bytes: int
 ) -> ShardSummary:
-    import pyarrow.parquet as pq
+    import pyarrow.parquet as pq  # half a second that --help does without
     from pyarrow import ArrowException
 
     index = index_path(shard)

@@ -101,7 +101,7 @@ def parse_index(data: bytes, shard: str, sha256: str | None = None) -> ShardInde
     Raises:
         IndexProblem: the bytes are not such a file, or not those that the manifest was made with.
     """
-    import pyarrow.parquet as pq
+    import pyarrow.parquet as pq  # half a second that --help does without
     from pyarrow import ArrowException
 
     remedy = "make it again with `python -m data_tools index --force`"
@@ -116,7 +116,7 @@ def parse_index(data: bytes, shard: str, sha256: str | None = None) -> ShardInde
 
 def _rows(table: Any, shard: str) -> ShardIndex:
     """Raises KeyError or ValueError where a column is missing, of another type, or out of its range."""
-    import pyarrow.types as types
+    import pyarrow.types as types  # half a second that --help does without
 
     numbers = {}
     for name in ShardIndex.__dataclass_fields__:
@@ -162,7 +162,7 @@ def read_rows(path: Path, shard: str, first: int, count: int, row_group: int) ->
     Raises:
         IndexProblem: the file is damaged, or has other rows. OSError: it cannot be read.
     """
-    import pyarrow.parquet as pq
+    import pyarrow.parquet as pq  # half a second that --help does without
     from pyarrow import ArrowException
 
     try:

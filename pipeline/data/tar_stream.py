@@ -165,7 +165,7 @@ class _Ending:
 def _open(url: str) -> Any:
     if url.startswith("pipe:") or "://" not in url:
         return webdataset.gopen(url)
-    import fsspec
+    import fsspec  # only for shards in a store
 
     return fsspec.open(url, "rb").open()
 

@@ -185,7 +185,7 @@ def pretrained_tokenizer(kind: Any, folder: Path) -> Any:
 
 
 def _processor(model: bytes) -> Any:
-    import sentencepiece
+    import sentencepiece  # only where a folder holds its model
 
     if not model:  # it would be taken, and fail at the first text
         raise TokenizerError(f"{SENTENCEPIECE_FILE} is empty; make or download it again")

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _examine(run: str, *, as_json: bool) -> int:
-    from pipeline.doctor.checks import CHECKS, diagnose
+    from pipeline.doctor.checks import CHECKS, diagnose  # torch takes seconds to import
     from pipeline.doctor.reading import read_evidence
 
     evidence, checkpoint = read_evidence(run)

@@ -38,7 +38,7 @@ def panel_of(image: Image.Image) -> Image.Image:
 
 def heat_overlay(image: Image.Image, similarity: np.ndarray) -> Image.Image:
     """The image under a map [h, w] of cosines; colours run from the least to the greatest."""
-    from matplotlib import colormaps
+    from matplotlib import colormaps  # only pictures need it, and scores come without
 
     low, high = float(similarity.min()), float(similarity.max())
     scaled = ((similarity - low) / max(high - low, 1e-9) * 255).astype(np.uint8)

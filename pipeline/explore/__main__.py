@@ -56,7 +56,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _models(arguments: argparse.Namespace) -> list:
-    from pipeline.embed.embed import EmbedSettings, embed
+    from pipeline.embed.embed import EmbedSettings, embed  # as in `_serve`
     from pipeline.embed.read import read_embeddings
     from pipeline.embed.sources import parts_of
     from pipeline.evaluation.models.load import load_model

@@ -53,7 +53,7 @@ class WeightFile:
 
 def store(models: Mapping[str, Any], folder: Path, kind: str) -> None:
     """Write graphs (onnx_ir's models by file name) with their weights as ``kind``."""
-    import onnx_ir as ir
+    import onnx_ir as ir  # of the extra onnx
 
     weights = WeightFile(folder)
     try:
@@ -85,7 +85,7 @@ def _forget_source(model: Any) -> None:
 
 def _shrink(graph: Any, value: Any, array: np.ndarray, kind: str, weights: WeightFile) -> None:
     """Put a smaller tensor and the node that expands it in the place of an initializer."""
-    import onnx_ir as ir
+    import onnx_ir as ir  # of the extra onnx
 
     if kind == "float16":
         small = _initializer(graph, f"{value.name}_float16", weights, array.astype(np.float16))
@@ -104,7 +104,7 @@ def _shrink(graph: Any, value: Any, array: np.ndarray, kind: str, weights: Weigh
 
 
 def _initializer(graph: Any, name: str, weights: WeightFile, array: np.ndarray) -> Any:
-    import onnx_ir as ir
+    import onnx_ir as ir  # of the extra onnx
 
     tensor = weights.stored(array, name)
     value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)

@@ -51,7 +51,7 @@ def _check(arguments: argparse.Namespace) -> int:
         return _from_hostfile(arguments)
     info = read_rank_info()
     if info.world_size > 1:
-        from pipeline.preflight.launched import run_launched
+        from pipeline.preflight.launched import run_launched  # torch takes seconds to import
 
         return run_launched(info, arguments, _limits(arguments))
     row = HostRow(socket.gethostname(), "this host", 1, make_report(arguments.run_folder, arguments.shards))

@@ -102,7 +102,7 @@ def free_gigabytes(folder: str) -> float:
 
 
 def _accelerators() -> list[str]:
-    import torch
+    import torch  # seconds that --help does without
 
     return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 

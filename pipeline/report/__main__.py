@@ -47,7 +47,7 @@ def _write_page(arguments: argparse.Namespace) -> int:
 
 def _keep(run: RunFolder, page: Path) -> None:
     """Put the page among the artifacts of the run's MLflow page and say where it is shown."""
-    from pipeline.tracking.address import find_run
+    from pipeline.tracking.address import find_run  # MLflow takes seconds to import
     from pipeline.tracking.store import STORE_ERRORS, Store
 
     try:

@@ -93,7 +93,7 @@ def _tell_store(
     address: RunAddress, run_id: str, entry: Entry, data: Sequence[DataSet], files: Sequence[str | Path]
 ) -> None:
     """Doing it twice changes nothing, so an attempt of which a part arrived is made again."""
-    from pipeline.tracking.logged_models import link_metrics, run_models
+    from pipeline.tracking.logged_models import link_metrics, run_models  # MLflow takes seconds to import
     from pipeline.tracking.store import Store
 
     store = Store.connect(address, run_id, {}, {}, status=None)
@@ -108,7 +108,7 @@ def _tell_store(
 
 def _insisting(call: Callable[[], None]) -> None:
     """A few attempts: no thread goes on for an evaluation that has ended. Raises the last one's error."""
-    from pipeline.tracking.store import STORE_ERRORS
+    from pipeline.tracking.store import STORE_ERRORS  # MLflow takes seconds to import
 
     for attempt in range(1, ATTEMPTS + 1):
         try:

@@ -317,7 +317,7 @@ def _log_step_image(image: SavedImage, store: Store) -> None:
 
 def _logged_models() -> ModuleType:
     """Imports MLflow, so only the thread asks for it."""
-    from pipeline.tracking import logged_models
+    from pipeline.tracking import logged_models  # MLflow takes seconds to import
 
     return logged_models
 

@@ -76,7 +76,7 @@ def prepare_nccl(run_folder: str | Path) -> None:
 
 
 def _dump_nccl(path: Path) -> None:
-    import torch
+    import torch  # seconds; by now a rank has it
 
     if torch.cuda.is_available() and torch.distributed.is_nccl_available():
         path.write_bytes(torch._C._distributed_c10d._dump_nccl_trace())

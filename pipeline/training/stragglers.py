@@ -7,6 +7,7 @@ forward gathers weights, so there only data tells.)
 
 from __future__ import annotations
 
+import resource
 import socket
 import statistics
 import time
@@ -129,6 +130,4 @@ def device_memory_gigabytes(device: torch.device) -> float:
     """The most that tensors had on the device since the start; on CPUs the process's highest resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
