@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.report.statistics import Histogram, Statistics, collect
+from pipeline.base.constants import DATA_CARD, DATA_CARD_JSON
 from pipeline.base.files import write_json, write_text
 from pipeline.data.manifest import MANIFEST_NAME, load_manifest
 
 LANGUAGE_NAMES = {"en": "English", "zh": "Chinese"}
-CARD, CARD_JSON = "DATA_CARD.md", "data_card.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="folder of shards")
-    parser.add_argument("--out", type=Path, metavar="FILE.md", help=f"(default: {CARD} in the folder)")
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help=f"(default: {DATA_CARD} in the folder)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,7 +42,7 @@ def write_card(folder: Path, out: Path | None = None) -> Path:
     Raises:
         ValueError: there are no shards in ``folder``. OSError: a shard is damaged or the disk is full.
     """
-    path = out if out is not None else folder / CARD
+    path = out if out is not None else folder / DATA_CARD
     if path.suffix == ".json":
         raise ValueError(f"--out is {path}; the card is Markdown and its JSON gets the same name, give a name in .md")
     statistics, indexed = collect(folder), _indexed(folder)
@@ -52,7 +52,7 @@ def write_card(folder: Path, out: Path | None = None) -> Path:
 
 
 def _json_beside(path: Path) -> Path:
-    return path.with_name(CARD_JSON) if path.name == CARD else path.with_suffix(".json")
+    return path.with_name(DATA_CARD_JSON) if path.name == DATA_CARD else path.with_suffix(".json")
 
 
 def _indexed(folder: Path) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from data_tools.scenes.language import (
 )
 from data_tools.scenes.layout import Scene, make_scene, scene_random
 from data_tools.shards import Record
+from pipeline.base.constants import LANGUAGES
 from pipeline.data.records import walk_folder, walk_records
 from pipeline.data.schema import Region, Sample
 
@@ -174,7 +175,7 @@ def summary(settings: dict[str, int], rows: dict[str, list[dict[str, Any]]]) -> 
             "size": words([term for term, _ in SIZES]),
             "background": words([term for term, _ in BACKGROUNDS]),
         },
-        "region_templates": {language: region_templates(language) for language in ("en", "zh")},
+        "region_templates": {language: region_templates(language) for language in LANGUAGES},
         "held_out": [
             {"colour": COLOURS[c][0].en, "pattern": PATTERNS[p].en, "shape": SHAPES[s].en} for c, p, s in UNSEEN_TRIPLES
         ],
@@ -199,8 +200,8 @@ def _mask_classes() -> dict[str, Any]:
         for shape, colour in product(range(len(SHAPES)), range(len(COLOURS))):
             class_of_value[mask_value(shape, colour)] = 1 + (shape if name == "shape" else colour)
         read[name] = {
-            "classes": {language: [term.word(language) for term in terms] for language in ("en", "zh")},
-            "templates": {language: region_templates(language, name) for language in ("en", "zh")},
+            "classes": {language: [term.word(language) for term in terms] for language in LANGUAGES},
+            "templates": {language: region_templates(language, name) for language in LANGUAGES},
             "class_of_value": class_of_value,
         }
     return read

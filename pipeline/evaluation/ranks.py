@@ -25,7 +25,7 @@ class Ranks:
     """
 
     info: RankInfo = RankInfo()
-    group: Any = None
+    group: dist.ProcessGroup | None = None
     owned: bool = False
 
     @classmethod

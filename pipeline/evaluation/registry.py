@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
 
 from pipeline.evaluation.options.base import TaskOptions
 from pipeline.evaluation.results import EvaluationError
@@ -24,7 +24,7 @@ class Task:
         """The record of its options; imports no torch."""
         return getattr(importlib.import_module(f"pipeline.evaluation.options.{self.module}"), self.options_name)
 
-    def code(self) -> Any:
+    def code(self) -> ModuleType:
         """The module with ``run(model, options, settings, ranks)``."""
         return importlib.import_module(f"pipeline.evaluation.tasks.{self.module}")
 

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from pipeline.base.provenance import PROJECT
 from pipeline.preflight.hostfile import Host, read_hostfile, remote_command, run_remote
 from pipeline.supervise.attempts import FOLDER_TAKEN, failed_attempts, nodes_to_exclude, pause_seconds, why_not_again
 
-ROOT = Path(__file__).resolve().parents[2]
 PROBE_SECONDS = 20.0
 LEFTOVER_HOSTFILE = "hostfile.left"
 
@@ -77,13 +77,13 @@ class Supervisor:
 
     def _start(self, command: list[str], restarts: int) -> int:
         environment = {**os.environ, "SUPERVISE_RESTART_COUNT": str(restarts)}
-        self._child = subprocess.Popen(command, cwd=ROOT, env=environment)
+        self._child = subprocess.Popen(command, cwd=PROJECT, env=environment)
         status = self._child.wait()
         return 128 - status if status < 0 else status
 
     def _command(self) -> list[str] | None:
         if not self.hosts:
-            return ["bash", str(ROOT / "launch" / "stage.sh"), self.stage, *self.arguments]
+            return ["bash", str(PROJECT / "launch" / "stage.sh"), self.stage, *self.arguments]
         left = usable_hosts(self.hosts, nodes_to_exclude(failed_attempts(self.run_folder)), self.divided)
         if not left:
             return None
@@ -96,7 +96,7 @@ class Supervisor:
         return [
             *(sys.executable, "-m", "deepspeed.launcher.runner", "--hostfile", str(file), "--force_multi"),
             *("--launcher", "pdsh", "--master_port", str(_free_port()), "--no_python"),
-            *(str(ROOT / "launch" / f"{self.stage}.sh"), *self.arguments),
+            *(str(PROJECT / "launch" / f"{self.stage}.sh"), *self.arguments),
         ]
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:

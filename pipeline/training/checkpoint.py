@@ -34,6 +34,7 @@ from pipeline.checkpoint.record import (
     read_record,
 )
 from pipeline.checkpoint.tensors import CheckpointTensors, flat_tensors, write_tensors
+from pipeline.model import FamilyConfig
 from pipeline.training.full_state import MOMENTS, full_shapes, own_slices, prepare_moments, set_own_moments
 from pipeline.training.run import Engine
 from pipeline.training.state import TrainState
@@ -50,7 +51,7 @@ class Snapshot:
     tensors: dict[str, Tensor]
     objective: dict[str, Tensor]
     shapes: dict[str, list[int]]
-    config: Any  # of the model
+    config: FamilyConfig
     fingerprint: dict[str, Any]
     seconds: float  # that training waited
 
@@ -91,7 +92,9 @@ def take_snapshot(
     )
 
 
-def write_snapshot(snapshot: Snapshot, folder: Path, rank_info: RankInfo, group: Any = None) -> None:
+def write_snapshot(
+    snapshot: Snapshot, folder: Path, rank_info: RankInfo, group: dist.ProcessGroup | None = None
+) -> None:
     """Write a checkpoint's folder; every rank must call it. Collective over ``group``.
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -37,7 +37,7 @@ VALIDATION = "validation/"
 
 
 def evaluation_callback(
-    settings: Stage1Settings, config: FamilyConfig, tokenizer: Tokenizer, group: Any
+    settings: Stage1Settings, config: FamilyConfig, tokenizer: Tokenizer, group: dist.ProcessGroup | None
 ) -> Callable[[Run], None] | None:
     """A callback for the loop, or None where ``evaluation.every_steps`` is null.
 
@@ -155,7 +155,7 @@ def validation_losses(run: Run, copy: DualEncoder, tokenizer: Tokenizer) -> dict
     return reduce_metrics(values, {})
 
 
-def offer_best(run: Run, name: str, scores: dict[str, float], group: Any) -> None:
+def offer_best(run: Run, name: str, scores: dict[str, float], group: dist.ProcessGroup | None) -> None:
     """Keep this step's checkpoint where ``name`` is better than ever: the highest score, the lowest validation loss.
 
     Raises:

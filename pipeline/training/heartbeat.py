@@ -18,7 +18,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from types import TracebackType
+
+import torch.distributed as dist
 
 from pipeline.base.border import shown
 from pipeline.base.ranks import has_launcher
@@ -49,7 +51,7 @@ class Heartbeat:
         rank: int,
         world_size: int,
         timeout_seconds: float,
-        store: Any = None,
+        store: dist.Store | None = None,
         on_failure: Callable[[str], None] | None = None,
         stacks: Stacks | None = None,
         on_phase: Callable[[str], None] | None = None,
@@ -127,7 +129,9 @@ class Heartbeat:
             self._threads.append(thread)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         failed = error is not None and not (isinstance(error, SystemExit) and error.code in (None, 0))
         with self._lock:
             self._mine.state = "failed" if failed else "done"

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 class SignedStore:
     """``set`` and ``get`` of texts over a torch.distributed store; what is not signed with ``secret`` is not heard."""
 
-    def __init__(self, store: Any, secret: bytes) -> None:
+    def __init__(self, store: dist.Store, secret: bytes) -> None:
         self._store, self._secret = store, secret
 
     def set(self, key: str, text: str) -> None:
@@ -60,7 +60,7 @@ def make_store(rank: int, world_size: int, timeout_seconds: float) -> SignedStor
         return SignedStore(dist.HashStore(), secrets.token_bytes(SECRET_BYTES))
     if not dist.is_initialized():
         raise RuntimeError("Heartbeat without a store needs torch.distributed.init_process_group first")
-    machines: list[Any] = [None] * world_size
+    machines: list[tuple[str, ...] | None] = [None] * world_size
     dist.all_gather_object(machines, _machine())
     host = LOOPBACK if len(set(machines)) == 1 else os.environ.get("MASTER_ADDR", LOOPBACK)
     limit = timedelta(seconds=timeout_seconds)

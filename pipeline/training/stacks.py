@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TextIO
 
 from pipeline.base.run_folder import RunFolder
 
@@ -26,7 +26,7 @@ class Stacks:
 
     def __init__(self, run_folder: str | Path, rank: int) -> None:
         self.path = RunFolder.at(run_folder).stacks / f"rank-{rank:05d}.txt"
-        self._file: Any = None
+        self._file: TextIO | None = None
 
     def __enter__(self) -> Stacks:
         try:

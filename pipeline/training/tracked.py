@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.base.constants import DATA_CARD, DATA_CARD_JSON
 from pipeline.base.run_folder import RunFolder
 from pipeline.checkpoint.folder import list_checkpoints, step_of
 from pipeline.config import Stage1Settings
@@ -11,8 +12,6 @@ from pipeline.tracking.data_sets import training_sets
 from pipeline.tracking.figures import draw_losses
 from pipeline.tracking.interface import TrackedModel, Tracker
 from pipeline.training.run import Run
-
-CARDS = ("DATA_CARD.md", "data_card.json")  # beside shards; data_tools writes them
 
 
 def kept_models(run: Run) -> list[TrackedModel]:
@@ -24,7 +23,7 @@ def kept_models(run: Run) -> list[TrackedModel]:
 def describe_inputs(settings: Stage1Settings, folder: RunFolder, tracker: Tracker) -> None:
     """Data sets with their cards, settings and versions; once a start."""
     tracker.log_data(training_sets(settings.data.shards))
-    cards = [Path(shards) / name for shards in settings.data.shards for name in CARDS]
+    cards = [Path(shards) / name for shards in settings.data.shards for name in (DATA_CARD, DATA_CARD_JSON)]
     for path in (folder.settings, folder.versions, *(card for card in cards if card.is_file())):
         tracker.log_artifact(path)
 

@@ -11,6 +11,7 @@ from data_tools.scenes.attributes import BACKGROUNDS, NUM_VALUES, SHAPES, TERMS,
 from data_tools.scenes.clips.layout import SIDE, Clip, Mover
 from data_tools.scenes.clips.motions import ABNORMAL_MOTIONS, MOTIONS, NORMAL_MOTIONS, Motion, Place
 from data_tools.scenes.language import NUM_NEGATIVES, NUMBERS, POSITIONS, short_phrase
+from pipeline.base.constants import LANGUAGES
 
 LOOK_ATTRIBUTES = ("colour", "size", "shape")  # that differ between the objects of clips; all are solid
 NAMED = ("colour", "size")  # that a phrase may name beside the shape
@@ -105,7 +106,7 @@ def anomaly_prompts() -> dict[str, dict[str, list[list[str]]]]:
             ]
             for side, motions in (("normal", NORMAL_MOTIONS), ("abnormal", ABNORMAL_MOTIONS))
         }
-        for language in ("en", "zh")
+        for language in LANGUAGES
     }
 
 

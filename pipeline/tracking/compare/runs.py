@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.base.border import one_line, read_object
 from pipeline.base.run_folder import CHECKPOINTS, NoRunFolder, RunFolder
@@ -19,6 +19,9 @@ from pipeline.tracking.local_log import read_curves
 from pipeline.tracking.metric_names import is_first
 from pipeline.tracking.parameters import settings_as_text, value_as_text
 from pipeline.tracking.scores import read_scores
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 SEED = "train.seed"
 
@@ -125,7 +128,7 @@ def runs_of_store(run_ids: Sequence[str], uri: str | None, wanted: Sequence[str]
     return views
 
 
-def _from_store(client: Any, run_id: str, wanted: Sequence[str] | None) -> RunView:
+def _from_store(client: MlflowClient, run_id: str, wanted: Sequence[str] | None) -> RunView:
     run = client.get_run(run_id)
     curves, scores = {}, {}
     for name, value in run.data.metrics.items():
