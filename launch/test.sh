@@ -16,6 +16,9 @@ source "$root/launch/install.sh" test "$where"
 cd "$root"
 if [[ -n "$gates" ]]; then bash launch/gates.sh; fi
 echo "test: pytest $*"
-# two workers, a file to each, in the order of tests/conftest.py: the longest files first, so that both end together
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # torch's threads of two workers would wait for each other's cores
-exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+# Three workers where whole runs are started, whose processes wait for each other half of the time; two where every test
+# computes. A file to each, in the order of tests/conftest.py: the longest files first, so that all end together.
+workers=3
+if [[ " $* " == *" --fast "* ]]; then workers=2; fi
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # torch's threads of several workers would wait for each other's cores
+exec python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@"

@@ -150,7 +150,7 @@ def _collect(pipes: list[Connection], timeout_seconds: float) -> list[Any]:
             try:
                 succeeded, value = pickle.loads(pipe.recv_bytes())
             except EOFError:
-                succeeded, value = False, "the process died without a word (killed, or a crash in native code)"
+                succeeded, value = False, "the process ended without an answer (killed, or a crash in native code)"
             if succeeded:
                 results[rank] = value
             else:

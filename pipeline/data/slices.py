@@ -2,7 +2,7 @@
 
 Every sample is in exactly one micro-batch of one rank, whatever the numbers; shares differ by at most one sample, and
 may be empty. A clip is one sample and is never divided; its frames count as images where a device's room is concerned.
-The division depends on the batch's size, patch budget and number of frames alone, so every rank knows everybody's.
+The division depends on the batch's size, patch budget and number of frames alone, so every rank knows all shares.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ from pipeline.training.held_batches import HeldBatches
 from pipeline.training.load_deepspeed import load_deepspeed
 from pipeline.training.loop import log_step
 from pipeline.training.memory_count import MemoryCount
-from pipeline.training.metrics import Progress, reduce_metrics
+from pipeline.training.metrics import StepProgress, reduce_metrics
 from pipeline.training.resume import choose_checkpoint, run_folder_held
 from pipeline.training.run import Run
 from pipeline.training.running import Start, running
@@ -183,7 +183,7 @@ def _first_step(run: Run) -> float:
     began = time.perf_counter()
     result = run_step(run, False, False, with_health=True, with_norms=True)
     seconds = time.perf_counter() - began
-    progress = Progress(run.total_steps, run.state.step - 1, run.rank_info.is_main)
+    progress = StepProgress(run.total_steps, run.state.step - 1, run.rank_info.is_main)
     try:
         log_step(run, result, seconds, progress)
     finally:

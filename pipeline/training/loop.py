@@ -10,7 +10,7 @@ import time
 from pipeline.doctor.watch import FIRST_STEPS
 from pipeline.training.health import norm_problems
 from pipeline.training.measures import effective_negatives, gradients_seen, small_boxes
-from pipeline.training.metrics import Progress, reduce_metrics
+from pipeline.training.metrics import StepProgress, reduce_metrics
 from pipeline.training.run import Run, StepResult
 from pipeline.training.signals import StopRequest
 from pipeline.training.step import run_step
@@ -25,7 +25,7 @@ def train(run: Run) -> int:
         CheckpointError: on every rank, if the last checkpoint could not be written.
     """
     settings, state = run.settings.train, run.state
-    progress = Progress(run.total_steps, state.step, run.rank_info.is_main)
+    progress = StepProgress(run.total_steps, state.step, run.rank_info.is_main)
     started, before = time.monotonic(), state.seconds
     last_saved = time.monotonic()
     with StopRequest() as stop:
@@ -72,7 +72,7 @@ def _tell_checkpoints(run: Run) -> None:
         run.tracker.log_checkpoints(kept_models(run))
 
 
-def log_step(run: Run, result: StepResult, step_seconds: float, progress: Progress) -> None:
+def log_step(run: Run, result: StepResult, step_seconds: float, progress: StepProgress) -> None:
     """Reduce over the ranks and write; the values are those of this step alone, so a resumed curve is the same."""
     run.heartbeat.beat(run.state.step, "log")
     for problem in norm_problems(result.health):

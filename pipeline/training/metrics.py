@@ -29,7 +29,7 @@ def reduce_metrics(means: dict[str, float], sums: dict[str, float]) -> dict[str,
     return reduced
 
 
-class Progress:
+class StepProgress:
     """A bar in a terminal, plain lines elsewhere: step, losses, images/s, time left; on the first rank only."""
 
     def __init__(self, total_steps: int, done_steps: int, enabled: bool) -> None:

@@ -8,7 +8,7 @@ import signal
 
 from pipeline.training import metrics as module
 from pipeline.training.last_lines import last_lines
-from pipeline.training.metrics import Progress
+from pipeline.training.metrics import StepProgress
 
 
 def test_a_finished_run_names_model_scores_page_and_the_next_command(tmp_path):
@@ -35,7 +35,7 @@ def test_the_bar_is_wide_and_the_losses_are_whole(monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr(module.sys, "stderr", terminal)
     monkeypatch.setenv("COLUMNS", "200")
-    progress = Progress(10, 0, True)
+    progress = StepProgress(10, 0, True)
     for step in range(1, 6):
         progress.step()
         progress.report(step, {name: 1.0 for name in module.SHOWN})
