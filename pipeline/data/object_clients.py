@@ -66,7 +66,7 @@ class FsspecClient:
     """Objects of any other protocol that fsspec knows."""
 
     def __init__(self, url: str) -> None:
-        import fsspec
+        import fsspec  # half a second that shards on a disk do without
 
         self._filesystem, path = fsspec.core.url_to_fs(url, skip_instance_cache=True)
         self._root = path.rstrip("/")
@@ -81,7 +81,7 @@ class FsspecClient:
         path, place = f"{self._root}/{name}", {"start": start, "end": end}
         if not getattr(self._filesystem, "async_impl", False):
             return self._filesystem.cat_file(path, **place)
-        from fsspec.asyn import sync
+        from fsspec.asyn import sync  # as in `__init__`
 
         limit = web_client.CONNECT_SECONDS + web_client.STALL_SECONDS + seconds
         return sync(self._filesystem.loop, self._filesystem._cat_file, path, timeout=limit, **place)
