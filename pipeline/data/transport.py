@@ -114,10 +114,10 @@ class Patience:
                     raise ShardUnavailable(f"{kind}_shard", message) from error
                 waited = time.monotonic() - started
                 if waited > self.seconds or self.stopped():
-                    raise StoreUnavailable(
-                        f"{what} could not be read for {waited:.0f} s (last: {type(error).__name__}: "
-                        f"{one_line(error)}), longer than data.store_patience_seconds = {self.seconds:g}; see to the "
-                        "store or the network, then start the same command again: it resumes"
+                    raise StoreUnavailable(  # the last error last: what is too long for a line is cut there
+                        f"{what} could not be read for {waited:.0f} s, longer than data.store_patience_seconds = "
+                        f"{self.seconds:g}; see to the store or the network, then start the same command again: it "
+                        f"resumes (last: {type(error).__name__}: {one_line(error)})"
                     ) from error
                 self._report(what, error, waited)
             self.counts.add("retries")
