@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -19,8 +18,7 @@ from pipeline.tracking.data_sets import TRAINING, DataSet
 from pipeline.tracking.interface import TrackedModel
 from pipeline.tracking.scores import log_scores
 from pipeline.tracking.start import start_tracking
-from tests.browser.chromium import WIDTHS, Watched, browser
-from tests.fast import REASON
+from tests.browser.chromium import WIDTHS, Watched
 from tests.tracking.conftest import empty_database
 from tests.tracking.served_store import served_store
 
@@ -45,14 +43,6 @@ class Served:
 
     def page(self, place: str) -> str:
         return f"{self.address}/#/{place}{'&' if '?' in place else '?'}workflowType=machine_learning"
-
-
-@pytest.fixture(scope="module")
-def chromium(request) -> Iterator[Any]:
-    if request.config.getoption("--fast"):
-        pytest.skip(REASON)
-    with browser() as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

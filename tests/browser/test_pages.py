@@ -14,23 +14,14 @@ from pipeline.embed.read import Embeddings
 from pipeline.explore.app import make_app
 from pipeline.report.page import run_page
 from pipeline.tracking.compare.__main__ import main as compare
-from tests.browser.chromium import WIDTHS, Watched, browser
+from tests.browser.chromium import WIDTHS, Watched
 from tests.explore.test_answers import EVIL, explorer
-from tests.fast import REASON
 from tests.report.test_report import run
 from tests.tracking.made_runs import make_run
 
 __all__ = ["explorer", "run"]  # fixtures
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def chromium(request):
-    if request.config.getoption("--fast"):
-        pytest.skip(REASON)
-    with browser() as opened:
-        yield opened
 
 
 @pytest.fixture
