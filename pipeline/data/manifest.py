@@ -24,6 +24,7 @@ from typing_extensions import TypedDict
 from pipeline.base.border import BorderError, one_line, parse_json, shown, validated
 from pipeline.base.files import write_bytes
 from pipeline.base.languages import FIRST_LANGUAGES, Language, canonical, in_order
+from pipeline.config import DataSettings
 from pipeline.data.columns import Columns, PieceTable, read_columns, size_type, whole_shards
 from pipeline.data.levels import ANY_CLIP, Levels
 from pipeline.data.shard_index import IndexProblem, ShardIndex, index_name, parse_index, read_file, read_index
@@ -140,6 +141,11 @@ class Manifest:
     def __post_init__(self) -> None:
         if not self.digest:
             object.__setattr__(self, "digest", hashlib.sha256("".join(self.sha256).encode("ascii")).hexdigest())
+
+
+def load_manifests(folders: Sequence[str], settings: DataSettings) -> list[Manifest]:
+    """Those of folders as training counts them, at its patch budgets and numbers of frames. Raises as the next."""
+    return [load_manifest(folder, settings.patch_budgets, clip_frames=settings.clip_frames) for folder in folders]
 
 
 def load_manifest(

@@ -11,7 +11,7 @@ from pipeline.base.border import one_line, read_object
 from pipeline.config import SettingsError, Stage1Settings, Stage2Settings
 from pipeline.config.paths import deepspeed_file
 from pipeline.data.levels import Level
-from pipeline.data.manifest import IndexProblem, load_manifest
+from pipeline.data.manifest import IndexProblem, load_manifests
 from pipeline.data.plan.plan import Plan
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.estimate.memory import BFLOAT, FLOAT, Sharding, Work
@@ -94,7 +94,7 @@ def read_data(settings: Stage1Settings, notes: list[str]) -> Data:
     batch = settings.train.global_batch_size
     try:
         budgets, frames = settings.data.patch_budgets, settings.data.clip_frames
-        manifests = [load_manifest(folder, budgets, clip_frames=frames) for folder in settings.data.shards]
+        manifests = load_manifests(settings.data.shards, settings.data)
         plan = Plan(manifests, settings.data, settings.train.seed, batch)
         steps = plan.steps_per_epoch()
     except (IndexProblem, OSError) as error:

@@ -140,10 +140,8 @@ class TransformersDetector:
     (Grounding DINO, MM Grounding DINO and LLMDet's checkpoints: a score a token of the prompt)."""
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
-        from transformers import (
-            AutoModelForZeroShotObjectDetection,
-            AutoProcessor,
-        )  # seconds; proposals from a file do without
+        # seconds; proposals from a file do without
+        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
         if not (folder / "config.json").is_file():
             raise EvaluationError(f"{folder} holds no config.json; give the folder of a zero-shot detector")

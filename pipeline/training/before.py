@@ -8,7 +8,7 @@ from pipeline.base.border import shown
 from pipeline.base.run_folder import RunFolder
 from pipeline.config import SettingsError, Stage1Settings
 from pipeline.data.indexed import check_members
-from pipeline.data.manifest import IndexProblem, load_manifest
+from pipeline.data.manifest import IndexProblem, load_manifest, load_manifests
 from pipeline.data.plan import Plan
 from pipeline.data.tokenizer import TokenizerError, load_tokenizer
 from pipeline.evaluation.registry import find_task
@@ -57,7 +57,7 @@ def check_shards(settings: Stage1Settings) -> None:
     data = settings.data
     folders = [] if data.streaming else data.shards
     local = [folder for folder in folders if "://" not in folder]
-    manifests = [load_manifest(folder, data.patch_budgets, clip_frames=data.clip_frames) for folder in local]
+    manifests = load_manifests(local, data)
     if len(local) == len(folders) and folders:
         if settings.trains_regions:
             check_members(manifests, settings.losses_of_negatives)

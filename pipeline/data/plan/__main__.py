@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.base.commands import command_parser, run_command
 from pipeline.config import SettingsError, Stage2Settings, as_overrides, load_settings
-from pipeline.data.manifest import IndexProblem, load_manifest
+from pipeline.data.manifest import IndexProblem, load_manifests
 from pipeline.data.plan.plan import Plan
 from pipeline.data.plan.report import first_batches, report
 
@@ -32,10 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _print_plan(arguments: argparse.Namespace) -> int:
     # Stage 2's settings hold stage 1's, so the files of both stages and of any run are read.
     settings = load_settings(Stage2Settings, arguments.config, arguments.overrides)
-    manifests = [
-        load_manifest(folder, settings.data.patch_budgets, clip_frames=settings.data.clip_frames)
-        for folder in settings.data.shards
-    ]
+    manifests = load_manifests(settings.data.shards, settings.data)
     plan = Plan(manifests, settings.data, settings.train.seed, settings.train.global_batch_size)
     print(*report(plan, manifests, arguments.epoch), sep="\n")
     for line in first_batches(plan, manifests, arguments.epoch, arguments.batches):
